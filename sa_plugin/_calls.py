@@ -1,0 +1,89 @@
+"""Evaluating a network on the rows of windows: which rows, in how many calls, with which kwargs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+EpsModel = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Network inputs of R rows: x, eps [R, B, ...]; steps, needed [R, B] (on the plan's device)."""
+
+    x: Tensor
+    eps: Tensor
+    steps: Tensor
+    needed: Tensor
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, rows: slice) -> Rows:
+        return Rows(self.x[rows], self.eps[rows], self.steps[rows], self.needed[rows])
+
+
+def errors(model: EpsModel, rows: Rows, kwargs: dict[str, Any], stack: bool) -> Tensor:
+    """e = f(x, n) - eps [R, B, ...], by one call for all rows or one a row."""
+    if stack or len(rows) == 1:
+        return _errors_stacked(model, rows, kwargs)
+    return torch.cat([_errors_stacked(model, rows[k : k + 1], kwargs) for k in range(len(rows))])
+
+
+def _errors_stacked(model: EpsModel, rows: Rows, kwargs: dict[str, Any]) -> Tensor:
+    """By one call. Rows that are not needed are left out, their error given as zero.
+
+    Only where the plan lies on the CPU: on another device finding them would stall it, and their
+    weight of zero already keeps them out of the loss.
+    """
+    count, batch = rows.steps.shape
+    x, eps, steps = rows.x.flatten(0, 1), rows.eps.flatten(0, 1), rows.steps.flatten()
+    if rows.needed.device.type != "cpu" or bool(rows.needed.all()):
+        sample = torch.arange(batch).repeat(count) if count > 1 else None
+        output = _call(model, x, steps, _follow(kwargs, sample, batch))
+        return (output - eps).unflatten(0, (count, batch))
+    kept = rows.needed.flatten().nonzero()[:, 0]
+    if len(kept) == 0:
+        return torch.zeros_like(rows.eps)
+    index = kept.to(x.device)
+    output = _call(model, x[index], steps[kept], _follow(kwargs, kept % batch, batch))
+    some = output - eps[index]
+    blank = some.new_zeros(count * batch, *some.shape[1:])
+    return blank.index_copy(0, index, some).unflatten(0, (count, batch))
+
+
+def _call(model: EpsModel, x: Tensor, steps: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    output = model(x, steps.to(x.device, non_blocking=True), **kwargs)
+    check_output(output, x)
+    return output
+
+
+def _follow(kwargs: dict[str, Any], sample: Tensor | None, batch: int) -> dict[str, Any]:
+    """Tensors of length B (class labels) follow their samples; anything else is passed on."""
+    if sample is None:
+        return kwargs
+    return {
+        name: value[sample.to(value.device)]
+        if isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch
+        else value
+        for name, value in kwargs.items()
+    }
+
+
+def check_output(output: object, x: Tensor) -> None:
+    """ValueError unless the network returned a tensor of x's shape."""
+    if not isinstance(output, Tensor):
+        raise ValueError(
+            f"the network must return a tensor of eps, got {type(output).__name__}; "
+            "sa_plugin.wrappers.EpsModel takes eps out of pairs and extra channels"
+        )
+    if output.shape != x.shape:
+        raise ValueError(
+            f"the network must return eps of its input's shape {tuple(x.shape)}, got "
+            f"{tuple(output.shape)}; sa_plugin.wrappers.EpsModel cuts extra channels"
+        )

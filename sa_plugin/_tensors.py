@@ -1,0 +1,28 @@
+"""Bridges from float64 tables to tensors on a device."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def expand(coefficient: Tensor, x: Tensor) -> Tensor:
+    """Append dimensions to ``coefficient`` ([B] or [K, B]) until it broadcasts over ``x``."""
+    return coefficient.reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim))
+
+
+class DeviceTables:
+    """Named float64 tables, each moved to a device and cast once."""
+
+    def __init__(self, **tables: np.ndarray) -> None:
+        self._tables = {name: torch.from_numpy(np.array(t)) for name, t in tables.items()}
+        self._moved: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
+
+    def get(self, name: str, like: Tensor) -> Tensor:
+        """The table on ``like``'s device; in its dtype, at least float32."""
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        key = (name, like.device, dtype)
+        if key not in self._moved:
+            self._moved[key] = self._tables[name].to(like.device, dtype)
+        return self._moved[key]

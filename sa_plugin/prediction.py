@@ -1,0 +1,36 @@
+"""What a network predicts, and the conversions between the three usual targets.
+
+With a = sqrt(cum_alpha_n) and b = sqrt(cum_beta_n), x_n = a x_0 + b eps, and
+v = a eps - b x_0 (arXiv 2202.00512, appendix D).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+PREDICTS = ("eps", "x0", "v")
+
+
+def check_predicts(predicts: str) -> str:
+    """Return ``predicts`` or raise ValueError with the allowed names."""
+    if predicts not in PREDICTS:
+        raise ValueError(f"predicts must be one of {PREDICTS}, got {predicts!r}")
+    return predicts
+
+
+def to_eps(output: Tensor, x: Tensor, a: Tensor, b: Tensor, predicts: str) -> Tensor:
+    """The noise that an output of kind ``predicts`` implies; a, b broadcast over x."""
+    if predicts == "eps":
+        return output
+    if predicts == "x0":
+        return (x - a * output) / b
+    return b * x + a * output
+
+
+def to_x0(output: Tensor, x: Tensor, a: Tensor, b: Tensor, predicts: str) -> Tensor:
+    """The clean image that an output of kind ``predicts`` implies; a, b broadcast over x."""
+    if predicts == "x0":
+        return output
+    if predicts == "eps":
+        return (x - b * output) / a
+    return a * x - b * output

@@ -1,0 +1,144 @@
+r"""Discrete noise schedules: float64 tables over the steps n = 1..N. No network, no device.
+
+Notation, used in the whole package (papers' symbols, arXiv 2006.11239 and 2201.06503)::
+
+    n, t in 1..N; s < t          steps; entry 0 of every table stands for the clean image
+    betas[n]                     variance added at step n, betas[0] = 0
+    alphas[n] = 1 - betas[n]
+    cum_alphas[n] = prod_{i<=n} alphas[i],   cum_betas[n] = 1 - cum_alphas[n]
+    skip_alpha(s, t) = prod_{s<i<=t} alphas[i],   skip_beta(s, t) = 1 - skip_alpha(s, t)
+    tilde_beta(s, t) = skip_beta(s, t) cum_betas[s] / cum_betas[t]
+    x_n = sqrt(cum_alphas[n]) x_0 + sqrt(cum_betas[n]) eps_n
+
+Differences from one (cum_betas, skip_beta) are taken through log1p and expm1: as ``1 - product``
+they would lose up to four digits at the first steps, where they are small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """The forward process x_0 -> x_1 -> ... -> x_N as float64 tables.
+
+    Made by ``linear``, ``cosine``, ``vpsde``, ``from_betas`` or ``from_alphas_cumprod``.
+
+    Attributes:
+        betas, alphas, cum_alphas, cum_betas: arrays [N+1]; entry n is of step n, entry 0 of x_0.
+    """
+
+    betas: FloatArray
+    alphas: FloatArray = field(init=False, repr=False)
+    cum_alphas: FloatArray = field(init=False, repr=False)
+    cum_betas: FloatArray = field(init=False, repr=False)
+    _log_cum_alphas: FloatArray = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        betas = np.array(self.betas, dtype=np.float64)
+        _check_betas(betas)
+        log_cum_alphas = np.cumsum(np.log1p(-betas))
+        tables = {
+            "betas": betas,
+            "alphas": 1 - betas,
+            "cum_alphas": np.cumprod(1 - betas),
+            "cum_betas": -np.expm1(log_cum_alphas),
+            "_log_cum_alphas": log_cum_alphas,
+        }
+        for name, table in tables.items():
+            table.flags.writeable = False
+            object.__setattr__(self, name, table)
+
+    @property
+    def N(self) -> int:
+        """Number of steps."""
+        return len(self.betas) - 1
+
+    @classmethod
+    def linear(cls, N: int = 1000) -> NoiseSchedule:
+        """Betas linear from 0.1/N to 20/N (arXiv 2006.11239: 1e-4 to 0.02 at N = 1000)."""
+        _check_steps(N)
+        return cls.from_betas(np.linspace(0.1 / N, 20 / N, N))
+
+    @classmethod
+    def cosine(cls, N: int = 1000) -> NoiseSchedule:
+        """Cosine schedule of arXiv 2102.09672, eq. 17, betas capped at 0.999."""
+        _check_steps(N)
+        u = np.arange(N + 1) / N
+        f = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
+        return cls.from_betas(np.minimum(1 - f[1:] / f[:-1], 0.999))
+
+    @classmethod
+    def vpsde(cls, N: int = 1000) -> NoiseSchedule:
+        """The VP SDE with beta(u) = 0.1 + 19.9 u (arXiv 2011.13456) at N points."""
+        _check_steps(N)
+        u = np.arange(N + 1) / N
+        integral = 0.1 * u + 19.9 / 2 * u**2
+        return cls.from_betas(-np.expm1(-np.diff(integral)))
+
+    @classmethod
+    def from_betas(cls, betas: ArrayLike) -> NoiseSchedule:
+        """From betas[1..N] (length N, no leading zero), each inside (0, 1)."""
+        values = _as_vector("betas", betas)
+        return cls(np.concatenate([[0.0], values]))
+
+    @classmethod
+    def from_alphas_cumprod(cls, alphas_cumprod: ArrayLike) -> NoiseSchedule:
+        """From cum_alphas[1..N] (length N), as diffusers and DDIM keep them."""
+        values = _as_vector("alphas_cumprod", alphas_cumprod)
+        if not (np.all(values > 0) and np.all(values < 1) and np.all(np.diff(values) < 0)):
+            raise ValueError("alphas_cumprod must fall strictly and lie inside (0, 1)")
+        ratios = values / np.concatenate([[1.0], values[:-1]])
+        return cls.from_betas(1 - ratios)
+
+    def skip_alpha(self, s: ArrayLike, t: ArrayLike) -> FloatArray:
+        """prod_{s<i<=t} alphas[i], for 0 <= s <= t <= N; broadcasts."""
+        return np.exp(self._log_skip_alpha(s, t))
+
+    def skip_beta(self, s: ArrayLike, t: ArrayLike) -> FloatArray:
+        """1 - skip_alpha(s, t): the variance that the steps s+1..t add to x_s; broadcasts."""
+        return -np.expm1(self._log_skip_alpha(s, t))
+
+    def tilde_beta(self, s: ArrayLike, t: ArrayLike) -> FloatArray:
+        """Variance of q(x_s | x_t, x_0), for 0 <= s <= t, t >= 1; broadcasts."""
+        return self.skip_beta(s, t) * self.cum_betas[np.asarray(s)] / self.cum_betas[np.asarray(t)]
+
+    def _log_skip_alpha(self, s: ArrayLike, t: ArrayLike) -> FloatArray:
+        s_index, t_index = np.asarray(s), np.asarray(t)
+        _check_step_pair(s_index, t_index, self.N)
+        return self._log_cum_alphas[t_index] - self._log_cum_alphas[s_index]
+
+
+def _as_vector(name: str, values: ArrayLike | Sequence[float]) -> FloatArray:
+    vector = np.asarray(values, dtype=np.float64)
+    if vector.ndim != 1 or vector.size == 0:
+        raise ValueError(f"{name} must be one-dimensional and not empty, got shape {vector.shape}")
+    return vector
+
+
+def _check_steps(N: int) -> None:
+    if not isinstance(N, int | np.integer) or isinstance(N, bool) or N < 1:
+        raise ValueError(f"N must be a whole number >= 1, got {N!r}")
+
+
+def _check_betas(betas: FloatArray) -> None:
+    if betas.ndim != 1 or betas.size < 2 or betas[0] != 0:
+        raise ValueError("a schedule needs betas[0] = 0 and at least one step; use from_betas")
+    inside = (betas[1:] > 0) & (betas[1:] < 1)
+    if not inside.all():  # NaN lands here too
+        n = int(np.argmin(inside)) + 1
+        raise ValueError(f"betas must lie inside (0, 1), got {betas[n]} at step n = {n}")
+
+
+def _check_step_pair(s: NDArray, t: NDArray, N: int) -> None:
+    if not (np.issubdtype(s.dtype, np.integer) and np.issubdtype(t.dtype, np.integer)):
+        raise ValueError(f"steps must be integers, got {s.dtype} and {t.dtype}")
+    if np.any(s < 0) or np.any(s > t) or np.any(t > N):
+        raise ValueError(f"steps must satisfy 0 <= s <= t <= {N}, got s = {s}, t = {t}")

@@ -1,0 +1,99 @@
+"""One translator from a host's habits to the network that the plugin calls.
+
+The plugin calls ``f(x, n)`` with integers n in 1..N and expects eps of x's shape. Hosts count steps
+from 0, rescale time, predict x_0 or v, append channels for a learned variance or return pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sa_plugin._checks import check_choice
+from sa_plugin._tensors import DeviceTables, expand
+from sa_plugin.prediction import PREDICTS, to_eps
+from sa_plugin.schedule import NoiseSchedule
+
+OUTPUTS = ("one", "pair", "channels")
+
+
+class EpsModel(nn.Module):
+    """A host's network as ``(x [B, C, H, W], n [B] in 1..N, **kwargs) -> eps [B, C, H, W]``.
+
+    Args:
+        network: the host's callable ``(x, time, **kwargs)``. A module's parameters stay its own.
+        schedule: the forward process, for N and for the conversion of x_0 and v.
+        index_from: 1 if the network's time is n, 0 if it is n - 1 (DDIM, improved-diffusion,
+            diffusers; "shift1" in the Analytic-DPM codes).
+        rescale_to: multiply time by ``rescale_to / N`` (a float then); None leaves integers.
+        predicts: what the network was trained for: "eps", "x0" or "v".
+        output: "one" tensor; "pair" (eps, second) as the SN and NPR networks of the hosts give;
+            "channels", the first C channels are eps and the rest (learned variance, a second head)
+            is the second output.
+
+    Raises:
+        ValueError: unknown option, or at the call an output that does not fit ``output``.
+    """
+
+    def __init__(
+        self,
+        network: Callable[..., Any],
+        schedule: NoiseSchedule,
+        *,
+        index_from: int = 1,
+        rescale_to: float | None = None,
+        predicts: str = "eps",
+        output: str = "one",
+    ) -> None:
+        super().__init__()
+        if index_from not in (0, 1):
+            raise ValueError(f"index_from must be 0 or 1, got {index_from!r}")
+        check_choice("predicts", predicts, PREDICTS)
+        check_choice("output", output, OUTPUTS)
+        self.network = network
+        self.index_from = index_from
+        self.time_scale = None if rescale_to is None else rescale_to / schedule.N
+        self.predicts = predicts
+        self.output = output
+        self._tables = DeviceTables(signal=schedule.cum_alphas**0.5, sigma=schedule.cum_betas**0.5)
+
+    def forward(self, x: Tensor, n: Tensor, **kwargs: Any) -> Tensor:
+        """Predicted eps [B, C, H, W]."""
+        return self._first_and_second(x, n, kwargs)[0]
+
+    def with_second(self, x: Tensor, n: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Predicted (eps, second output): what a Sampler needs for npr, sn and iddpm."""
+        eps, second = self._first_and_second(x, n, kwargs)
+        if second is None:
+            raise ValueError(f"output={self.output!r} has no second output")
+        return eps, second
+
+    def _first_and_second(
+        self, x: Tensor, n: Tensor, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
+        first, second = self._split(self.network(x, self._time(n), **kwargs), x)
+        if self.predicts == "eps":
+            return first, second
+        a, b = (expand(self._tables.get(name, x)[n], x) for name in ("signal", "sigma"))
+        return to_eps(first, x, a, b, self.predicts), second
+
+    def _time(self, n: Tensor) -> Tensor:
+        time = n if self.index_from == 1 else n - 1
+        return time if self.time_scale is None else time.to(torch.float32) * self.time_scale
+
+    def _split(self, output: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.output == "one":
+            return output, None
+        if self.output == "pair":
+            if not isinstance(output, tuple | list) or len(output) != 2:
+                raise ValueError(f'output="pair" needs two tensors, got {type(output).__name__}')
+            return output[0], output[1]
+        channels = x.shape[1]
+        if output.shape[1] <= channels:
+            raise ValueError(
+                f'output="channels" needs more than {channels} channels, got {output.shape[1]}'
+            )
+        return output[:, :channels], output[:, channels:]

@@ -1,0 +1,287 @@
+"""SALoss: the published code's numbers, calls counted, equal ways of computing, refusals."""
+
+import numpy as np
+import pytest
+import torch
+
+from sa_plugin.loss import SALoss, sequence_aware_loss
+from sa_plugin.schedule import NoiseSchedule
+from tests.toys import ScaledToy, images, normal, read_json, read_npz
+
+LINEAR = NoiseSchedule.linear(1000)
+OFFICIAL = read_json("sa_official")
+OFFICIAL_X0 = torch.from_numpy(read_npz("sa_official")["x0"])
+
+
+@pytest.mark.parametrize("stack", [True, False])
+@pytest.mark.parametrize("case", OFFICIAL, ids=lambda c: f"SA-{c['K']}")
+def test_equals_the_published_code(case, stack):
+    model = ScaledToy(index_from=0)
+    loss = SALoss(LINEAR, K=case["K"], lam=case["lam"], stack=stack)
+    noise = normal(7, case["K"], *OFFICIAL_X0.shape)
+    output = loss(model, OFFICIAL_X0, n=torch.tensor(case["t_index"]) + 1, noise=noise)
+    output.total.backward()
+    assert output.total.item() == pytest.approx(case["loss"], rel=1e-9)
+    assert model.scale.grad.item() == pytest.approx(case["grad_scale"], rel=1e-9)
+
+
+@pytest.mark.parametrize("case", OFFICIAL, ids=lambda c: f"SA-{c['K']}")
+def test_drop_in_equals_the_published_code(case):
+    model = ScaledToy()  # called with the 0-based t
+    noise = normal(7, case["K"], *OFFICIAL_X0.shape)
+    betas = torch.from_numpy(LINEAR.betas[1:].copy())
+    t = torch.tensor(case["t_index"])
+    total = sequence_aware_loss(
+        model, OFFICIAL_X0, t, noise[0], betas, case["K"], case["lam"], noises=noise[1:]
+    )
+    total.backward()
+    assert total.item() == pytest.approx(case["loss"], rel=1e-9)
+    assert model.scale.grad.item() == pytest.approx(case["grad_scale"], rel=1e-9)
+
+
+def test_drop_in_sees_betas_changed_in_place():
+    x0, t = OFFICIAL_X0, torch.full((8,), 500)
+    e, model = normal(1, *x0.shape), ScaledToy()
+    betas = torch.from_numpy(LINEAR.betas[1:].copy())
+    before = sequence_aware_loss(model, x0, t, e, betas, 1, 0.0)
+    betas.mul_(0.5)
+    after = sequence_aware_loss(model, x0, t, e, betas, 1, 0.0)
+    fresh = sequence_aware_loss(model, x0, t, e, betas.clone(), 1, 0.0)
+    assert after == fresh
+    assert after != before
+
+
+def brute_force(model, x0, n, noise, K, tau, reduction):
+    """The terms of the "down" window, sample by sample, step by step, in the paper's symbols."""
+    simple, sa = [], []
+    for b in range(len(x0)):
+        gap = torch.zeros_like(x0[b])
+        for k in range(K):
+            s = int(n[b]) - k
+            if s < 1:
+                continue
+            a = LINEAR.cum_alphas[s]
+            x = a**0.5 * x0[b] + (1 - a) ** 0.5 * noise[k, b]
+            e = model(x[None], torch.tensor([s]))[0] - noise[k, b]
+            if k == 0:
+                simple.append(e.square().sum() if reduction == "sum" else e.square().mean())
+            gap = gap + tau[s] * e / K
+        sa.append(gap.square().sum() if reduction == "sum" else gap.square().mean())
+    return torch.stack(simple), torch.stack(sa)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("K", [1, 2, 5])
+def test_every_sample_equals_the_definition(K, reduction):
+    rng = np.random.default_rng(0)
+    tau = rng.uniform(0.5, 2, LINEAR.N + 1)
+    x0, noise = images(3, 6, 2, 3, 3), normal(4, K, 6, 2, 3, 3)
+    n = torch.tensor([1, 2, 3, 4, 700, 1000])
+    loss = SALoss(LINEAR, K=K, lam=0.7, weighting=tau, reduction=reduction)
+    output = loss(ScaledToy(), x0, n=n, noise=noise)
+    simple, sa = brute_force(ScaledToy(), x0, n, noise, K, tau, reduction)
+    torch.testing.assert_close(output.simple_per_sample, simple)
+    torch.testing.assert_close(output.sa_per_sample, sa)
+    torch.testing.assert_close(output.total, simple.mean() + 0.7 * sa.mean())
+    torch.testing.assert_close(output.simple, simple.mean())
+    torch.testing.assert_close(output.sa, sa.mean())
+
+
+def test_relative_weights_are_taus_ratios_in_the_window():
+    x0, noise = images(3, 3, 2, 3, 3), normal(4, 3, 3, 2, 3, 3)
+    n = torch.tensor([3, 50, 1])
+    tau = SALoss(LINEAR, weighting="theorem1").tau.values
+    output = SALoss(LINEAR, K=3, weighting="relative")(ScaledToy(), x0, n=n, noise=noise)
+    for b, largest in ((0, tau[1:4].max()), (1, tau[48:51].max())):
+        _, sa = brute_force(
+            ScaledToy(), x0[b : b + 1], n[b : b + 1], noise[:, b : b + 1], 3, tau / largest, "sum"
+        )
+        torch.testing.assert_close(output.sa_per_sample[b], sa[0])
+    assert output.sa_per_sample[2] == 0  # tau_1 = 0 and nothing below
+
+
+@pytest.mark.parametrize("window", ["down", "paper"])
+@pytest.mark.parametrize("backprop", ["all", "one"])
+@pytest.mark.parametrize("noise", ["independent", "shared", "chain"])
+def test_stacked_and_in_series_agree(window, backprop, noise):
+    schedule = NoiseSchedule.linear(30)
+    x0 = images(5, 64, 2, 3, 3)
+    results = []
+    for stack in (True, False):
+        model = ScaledToy()
+        loss = SALoss(schedule, K=4, window=window, backprop=backprop, noise=noise, stack=stack)
+        output = loss(model, x0, generator=torch.Generator().manual_seed(0))
+        output.total.backward()
+        results.append((output.total.detach(), output.sa.detach(), model.scale.grad))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("backprop", ["all", "one"])
+def test_sa_k_makes_k_calls(backprop):
+    x0, n = images(5, 4, 2, 3, 3), torch.tensor([10, 20, 30, 40])
+    for K in (1, 2, 4):
+        series, stacked = ScaledToy(), ScaledToy()
+        SALoss(LINEAR, K=K, backprop=backprop, stack=False)(series, x0, n=n)
+        assert [len(steps) for steps in series.calls] == [4] * K
+        SALoss(LINEAR, K=K, backprop=backprop)(stacked, x0, n=n)
+        assert sum(len(steps) for steps in stacked.calls) == 4 * K
+        assert len(stacked.calls) == (1 if backprop == "all" else min(K, 2))
+
+
+def test_lambda_zero_is_the_plain_loss_with_one_call():
+    x0, n, noise = images(5, 4, 2, 3, 3), torch.tensor([1, 2, 30, 1000]), normal(6, 3, 4, 2, 3, 3)
+    for options in ({}, {"backprop": "one"}, {"window": "paper"}, {"noise": "chain"}):
+        model, reference = ScaledToy(), ScaledToy()
+        loss = SALoss(LINEAR, K=3, lam=0, **options)
+        output = loss(model, x0, n=n, noise=noise[:1] if options else noise)
+        a = torch.tensor(LINEAR.cum_alphas)[n].reshape(-1, 1, 1, 1)
+        e = reference(a.sqrt() * x0 + (1 - a).sqrt() * noise[0], n) - noise[0]
+        torch.testing.assert_close(output.total, e.square().sum((1, 2, 3)).mean())
+        assert output.sa == 0
+        assert [steps.tolist() for steps in model.calls] == [n.tolist()]
+
+
+def test_steps_below_the_first_are_not_evaluated():
+    model = ScaledToy()
+    SALoss(LINEAR, K=3)(model, images(5, 2, 2, 3, 3), n=torch.tensor([1, 2]))
+    assert sorted(torch.cat(model.calls).tolist()) == [1, 1, 2]
+
+
+@pytest.mark.parametrize("antithetic", [False, True])
+@pytest.mark.parametrize("batch", [1, 7, 8])
+def test_drawn_steps_cover_their_range(antithetic, batch):
+    schedule = NoiseSchedule.linear(25)
+    loss = SALoss(schedule, lam=0, antithetic=antithetic)
+    generator = torch.Generator().manual_seed(0)
+    x0 = torch.zeros(batch, 1, 1, 1)
+    drawn = [loss(lambda x, n: x, x0, generator=generator).n for _ in range(400)]
+    assert all(len(n) == batch for n in drawn)
+    assert set(torch.cat(drawn).tolist()) == set(range(1, 26))
+    half = (batch + 1) // 2
+    if antithetic and batch > 1:
+        assert all(torch.equal(n[: batch - half], 26 - n[half:]) for n in drawn)
+
+
+def test_one_generator_makes_it_reproducible():
+    x0 = images(5, 4, 2, 3, 3)
+    for noise in ("independent", "shared", "chain"):
+        loss = SALoss(LINEAR, K=3, noise=noise, backprop="one")
+        totals = [
+            loss(ScaledToy(), x0, generator=torch.Generator().manual_seed(s)).total.item()
+            for s in (1, 1, 2)
+        ]
+        assert totals[0] == totals[1] != totals[2]
+
+
+def test_labels_follow_their_rows():
+    seen = []
+
+    def model(x, n, y, scale):
+        seen.append((n, y, scale))
+        return y.to(x.dtype).reshape(-1, 1, 1, 1) + 0 * x
+
+    x0, y = images(5, 3, 2, 3, 3), torch.tensor([10, 20, 30])
+    n = torch.tensor([1, 500, 900])
+    SALoss(LINEAR, K=2)(model, x0, n=n, y=y, scale=2.0)
+    ((steps, labels, scale),) = seen
+    assert scale == 2.0
+    expected = {1: 10, 500: 20, 499: 20, 900: 30, 899: 30}
+    assert {s: expected[s] for s in steps.tolist()} == dict(
+        zip(steps.tolist(), labels.tolist(), strict=True)
+    )
+    assert len(steps) == 5
+
+
+def test_half_precision_networks_are_reduced_in_single():
+    """Squares of a big error overflow float16; the reduction must not."""
+    x0 = torch.zeros(2, 3, 16, 16, dtype=torch.float16)
+    output = SALoss(LINEAR)(lambda x, n: 300 + 0 * x, x0, n=torch.tensor([500, 600]))
+    assert output.total.dtype == torch.float32
+    assert torch.isfinite(output.total)
+    assert output.simple.item() == pytest.approx(3 * 256 * 300**2, rel=1e-2)
+
+
+def test_gradients_reach_the_network_through_every_call():
+    """d total / d scale by finite differences, all options that differentiate all calls."""
+    schedule = NoiseSchedule.linear(30)
+    x0 = images(5, 16, 2, 3, 3)
+    for window in ("down", "paper"):
+        loss = SALoss(schedule, K=3, window=window, lam=0.5)
+
+        def total(scale, loss=loss):
+            model = ScaledToy(scale)
+            return model, loss(model, x0, generator=torch.Generator().manual_seed(0)).total
+
+        model, value = total(1.1)
+        value.backward()
+        difference = (total(1.1 + 1e-5)[1] - total(1.1 - 1e-5)[1]).item() / 2e-5
+        assert model.scale.grad.item() == pytest.approx(difference, rel=1e-7)
+
+
+# -- refusals
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"K": 0}, r"K must be a whole number in 1\.\.1000, got 0"),
+        ({"K": 1001}, r"K must be .*got 1001"),
+        ({"K": 2.0}, r"K must be .*got 2\.0"),
+        ({"K": True}, r"K must be .*got True"),
+        ({"lam": -0.1}, r"lam must be a finite number >= 0, got -0\.1"),
+        ({"lam": float("nan")}, r"lam .*got nan"),
+        ({"lam": float("inf")}, r"lam .*got inf"),
+        ({"lam": "1"}, r"lam .*got '1'"),
+        ({"window": "up"}, r"window must be one of \('down', 'paper'\), got 'up'"),
+        ({"noise": "same"}, r"noise must be one of .*'chain'.*got 'same'"),
+        ({"backprop": "none"}, r"backprop must be one of \('all', 'one'\), got 'none'"),
+        ({"reduction": "none"}, r"reduction must be one of \('sum', 'mean'\), got 'none'"),
+        ({"weighting": "tau"}, r"weighting must be one of .*'theorem1'.*got 'tau'"),
+    ],
+)
+def test_bad_options_are_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        SALoss(LINEAR, **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"n": torch.tensor([0, 1])}, r"n must lie in 1\.\.1000, got 0\.\.1.*t \+ 1"),
+        ({"n": torch.tensor([1, 1001])}, r"n must lie in 1\.\.1000, got 1\.\.1001"),
+        ({"n": torch.tensor([1.0, 2.0])}, r"n must be integers of shape \(2,\), got torch.float32"),
+        ({"n": torch.tensor([1])}, r"n must be integers of shape \(2,\).*\(1,\)"),
+        ({"noise": torch.zeros(1, 2, 2, 3, 3)}, r"noise must have shape \(2, 2, 2, 3, 3\)"),
+        ({"n": torch.tensor([5, 6]), "anchor": torch.tensor([5, 7])}, "anchor must be n itself"),
+        ({"n": torch.tensor([5, 6]), "anchor": torch.tensor([5])}, "anchor must have n's shape"),
+    ],
+)
+def test_bad_calls_are_refused(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        SALoss(LINEAR)(ScaledToy(), images(0, 2, 2, 3, 3), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (lambda x, n: x[:, :1], r"input's shape .*got \(4, 1, 3, 3\).*EpsModel"),
+        (lambda x, n: (x, x), r"must return a tensor of eps, got tuple; .*EpsModel"),
+    ],
+)
+def test_networks_of_another_shape_are_refused(model, said):
+    with pytest.raises(ValueError, match=said):
+        SALoss(LINEAR)(model, images(0, 2, 2, 3, 3), n=torch.tensor([5, 6]))
+
+
+@pytest.mark.parametrize("x0", [torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(3)])
+def test_images_of_another_kind_are_refused(x0):
+    with pytest.raises(ValueError, match="x0 must be floating-point images"):
+        SALoss(LINEAR)(ScaledToy(), x0)
+
+
+def test_images_far_outside_their_range_are_warned_of_once():
+    loss, x0 = SALoss(LINEAR), torch.linspace(0, 255, 72).reshape(4, 2, 3, 3)
+    with pytest.warns(UserWarning, match=r"x0 ranges over \[0, 255\].*\[-1, 1\]"):
+        loss(lambda x, n: x, x0)
+    loss(lambda x, n: x, x0)  # warnings are errors here: a second one would fail
+    SALoss(LINEAR)(lambda x, n: x, x0 / 255)

@@ -1,0 +1,101 @@
+"""NoiseSchedule: reference numbers, identities, refusals."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sa_plugin.schedule import NoiseSchedule
+from tests.toys import read_npz, schedule_of
+
+REFERENCE = read_npz("schedules")
+NAMES = sorted({key.split("/")[0] for key in REFERENCE})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tables_equal_the_reference(name):
+    schedule = schedule_of(name)
+    for table in ("betas", "cum_alphas"):
+        expected = REFERENCE[f"{name}/{table}"]
+        assert len(expected) == schedule.N + 1
+        np.testing.assert_allclose(getattr(schedule, table), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_step_coefficients_equal_the_reference(name):
+    schedule = schedule_of(name)
+    s, t = REFERENCE[f"{name}/st"].T
+    for method, key in (
+        (schedule.skip_alpha, "skip_alphas"),
+        (schedule.skip_beta, "skip_betas"),
+        (schedule.tilde_beta, "tilde_beta"),
+    ):
+        # The reference takes 1 - product in float64: good to 1e-16 absolute.
+        np.testing.assert_allclose(method(s, t), REFERENCE[f"{name}/{key}"], rtol=1e-12, atol=1e-15)
+
+
+betas_lists = st.lists(st.floats(1e-6, 0.999), min_size=1, max_size=30)
+
+
+@given(betas_lists)
+def test_identities_hold_for_any_betas(betas):
+    schedule = NoiseSchedule.from_betas(betas)
+    n = np.arange(1, schedule.N + 1)
+    np.testing.assert_allclose(schedule.cum_alphas + schedule.cum_betas, 1)
+    np.testing.assert_allclose(schedule.skip_alpha(0 * n, n), schedule.cum_alphas[1:], rtol=1e-12)
+    np.testing.assert_allclose(schedule.skip_beta(n - 1, n), schedule.betas[1:], atol=1e-14)
+    np.testing.assert_allclose(schedule.tilde_beta(n, n), 0)
+    assert schedule.tilde_beta(0, schedule.N) == 0
+    assert np.all(np.diff(schedule.cum_betas) >= 0)
+
+
+@given(betas_lists.filter(lambda b: np.prod(1 - np.array(b)) > 1e-8))
+def test_from_alphas_cumprod_inverts_cum_alphas(betas):
+    schedule = NoiseSchedule.from_betas(betas)
+    again = NoiseSchedule.from_alphas_cumprod(schedule.cum_alphas[1:])
+    np.testing.assert_allclose(again.betas, schedule.betas, rtol=1e-6, atol=1e-12)
+
+
+def test_small_cum_betas_keep_their_digits():
+    """1 - (1 - 1e-12) has four right digits; the table has all of them."""
+    schedule = NoiseSchedule.from_betas([1e-12, 1e-12])
+    np.testing.assert_allclose(schedule.cum_betas[1:], [1e-12, 2e-12 - 1e-24], rtol=1e-14)
+
+
+def test_tables_cannot_be_written():
+    with pytest.raises(ValueError, match="read-only"):
+        NoiseSchedule.linear(100).betas[3] = 0.5
+
+
+@pytest.mark.parametrize(
+    ("betas", "said"),
+    [
+        ([0.1, 0.0], r"inside \(0, 1\), got 0.0 at step n = 2"),
+        ([0.1, 1.0, 0.2], r"got 1.0 at step n = 2"),
+        ([-0.1], r"got -0.1 at step n = 1"),
+        ([0.1, float("nan")], r"got nan at step n = 2"),
+        ([], r"not empty, got shape \(0,\)"),
+        ([[0.1]], r"one-dimensional"),
+    ],
+)
+def test_bad_betas_are_refused(betas, said):
+    with pytest.raises(ValueError, match=said):
+        NoiseSchedule.from_betas(betas)
+
+
+@pytest.mark.parametrize("products", [[0.9, 0.9], [0.5, 0.6], [1.0, 0.5], [0.5, 0.0]])
+def test_products_that_do_not_fall_are_refused(products):
+    with pytest.raises(ValueError, match="fall strictly"):
+        NoiseSchedule.from_alphas_cumprod(products)
+
+
+@pytest.mark.parametrize("N", [0, -1, 2.5, True])
+def test_bad_step_counts_are_refused(N):
+    with pytest.raises(ValueError, match="N must be a whole number"):
+        NoiseSchedule.linear(N)
+
+
+@pytest.mark.parametrize(("s", "t"), [(3, 2), (-1, 2), (0, 101)])
+def test_bad_step_pairs_are_refused(s, t):
+    with pytest.raises(ValueError, match="0 <= s <= t <= 100"):
+        NoiseSchedule.linear(100).skip_beta(s, t)

@@ -1,0 +1,76 @@
+"""TauTable: the 50-digit reference, the product form, Theorem 1's chain."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sa_plugin.schedule import NoiseSchedule
+from sa_plugin.tau import TauTable, gamma_1, gamma_2, product_form
+from tests.toys import read_npz, schedule_of
+
+REFERENCE = read_npz("tau")
+
+
+@pytest.mark.parametrize("name", sorted(REFERENCE))
+def test_theorem1_equals_the_reference(name):
+    values = TauTable(schedule_of(name)).values
+    np.testing.assert_allclose(values, REFERENCE[name], rtol=1e-12, atol=0)
+
+
+def test_mean_square_for_the_linear_schedule():
+    values = TauTable(NoiseSchedule.linear(1000)).values
+    assert np.mean(values[1:] ** 2) == pytest.approx(8.487e-8, rel=1e-4)
+
+
+@given(st.lists(st.floats(1e-5, 0.99), min_size=1, max_size=40))
+def test_closed_form_equals_product_form(betas):
+    schedule = NoiseSchedule.from_betas(betas)
+    np.testing.assert_allclose(TauTable(schedule).values, product_form(schedule), rtol=1e-10)
+
+
+def test_total_gap_is_how_far_a_sampling_chain_ends_from_the_true_one():
+    """Theorem 1: with the same draws, a network's chain and the chain of q(x_{i-1} | x_i, x_0)
+    reach x_1 at a distance of sum_i tau_i e_i, e_i = f(x_i, i) - (x_i - sqrt(a_i) x0)/sqrt(1 - a_i).
+    """
+    schedule = NoiseSchedule.from_betas(np.linspace(0.01, 0.3, 12))
+    rng = np.random.default_rng(0)
+    x0, start = rng.standard_normal(2)
+    draws = rng.standard_normal(schedule.N + 1)
+    ours = true = start
+    gap = 0.0
+    for i in range(schedule.N, 1, -1):
+        signal, sigma = np.sqrt(schedule.cum_alphas[i]), np.sqrt(schedule.cum_betas[i])
+        network = np.tanh(ours + 0.1 * i)
+        gap += TauTable(schedule).values[i] * (network - (ours - signal * x0) / sigma)
+        noise = np.sqrt(schedule.tilde_beta(i - 1, i)) * draws[i]
+        predicted = (ours - sigma * network) / signal
+        ours = gamma_1(schedule)[i] * predicted + gamma_2(schedule)[i] * ours + noise
+        true = gamma_1(schedule)[i] * x0 + gamma_2(schedule)[i] * true + noise
+    assert ours - true == pytest.approx(-gap, rel=1e-10)
+
+
+def test_uniform_and_relative():
+    schedule = NoiseSchedule.linear(100)
+    assert np.array_equal(TauTable(schedule, "uniform").values, [0] + [1] * 100)
+    relative = TauTable(schedule, "relative")
+    assert relative.relative
+    assert np.array_equal(relative.values, TauTable(schedule, "theorem1").values)
+
+
+def test_custom_weights_are_taken_as_they_are():
+    weights = np.arange(101.0)[::-1]
+    values = TauTable(NoiseSchedule.linear(100), weights).values
+    assert values[0] == 0
+    assert np.array_equal(values[1:], weights[1:])
+
+
+@pytest.mark.parametrize("weights", [np.ones(100), np.full(101, np.nan), np.ones((101, 1))])
+def test_bad_custom_weights_are_refused(weights):
+    with pytest.raises(ValueError, match="101 finite numbers"):
+        TauTable(NoiseSchedule.linear(100), weights)
+
+
+def test_unknown_weighting_is_refused_with_the_allowed_names():
+    with pytest.raises(ValueError, match=r"uniform.*theorem1.*relative.*'snr'"):
+        TauTable(NoiseSchedule.linear(100), "snr")
