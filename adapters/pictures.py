@@ -1,0 +1,250 @@
+"""Pictures of samples and of metrics, as PNG files.
+
+Only matplotlib's object-oriented interface is used: no display is needed and nothing global, such
+as pyplot's current figure, is touched.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from adapters.features import write_atomically
+
+_CELL = 48  # pixels that an image is enlarged to, about
+_GAP = 2  # pixels between images
+_GAP_GREY = 150  # stands out from black images and from white ones
+_DPI = 100
+_INK = "#222222"
+# Okabe & Ito's colours, which the colour-blind can tell apart, without their yellow (too pale).
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_MARKERS = "osD^vPX"
+_DASHES = ("-", "--", ":", "-.")
+
+Table = Mapping[str, Mapping[int, float | Sequence[float]]]
+
+
+def save_grid(
+    path: str | Path, images_uint8: Tensor, *, columns: int, scale: int | None = None
+) -> None:
+    """Images [B, C, H, W], uint8, C = 1 (grey) or 3, row by row as a PNG.
+
+    ``scale``: pixels for each pixel; by default as many as make an image about 48 pixels large.
+    """
+    buffer = io.BytesIO()
+    Image.fromarray(_grid("images_uint8", images_uint8, columns, scale)).save(buffer, format="PNG")
+    write_atomically(path, buffer.getvalue())
+
+
+def save_labelled_grids(
+    path: str | Path,
+    panels: Mapping[str, Tensor],
+    *,
+    columns: int = 8,
+    panel_columns: int | None = None,
+    scale: int | None = None,
+    heading: str | None = None,
+) -> None:
+    """One grid of images for each title, side by side, as a PNG.
+
+    ``columns``: images in a row of a panel. ``panel_columns``: panels in a row of the picture; by
+    default up to four. ``scale``: see ``save_grid``.
+    """
+    if not panels:
+        raise ValueError("panels must hold at least one title and its images, got none")
+    across = min(4, len(panels)) if panel_columns is None else panel_columns
+    if across < 1:
+        raise ValueError(f"panel_columns must be positive, got {panel_columns}")
+    grids = {
+        title: _grid(f"panels[{title!r}]", images, columns, scale)
+        for title, images in panels.items()
+    }
+    _write_figure(path, _panel_figure(grids, across, heading))
+
+
+def plot_metric(
+    path: str | Path,
+    table: Table,
+    *,
+    metric: str,
+    title: str | None = None,
+    x_label: str = "sampling steps",
+    groups: Mapping[str, str] | None = None,
+    log_x: bool | None = None,
+    log_y: bool | None = None,
+) -> None:
+    """A metric over the number of steps, a line for each method, as a PNG.
+
+    ``table``: method -> steps -> a value, or the values of several seeds, which are drawn as their
+    mean with a bar of one standard deviation either way. ``metric``: the vertical axis's label.
+    ``groups``: method -> group; lines of a group share a colour and differ in their dashes.
+    ``log_x``, ``log_y``: logarithmic axes; by default where the values are positive and span more
+    than a factor of 4 across or 8 up.
+    """
+    points = {method: _mean_and_deviation(method, row) for method, row in table.items()}
+    if not points:
+        raise ValueError("table must hold at least one method, got none")
+    steps = sorted({step for rows in points.values() for step, _, _ in rows})
+    means = [mean for rows in points.values() for _, mean, _ in rows]
+    figure = Figure(figsize=(7.6, 4.4), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    lines = [_draw_line(axes, points[method], **style) for method, style in _styles(points, groups)]
+    _label_steps(axes, steps, _wants_log("log_x", log_x, steps, factor=4))
+    if _wants_log("log_y", log_y, means, factor=8):
+        _label_log_values(axes)
+    axes.set_xlabel(x_label, color=_INK)
+    axes.set_ylabel(metric, color=_INK)
+    if title:
+        axes.set_title(title, loc="left", fontsize=12, pad=10, color=_INK)
+    axes.grid(True, color="#E4E4E4", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    # Handles long enough to tell the dashes.
+    style = {"frameon": False, "fontsize": 9, "labelcolor": _INK, "handlelength": 3.5}
+    figure.legend(lines, list(points), loc="outside right upper", **style)
+    _write_figure(path, figure)
+
+
+# ----------------------------------------------------------------------------------------- grids
+
+
+def _grid(name: str, images: Tensor, columns: int, scale: int | None) -> np.ndarray:
+    """The images side by side, enlarged without smoothing: uint8 [H, W, 3]."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(
+            f"{name} must be uint8 [B, 1 or 3, H, W], got {images.dtype} of shape "
+            f"{tuple(images.shape)}"
+        )
+    if len(images) == 0:
+        raise ValueError(f"{name} must hold at least one image, got none")
+    if columns < 1 or (scale is not None and scale < 1):
+        raise ValueError(f"columns and scale must be positive, got {columns} and {scale}")
+    scale = scale or max(1, round(_CELL / max(images.shape[2:])))
+    large = images.detach().cpu().repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
+    grid = make_grid(large.expand(-1, 3, -1, -1), nrow=columns, padding=_GAP, pad_value=_GAP_GREY)
+    return grid.permute(1, 2, 0).contiguous().numpy()
+
+
+def _panel_figure(grids: Mapping[str, np.ndarray], across: int, heading: str | None) -> Figure:
+    """Lay the grids out in whole pixels, so that no image is resampled."""
+    margin, line, font = 14, 18, 10  # pixels, pixels, points
+    wide = max(grid.shape[1] for grid in grids.values())
+    high = max(grid.shape[0] for grid in grids.values())
+    # A letter of this size is about 7.5 pixels wide.
+    titles = [textwrap.fill(title, max(8, int(wide / 7.5))) for title in grids]
+    title_high = line * max(title.count("\n") + 1 for title in titles) + 6
+    down = math.ceil(len(grids) / across)
+    top = 2 * line + margin if heading else margin
+    width = margin + across * (wide + margin)
+    height = top + down * (title_high + high + margin)
+    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
+    if heading:
+        figure.text(
+            margin / width, 1 - (margin + line / 2) / height, heading,
+            fontsize=font + 3, fontweight="bold", va="center", color=_INK,
+        )  # fmt: skip
+    for index, (title, grid) in enumerate(zip(titles, grids.values(), strict=True)):
+        row, column = divmod(index, across)
+        left = margin + column * (wide + margin)
+        upper = top + row * (title_high + high + margin) + title_high
+        rows, columns = grid.shape[:2]
+        box = (left / width, 1 - (upper + rows) / height, columns / width, rows / height)
+        axes = figure.add_axes(box)
+        axes.imshow(grid, interpolation="none", aspect="auto")
+        axes.set_axis_off()
+        figure.text(
+            left / width, 1 - (upper - 6) / height, title, fontsize=font, va="bottom", color=_INK
+        )
+    return figure
+
+
+# ----------------------------------------------------------------------------------------- lines
+
+
+def _mean_and_deviation(
+    method: str, row: Mapping[int, float | Sequence[float]]
+) -> list[tuple[int, float, float]]:
+    """(steps, mean, standard deviation over the seeds) by rising steps."""
+    if not row:
+        raise ValueError(f"table[{method!r}] must hold at least one number of steps, got none")
+    points = []
+    for steps, value in sorted(row.items()):
+        values = np.atleast_1d(np.asarray(value, dtype=np.float64))
+        if values.ndim > 1 or values.size == 0 or not np.isfinite(values).all():
+            raise ValueError(f"table[{method!r}][{steps}] must be finite numbers, got {value!r}")
+        deviation = float(values.std(ddof=1)) if values.size > 1 else 0.0
+        points.append((steps, float(values.mean()), deviation))
+    return points
+
+
+def _styles(
+    methods: Iterable[str], groups: Mapping[str, str] | None
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Each method with its line's style: all differ, up to 28 lines."""
+    members: dict[str, int] = {}
+    for index, method in enumerate(methods):
+        if groups is None:
+            colour, dash = index % len(_COLOURS), index // len(_COLOURS)
+        elif method in groups:
+            group = groups[method]
+            dash = members[group] = members.get(group, -1) + 1
+            colour = list(members).index(group) % len(_COLOURS)
+        else:
+            raise ValueError(f"groups must name every method of the table, {method!r} is missing")
+        marker, line = _MARKERS[colour], _DASHES[dash % len(_DASHES)]
+        yield method, {"color": _COLOURS[colour], "marker": marker, "linestyle": line}
+
+
+def _draw_line(axes: Axes, rows: list[tuple[int, float, float]], **style: str) -> Line2D:
+    """Draw one method's line with its bars; the line alone is returned, for the legend."""
+    steps, means, deviations = zip(*rows, strict=True)
+    bars = deviations if any(deviations) else None
+    container = axes.errorbar(
+        steps, means, yerr=bars, markersize=5, linewidth=1.8, capsize=3, elinewidth=1.0, **style
+    )
+    return container.lines[0]
+
+
+def _wants_log(name: str, asked: bool | None, values: Sequence[float], *, factor: float) -> bool:
+    positive = min(values) > 0
+    if asked and not positive:
+        raise ValueError(f"{name} must be False where values are not positive, got {min(values)}")
+    return positive and max(values) > factor * min(values) if asked is None else asked
+
+
+def _label_steps(axes: Axes, steps: Sequence[int], log: bool) -> None:
+    """Put the ticks at the numbers of steps that occur, for these few are what was run."""
+    if log:
+        axes.set_xscale("log")
+    if len(steps) <= 12:
+        axes.xaxis.set_major_locator(FixedLocator(list(steps)))
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _label_log_values(axes: Axes) -> None:
+    """1, 2, 5, 10, … in plain figures: values mostly span a decade or two."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _write_figure(path: str | Path, figure: Figure) -> None:
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    write_atomically(path, buffer.getvalue())

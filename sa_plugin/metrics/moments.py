@@ -1,0 +1,99 @@
+"""Mean and covariance of features that arrive in batches."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sa_plugin.metrics._arrays import Array, as_float64
+
+
+class Moments:
+    """Streaming mean and covariance in float64.
+
+    Features are counted from the first sample seen and each batch is centred on its own mean
+    before it is squared, so that a mean large beside the standard deviation costs no digits; the
+    batches are joined by the pairwise update of Chan, Golub & LeVeque (1983). Up to rounding, the
+    result does not depend on how the data are cut into batches.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._origin: Array = np.zeros(0)  # the first sample, [D]
+        self._offset: Array = np.zeros(0)  # mu - origin, [D]
+        self._scatter: Array = np.zeros((0, 0))  # sum of (x - mu)(x - mu)^T, [D, D]
+
+    def update(self, features: torch.Tensor | npt.ArrayLike) -> None:
+        """Take in a batch of features [B, D]; B may differ from call to call, and may be 0."""
+        batch = as_float64("features", features, ndim=2)
+        self._require_dim("features", batch.shape[1])
+        if len(batch) == 0:
+            return
+        if self._count == 0:
+            self._origin = batch[0].copy()
+        centred = batch - self._origin
+        offset = centred.mean(axis=0)
+        centred -= offset
+        self._join(len(batch), offset, centred.T @ centred)
+
+    def merge(self, other: Moments) -> None:
+        """Take in the samples another instance has seen; ``other`` is left as it is."""
+        if not isinstance(other, Moments):
+            raise ValueError(f"other must be a Moments, got {type(other).__name__}")
+        if other._count == 0:
+            return
+        self._require_dim("other", len(other._origin))
+        if self._count == 0:
+            self._origin = other._origin
+        self._join(other._count, other._offset + (other._origin - self._origin), other._scatter)
+
+    @property
+    def count(self) -> int:
+        """Number of samples seen."""
+        return self._count
+
+    @property
+    def mu(self) -> Array:
+        """Mean [D]."""
+        self._require_samples(1)
+        return self._origin + self._offset
+
+    @property
+    def sigma(self) -> Array:
+        """Covariance [D, D], divided by ``count - 1`` (as ``np.cov`` and pytorch-fid)."""
+        self._require_samples(2)
+        dim = len(self._origin)
+        if self._count < dim + 1:
+            warnings.warn(
+                f"{self._count} samples of dimension {dim}: the covariance is singular (it takes "
+                f"{dim + 1} samples) and distances between such covariances are biased upwards",
+                UserWarning,
+                stacklevel=2,
+            )
+        return self._scatter / (self._count - 1)
+
+    def _join(self, count: int, offset: Array, scatter: Array) -> None:
+        """Add ``count`` samples of mean ``origin + offset`` and the given scatter about it."""
+        if self._count == 0:
+            self._count, self._offset, self._scatter = count, offset, scatter
+            return
+        total = self._count + count
+        delta = offset - self._offset
+        # New arrays throughout, none changed in place: they may be another instance's.
+        between = np.outer(delta, delta) * (self._count * count / total)
+        self._scatter = self._scatter + scatter + between
+        self._offset = self._offset + delta * (count / total)
+        self._count = total
+
+    def _require_dim(self, name: str, dim: int) -> None:
+        if dim == 0:
+            raise ValueError(f"{name} must have at least one feature, got dimension 0")
+        if self._count and dim != len(self._origin):
+            raise ValueError(f"{name} must have dimension {len(self._origin)} as before, got {dim}")
+
+    def _require_samples(self, minimum: int) -> None:
+        if self._count < minimum:
+            raise ValueError(f"needs at least {minimum} sample(s), got {self._count}")
