@@ -1,0 +1,285 @@
+"""Batches and datasets of the ported hosts."""
+
+import io
+import pickle
+import tarfile
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import Dataset
+from torchvision.datasets import CIFAR10
+
+from third_party.extended_analytic_dpm import datasets
+from third_party.extended_analytic_dpm.data import (
+    BatchStream,
+    Images,
+    InfiniteShuffle,
+    to_uint8,
+    to_unit_range,
+)
+from third_party.extended_analytic_dpm.datasets import get_dataset, register
+
+
+def numbered(count):
+    """Images that carry their own index."""
+    return torch.arange(count, dtype=torch.uint8).reshape(count, 1, 1, 1)
+
+
+def indices(batch):
+    return to_uint8(batch).flatten().tolist()
+
+
+class Files(Dataset):
+    """A map-style dataset as a folder of images is one."""
+
+    def __init__(self, count, kind):
+        self.images = numbered(count)
+        self.kind = kind
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        image = self.images[i]
+        return {"uint8": image, "float": to_unit_range(image), "labelled": (image, i)}[self.kind]
+
+
+# ------------------------------------------------------------------------------------- order
+
+
+@given(
+    length=st.integers(1, 40),
+    batch=st.integers(1, 50),
+    seed=st.integers(0, 2**40),
+    epochs=st.integers(1, 4),
+)
+@settings(max_examples=60, deadline=None)
+def test_batches_hold_every_image_exactly_once_an_epoch(length, batch, seed, epochs):
+    stream = BatchStream(numbered(length), batch, seed)
+    seen = []
+    while len(seen) < epochs * length:
+        b = next(stream)
+        assert b.shape == (batch, 1, 1, 1)
+        assert b.dtype == torch.float32
+        seen += indices(b)
+    for epoch in range(epochs):
+        assert sorted(seen[epoch * length : (epoch + 1) * length]) == list(range(length))
+
+
+@given(length=st.integers(1, 30), start=st.integers(0, 200), count=st.integers(1, 80))
+@settings(max_examples=60, deadline=None)
+def test_every_place_of_the_sequence_is_found_directly(length, start, count):
+    from_the_start = list(islice(InfiniteShuffle(length, 7), start + count))[start:]
+    assert list(islice(InfiniteShuffle(length, 7, start), count)) == from_the_start
+    assert InfiniteShuffle(length, 7).take(start, count).tolist() == from_the_start
+
+
+def test_the_order_changes_with_the_epoch_and_the_seed():
+    orders = {
+        tuple(InfiniteShuffle(50, seed).take(50 * epoch, 50))
+        for seed in range(3)
+        for epoch in range(3)
+    }
+    assert len(orders) == 9
+    assert tuple(range(50)) not in orders
+
+
+@pytest.mark.parametrize("workers", [None, 0, 2])
+def test_the_position_can_be_set(workers):
+    dataset = numbered(10) if workers is None else Files(10, "uint8")
+    stream = BatchStream(dataset, 4, 1, workers=workers)
+    batches = [indices(next(stream)) for _ in range(7)]
+    assert stream.position == 7
+    stream.position = 2
+    assert [indices(next(stream)) for _ in range(5)] == batches[2:]
+    again = BatchStream(dataset, 4, 1, workers=workers)
+    again.position = 5
+    assert [indices(next(again)) for _ in range(2)] == batches[5:]
+
+
+@pytest.mark.parametrize("kind", ["uint8", "float", "labelled"])
+def test_a_map_style_dataset_gives_the_batches_of_memory(kind):
+    memory, files = BatchStream(numbered(9), 4, 3), BatchStream(Files(9, kind), 4, 3, workers=1)
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    for _ in range(6):
+        expected, batch = next(memory), next(files)
+        assert batch.dtype == torch.float32
+        assert torch.equal(batch, expected)
+    assert torch.equal(torch.get_rng_state(), state), "the loader drew from the global generator"
+
+
+# ------------------------------------------------------------------------------------- range
+
+
+def test_uint8_to_the_unit_range_and_back():
+    levels = torch.arange(256, dtype=torch.uint8)
+    x = to_unit_range(levels)
+    assert x.dtype == torch.float32
+    np.testing.assert_allclose(x, np.arange(256) / 127.5 - 1, atol=1e-7)
+    assert (x[0], x[-1]) == (-1, 1)
+    assert torch.equal(to_uint8(x), levels)
+    half = 0.49 / 127.5
+    assert torch.equal(to_uint8(x + half), levels)
+    assert torch.equal(to_uint8(x - half), levels)
+    assert to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_floating_point_data_is_kept(dtype):
+    values = torch.tensor([-1, -0.5, 0.25, 1], dtype=dtype).reshape(4, 1, 1, 1)
+    batch = next(BatchStream(values, 4, 0))
+    assert batch.dtype == torch.float32
+    assert sorted(batch.flatten().tolist()) == [-1, -0.5, 0.25, 1]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Images(torch.zeros(3, 2, 2)), r"images has shape \(3, 2, 2\)"),
+        (lambda: Images(torch.full((1, 1, 1, 1), 255.0)), r"\[255, 255\].*\[-1, 1\]"),
+        (lambda: Images(torch.full((1, 1, 1, 1), float("nan"))), "nan"),
+        (lambda: Images(torch.zeros(1, 1, 1, 1, dtype=torch.int64)), "int64"),
+        (lambda: Images(numbered(3), torch.zeros(2)), "labels has 2 entries, images 3"),
+        (lambda: BatchStream(numbered(3), 0, 1), "batch_size=0"),
+        (lambda: BatchStream(numbered(3), 1, -1), "seed=-1"),
+        (lambda: setattr(BatchStream(numbered(3), 1, 1), "position", -1), "position=-1"),
+        (lambda: next(BatchStream(FarFiles(4, "float"), 2, 0, workers=0)), r"\[-1, 1\]"),
+        (lambda: InfiniteShuffle(0, 1), "length=0"),
+    ],
+)
+def test_bad_data_is_refused(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+class FarFiles(Files):
+    def __getitem__(self, i):
+        return self.images[i] + 2.0
+
+
+# ---------------------------------------------------------------------------------- datasets
+
+
+def test_digits():
+    data = get_dataset("digits")
+    assert data.images.shape == (1797, 1, 8, 8)
+    assert data.images.dtype == torch.float32
+    pixels = (data.images + 1) * 8
+    assert torch.equal(pixels.unique(), torch.arange(17.0))
+    # the first image of the set is a zero: its middle is empty, its ring is not
+    assert data.labels[0] == 0
+    assert pixels[0, 0, 0].tolist() == [0, 0, 5, 13, 9, 1, 0, 0]
+    assert sorted(data.labels.unique().tolist()) == list(range(10))
+
+
+def cifar_batches(per_file):
+    """Files of CIFAR10's format whose every image has one value per channel and its own label."""
+    names = [name for name, _ in CIFAR10.train_list + CIFAR10.test_list]
+    for k, name in enumerate(names):
+        planes = np.arange(per_file * 3, dtype=np.uint8).reshape(-1, 3) + 20 * k
+        data = np.repeat(planes, 1024, axis=1)
+        labels = [(k + i) % 10 for i in range(per_file)]
+        yield name, pickle.dumps({"data": data, "labels": labels, "batch_label": name}, protocol=2)
+
+
+@pytest.fixture(params=["folder", "archive"])
+def cifar_root(request, tmp_path):
+    folder = tmp_path / "cifar-10-batches-py"
+    if request.param == "folder":
+        folder.mkdir()
+        for name, content in cifar_batches(4):
+            (folder / name).write_bytes(content)
+    else:
+        with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as tar:
+            for name, content in cifar_batches(4):
+                member = tarfile.TarInfo(f"{folder.name}/{name}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return tmp_path
+
+
+def test_cifar10_reads_folder_and_archive(cifar_root):
+    train = get_dataset("cifar10", cifar_root, check_md5=False)
+    assert train.images.shape == (20, 3, 32, 32)
+    assert train.images.dtype == torch.uint8
+    # image i of file k: channel c has the value 3 i + c + 20 k throughout
+    expected = torch.tensor(
+        [[20 * k + 3 * i + c for c in range(3)] for k in range(5) for i in range(4)]
+    )
+    assert (train.images == expected[:, :, None, None]).all()
+    assert train.labels.tolist() == [(k + i) % 10 for k in range(5) for i in range(4)]
+    test = get_dataset("cifar10", cifar_root, split="test", check_md5=False)
+    assert test.images[:, 0, 0, 0].tolist() == [100, 103, 106, 109]
+    assert next(BatchStream(train, 8, 0)).abs().max() <= 1
+
+
+def test_cifar10_with_wrong_contents_is_refused(cifar_root):
+    with pytest.raises(ValueError, match=r"data_batch_1.*must be c99cafc152244af753f735de768cd75f"):
+        get_dataset("cifar10", cifar_root)
+
+
+def test_cifar10_that_lacks_a_file_is_refused(tmp_path):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    with pytest.raises(ValueError, match=f"{folder}/data_batch_1 is missing"):
+        get_dataset("cifar10", tmp_path, check_md5=False)
+    folder.rmdir()
+    with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz"):
+        pass
+    with pytest.raises(ValueError, match=r"tar\.gz holds no data_batch_1"):
+        get_dataset("cifar10", tmp_path, check_md5=False)
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"not an archive")
+    with pytest.raises(ValueError, match=r"tar\.gz is damaged"):
+        get_dataset("cifar10", tmp_path, check_md5=False)
+
+
+class Surprise:
+    def __reduce__(self):
+        return (print, ("code from a dataset has run",))
+
+
+def test_cifar10_files_cannot_run_code(cifar_root, capsys):
+    folder = cifar_root / "cifar-10-batches-py"
+    folder.mkdir(exist_ok=True)
+    for name, _ in CIFAR10.train_list:
+        (folder / name).write_bytes(pickle.dumps({"data": Surprise(), "labels": []}))
+    with pytest.raises(ValueError, match="only arrays are read"):
+        get_dataset("cifar10", cifar_root, check_md5=False)
+    assert capsys.readouterr().out == ""
+
+
+def test_missing_data_says_where_it_was_looked_for_and_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="cifar10") as error:
+        get_dataset("cifar10")
+    message = str(error.value)
+    assert "\n" not in message
+    for part in (
+        f"{tmp_path}/data/cifar-10-batches-py",
+        f"{tmp_path}/data/cifar-10-python.tar.gz",
+        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        "c58f30108f718f92721af3b95e74349a",
+    ):
+        assert part in message
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match=r"dataset='mnist': must be one of .*cifar10, .*digits"):
+        get_dataset("mnist")
+    with pytest.raises(ValueError, match="split='val'"):
+        get_dataset("cifar10", split="val")
+
+
+def test_later_datasets_register_themselves(monkeypatch, tmp_path):
+    monkeypatch.setattr(datasets, "DATASETS", dict(datasets.DATASETS))
+
+    @register("toy")
+    def toy(root, *, count=2):
+        return Images(numbered(count))
+
+    assert len(get_dataset("toy", tmp_path, count=5)) == 5

@@ -1,0 +1,169 @@
+"""Checkpoints in the host's layout: one folder a checkpoint, one file a state.
+
+    ckpts/IT.ckpt/it.pth  best_val_loss.pth
+                  models_states/NAME.pth      ema_models_states/NAME.pth
+                  optimizers_states/NAME.pth  lr_schedulers_states/NAME.pth
+                  resume.pth                  (not the host's: what an exact continuation needs)
+
+A folder is written under a temporary name and renamed when it is complete. Every file is read with
+`weights_only=True`, so that a checkpoint from elsewhere cannot run code.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+PARTS = ("models", "ema_models", "optimizers", "lr_schedulers")
+_FOLDER = re.compile(r"(\d+)\.ckpt")
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint that cannot be read, or that lacks a file."""
+
+
+@dataclass
+class Checkpoint:
+    """The state after `iteration` steps."""
+
+    iteration: int
+    states: dict[str, dict[str, Any]]  # one of PARTS -> name -> state dict
+    best_val_loss: float = float("inf")
+    resume: dict[str, Any] | None = field(default=None)  # None: not written by us
+
+
+def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write `folder`/IT.ckpt and return its path; one of that name is replaced."""
+    path = folder / f"{checkpoint.iteration}.ckpt"
+    temporary = path.with_name(path.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    _save(checkpoint.iteration, temporary / "it.pth")
+    _save(checkpoint.best_val_loss, temporary / "best_val_loss.pth")
+    if checkpoint.resume is not None:
+        _save(checkpoint.resume, temporary / "resume.pth")
+    for part in PARTS:
+        (temporary / f"{part}_states").mkdir()
+        for name, state in checkpoint.states[part].items():
+            _save(state, temporary / f"{part}_states" / f"{name}.pth")
+    if path.exists():
+        # Only a damaged one is ever replaced: an intact one would have been continued from.
+        shutil.rmtree(path)
+    temporary.rename(path)
+    _sync(folder)
+    return path
+
+
+def read_checkpoint(path: Path, names: Mapping[str, Iterable[str]]) -> Checkpoint:
+    """Read the states called `names` (one of PARTS -> names) from the folder `path`."""
+    iteration = _load(path / "it.pth")
+    match = _FOLDER.fullmatch(path.name)
+    if match and iteration != int(match[1]):
+        raise DamagedCheckpoint(f"{path}: it.pth holds {iteration!r}")
+    resume = path / "resume.pth"
+    return Checkpoint(
+        iteration=iteration,
+        best_val_loss=float(_load(path / "best_val_loss.pth")),
+        states={
+            part: {name: _load(path / f"{part}_states" / f"{name}.pth") for name in names[part]}
+            for part in PARTS
+        },
+        resume=_load(resume) if resume.exists() else None,
+    )
+
+
+def checkpoint_paths(folder: Path) -> dict[int, Path]:
+    """The checkpoints in `folder` by iteration, the newest first; complete or not."""
+    entries = folder.iterdir() if folder.is_dir() else ()
+    found = {int(m[1]): path for path in entries if (m := _FOLDER.fullmatch(path.name))}
+    return dict(sorted(found.items(), reverse=True))
+
+
+def newest_checkpoint(
+    folder: Path, names: Mapping[str, Iterable[str]], limit: int
+) -> tuple[Path, Checkpoint] | None:
+    """The newest readable checkpoint of at most `limit` iterations, None where there is none.
+
+    A damaged one is reported and the one before is used; if all are damaged, the run is not
+    silently started anew.
+    """
+    paths = [path for iteration, path in checkpoint_paths(folder).items() if iteration <= limit]
+    for path in paths:
+        try:
+            return path, read_checkpoint(path, names)
+        except DamagedCheckpoint as error:
+            logger.warning("damaged checkpoint, looking for the one before: %s", error)
+    if paths:
+        raise DamagedCheckpoint(
+            f"none of the {len(paths)} checkpoints in {folder} can be read: move them away to "
+            "train from the start"
+        )
+    return None
+
+
+def prune(folder: Path, keep: int | None, upto: int) -> None:
+    """Remove all but the `keep` newest checkpoints of at most `upto` iterations; None keeps all."""
+    if keep is None:
+        return
+    done = [path for iteration, path in checkpoint_paths(folder).items() if iteration <= upto]
+    for path in done[keep:]:
+        shutil.rmtree(path)
+
+
+def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """A plain state dict from one file, such as the published checkpoints are."""
+    file = Path(path).absolute()
+    if not file.is_file():
+        raise ValueError(f"no checkpoint at {file}: give the path of a state dict saved as .pth")
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can raise anything
+        raise ValueError(
+            f"{file} is damaged or holds more than weights ({_first_line(error)}). If you trust "
+            f"its origin, convert it: python -c \"import torch; torch.save(torch.load('{file}', "
+            "map_location='cpu', weights_only=False)['KEY'], 'weights.pth')\", KEY being the entry "
+            "with the state dict"
+        ) from error
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        found = f"the entries {list(state)[:8]}" if isinstance(state, Mapping) else type(state)
+        raise ValueError(f"{file} holds {found}: must be a plain state dict, name -> tensor")
+    return dict(state)
+
+
+def _save(value: Any, path: Path) -> None:
+    with open(path, "wb") as file:
+        torch.save(value, file)
+        file.flush()
+        os.fsync(file.fileno())  # else a power cut after the rename could leave empty files
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _load(path: Path) -> Any:
+    if not path.is_file():
+        raise DamagedCheckpoint(f"{path} is missing")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can raise anything
+        raise DamagedCheckpoint(f"{path}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,111 @@
+"""The objectives of the host of SN-DPM and NPR-DPM (arXiv 2206.07309), in discrete time.
+
+DTDSM      the plain noise prediction of DDPM (arXiv 2006.11239, equation 14)
+DTDSDM     SN: a second output learns E[eps^2 | x_n] (arXiv 2206.07309, section 3.2)
+DTDSDMErr  NPR: a second output learns E[(eps - eps_pred)^2 | x_n] (section 3.3)
+Norms are sums over the dimensions of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import ClassVar
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from .criterion_base import Criterion, sum_squares
+from .schedule import Schedule
+
+Wrapper = Callable[..., Tensor | tuple[Tensor, Tensor]]
+
+
+class DTDSM(Criterion):
+    """|eps - eps_pred|^2 at one random step an image."""
+
+    typ: ClassVar[str] = "eps"  # what the wrapper must predict
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        wrapper: Wrapper,
+        models: Mapping[str, nn.Module],
+        optimizers: Mapping[str, Optimizer],
+        lr_schedulers: Mapping[str, LRScheduler],
+    ) -> None:
+        super().__init__(models, optimizers, lr_schedulers)
+        typ = getattr(wrapper, "typ", self.typ)
+        if typ != self.typ:
+            raise ValueError(f"wrapper.typ={typ!r}: {type(self).__name__} needs {self.typ!r}")
+        self.schedule = schedule
+        self.wrapper = wrapper
+
+    def terms(self, v: Tensor) -> dict[str, Tensor]:
+        """The parts of the objective by name, each [B], before they are weighted."""
+        n, eps, xn = self.schedule.sample(v)
+        return {"dsm": sum_squares(eps - self.wrapper(xn, n))}
+
+    def objective(self, v: Tensor) -> Tensor:
+        """The loss of each image of `v`, [B]."""
+        terms = self.terms(v)
+        for name, values in terms.items():
+            self._record(name, values)
+        return self.combine(**terms)
+
+    def combine(self, dsm: Tensor) -> Tensor:
+        """The objective from its parts."""
+        return dsm
+
+
+class DTDSDM(DTDSM):
+    """|eps - eps_pred|^2 + ratio |eps^2 - eps2_pred|^2.
+
+    `ratio` is a number >= 0, or "adaptive": what makes the two parts of equal size in this batch,
+    taken as a constant.
+    """
+
+    typ: ClassVar[str] = "eps_eps2"
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        ratio: float | str,
+        wrapper: Wrapper,
+        models: Mapping[str, nn.Module],
+        optimizers: Mapping[str, Optimizer],
+        lr_schedulers: Mapping[str, LRScheduler],
+    ) -> None:
+        super().__init__(schedule, wrapper, models, optimizers, lr_schedulers)
+        if ratio != "adaptive" and (isinstance(ratio, str) or not 0 <= ratio < float("inf")):
+            raise ValueError(f"ratio={ratio!r}: must be a finite number >= 0 or 'adaptive'")
+        self.ratio = ratio
+
+    def terms(self, v: Tensor) -> dict[str, Tensor]:
+        """The parts of the objective by name, each [B], before they are weighted."""
+        n, eps, xn = self.schedule.sample(v)
+        eps_pred, second = self.wrapper(xn, n)
+        return {
+            "dsm": sum_squares(eps - eps_pred),
+            "ddm": sum_squares(self.second_target(eps, eps_pred) - second),
+        }
+
+    def second_target(self, eps: Tensor, eps_pred: Tensor) -> Tensor:
+        """What the second output learns the mean of."""
+        return eps.square()
+
+    def combine(self, dsm: Tensor, ddm: Tensor) -> Tensor:
+        """The objective from its parts."""
+        if self.ratio == "adaptive":
+            return dsm + dsm.detach().mean() / ddm.detach().mean() * ddm
+        return dsm + self.ratio * ddm
+
+
+class DTDSDMErr(DTDSDM):
+    """|eps - eps_pred|^2 + ratio |(eps - eps_pred)^2 - epsc_pred|^2, `ratio` as in DTDSDM."""
+
+    typ: ClassVar[str] = "eps_epsc"
+
+    def second_target(self, eps: Tensor, eps_pred: Tensor) -> Tensor:
+        """What the second output learns the mean of; the noise prediction learns nothing by it."""
+        return (eps - eps_pred).detach().square()

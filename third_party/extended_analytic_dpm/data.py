@@ -1,0 +1,177 @@
+"""Batches without end, in an order that depends on the seed and the position alone.
+
+Images are in [-1, 1], float32, [B,C,H,W]. The order is one permutation an epoch; a batch may run
+over the end of an epoch, so that all batches are full and every image is seen once an epoch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """A dataset held in memory: uint8 in 0..255, or floating point in [-1, 1], [M,C,H,W]."""
+
+    images: Tensor
+    labels: Tensor | None = None  # [M], for evaluation; training does not look at them
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or len(self.images) == 0:
+            raise ValueError(f"images has shape {tuple(self.images.shape)}: must be [M,C,H,W]")
+        if self.labels is not None and len(self.labels) != len(self.images):
+            raise ValueError(f"labels has {len(self.labels)} entries, images {len(self.images)}")
+        _check_range(self.images)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """uint8 in 0..255 to float32 in [-1, 1]; floating point is only cast."""
+    if images.dtype == torch.uint8:
+        return images.to(torch.float32).div_(127.5).sub_(1.0)
+    return images.to(torch.float32)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[-1, 1] to the nearest of 0..255, as image files hold it; values outside are clipped."""
+    return ((images + 1.0) * 127.5 + 0.5).clamp(0, 255).to(torch.uint8)
+
+
+class InfiniteShuffle(Sampler[int]):
+    """The numbers 0..length-1 without end, each once an epoch, from the `start`-th on.
+
+    Epoch e is the permutation of NumPy's default generator seeded by (seed, e): any place of the
+    sequence is found without drawing what comes before it.
+    """
+
+    def __init__(self, length: int, seed: int, start: int = 0) -> None:
+        if length < 1:
+            raise ValueError(f"length={length!r}: must be at least 1")
+        if seed < 0 or start < 0:
+            raise ValueError(f"seed={seed!r}, start={start!r}: must not be negative")
+        self.length = length
+        self.seed = seed
+        self.start = start
+        self._cached: tuple[int, npt.NDArray[np.int64]] | None = None
+
+    def __iter__(self) -> Iterator[int]:
+        place = self.start
+        while True:
+            epoch, offset = divmod(place, self.length)
+            yield from self._permutation(epoch)[offset:].tolist()
+            place += self.length - offset
+
+    def take(self, start: int, count: int) -> npt.NDArray[np.int64]:
+        """The `count` numbers from the `start`-th of the sequence on."""
+        parts = []
+        while count > 0:
+            epoch, offset = divmod(start, self.length)
+            parts.append(self._permutation(epoch)[offset : offset + count])
+            start += len(parts[-1])
+            count -= len(parts[-1])
+        return np.concatenate(parts)
+
+    def _permutation(self, epoch: int) -> npt.NDArray[np.int64]:
+        if self._cached is None or self._cached[0] != epoch:
+            generator = np.random.default_rng((self.seed, epoch))
+            self._cached = (epoch, generator.permutation(self.length))
+        return self._cached[1]
+
+
+class BatchStream(Iterator[Tensor]):
+    """Batches of `dataset` on `device`; `position` counts those given out and can be set.
+
+    dataset   Images or a tensor like it: kept on the device, a batch is one index operation.
+              Otherwise a map-style dataset of images [C,H,W], or tuples that begin with one: read
+              by `workers` processes (default: up to 4, as many as there are cores). It must give
+              the same image for the same index, or a continued run differs from an unbroken one.
+    """
+
+    def __init__(
+        self,
+        dataset: Images | Tensor | Dataset[Any],
+        batch_size: int,
+        seed: int,
+        *,
+        device: torch.device | str = "cpu",
+        workers: int | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size!r}: must be at least 1")
+        if isinstance(dataset, Tensor):
+            dataset = Images(dataset)
+        self.batch_size = batch_size
+        self.device = torch.device(device)
+        self.workers = min(4, os.cpu_count() or 1) if workers is None else workers
+        self._shuffle = InfiniteShuffle(len(dataset), seed)  # type: ignore[arg-type]
+        self._images = dataset.images.to(self.device) if isinstance(dataset, Images) else None
+        self._dataset = dataset
+        self._loader: Iterator[Any] | None = None
+        self._position = 0
+
+    @property
+    def position(self) -> int:
+        """How many batches were given out."""
+        return self._position
+
+    @position.setter
+    def position(self, position: int) -> None:
+        if position < 0:
+            raise ValueError(f"position={position!r}: must not be negative")
+        self._position = position
+        self._loader = None  # its workers have already read ahead from elsewhere
+
+    def __next__(self) -> Tensor:
+        batch = self._gather() if self._images is not None else self._load()
+        self._position += 1
+        return to_unit_range(batch)
+
+    def _gather(self) -> Tensor:
+        indices = self._shuffle.take(self._position * self.batch_size, self.batch_size)
+        return self._images[torch.from_numpy(indices).to(self.device, non_blocking=True)]
+
+    def _load(self) -> Tensor:
+        first = self._loader is None
+        if self._loader is None:
+            self._loader = self._start_loader()
+        batch = next(self._loader)
+        images = batch if isinstance(batch, Tensor) else batch[0]
+        if first:
+            _check_range(images)
+        return images.to(self.device, non_blocking=True)
+
+    def _start_loader(self) -> Iterator[Any]:
+        shuffle = self._shuffle
+        start = self._position * self.batch_size
+        loader = DataLoader(
+            self._dataset,
+            batch_size=self.batch_size,
+            sampler=InfiniteShuffle(shuffle.length, shuffle.seed, start),
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            # Without one of its own the loader would draw from the global generator, and a
+            # continued run, which starts one loader more, would see other noise.
+            generator=torch.Generator().manual_seed(shuffle.seed),
+        )
+        return iter(loader)
+
+
+def _check_range(images: Tensor) -> None:
+    if images.dtype == torch.uint8:
+        return
+    if not images.is_floating_point():
+        raise ValueError(f"images has dtype {images.dtype}: must be uint8 or floating point")
+    low, high = images.min().item(), images.max().item()
+    if not -1 <= low <= high <= 1:
+        raise ValueError(f"images has values in [{low:g}, {high:g}]: must lie in [-1, 1]")

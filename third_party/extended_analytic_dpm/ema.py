@@ -1,0 +1,38 @@
+"""The exponential moving average of the weights, with which images are drawn (arXiv 2006.11239)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+
+class EMA:
+    """Averaged copies of networks: average <- rate * average + (1 - rate) * weight, each update.
+
+    `models` maps names to networks; `self.models` maps the same names to the copies, which are in
+    eval mode and need no gradient. Buffers (running statistics, counters) are copied as they are.
+    """
+
+    def __init__(self, models: Mapping[str, nn.Module], rate: float = 0.9999) -> None:
+        if not 0 <= rate < 1:
+            raise ValueError(f"rate={rate!r}: must lie in [0, 1)")
+        self.rate = rate
+        self.models = {
+            name: copy.deepcopy(model).eval().requires_grad_(False)
+            for name, model in models.items()
+        }
+        self._sources = dict(models)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the networks' present weights."""
+        for name, average in self.models.items():
+            source = self._sources[name]
+            torch._foreach_lerp_(
+                list(average.parameters()), list(source.parameters()), weight=1 - self.rate
+            )
+            for kept, buffer in zip(average.buffers(), source.buffers(), strict=True):
+                kept.copy_(buffer)

@@ -1,0 +1,53 @@
+"""The random states that a training step draws from, as data that `weights_only` loading accepts.
+
+The step's number n comes from NumPy's global state, noise and dropout from PyTorch's generators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+# The host draws from the global state, and a port must, for hooks to meet the same behaviour.
+# ruff: noqa: NPY002
+
+
+def seed_everything(seed: int) -> None:
+    """Start NumPy's global state and PyTorch's generators on all devices at `seed`."""
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def capture() -> dict[str, Any]:
+    """The present states, as tensors and plain numbers."""
+    _, keys, pos, has_gauss, cached = np.random.get_state()
+    return {
+        "numpy_keys": torch.from_numpy(keys.astype(np.int64)),
+        "numpy_rest": [int(pos), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+    }
+
+
+def restore(states: dict[str, Any]) -> None:
+    """Go back to states that `capture` gave; those of devices that are not here are left out."""
+    keys = states["numpy_keys"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, *states["numpy_rest"]))
+    torch.set_rng_state(states["torch"])
+    if torch.cuda.is_available():
+        for device, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(state, device)
+
+
+@contextmanager
+def preserved() -> Iterator[None]:
+    """What happens inside draws from the states, but leaves them as they were."""
+    before = capture()
+    try:
+        yield
+    finally:
+        restore(before)

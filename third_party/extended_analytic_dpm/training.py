@@ -1,0 +1,197 @@
+"""The training loop of the hosts: steps, average, log, checkpoints, and continuing from them.
+
+A run that was stopped anywhere continues from its newest checkpoint; on the CPU its weights are
+byte for byte those of a run that was never stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from . import random_states
+from .checkpoints import Checkpoint, newest_checkpoint, prune, write_checkpoint
+from .criterion_base import Criterion
+from .ema import EMA
+from .window import Window
+
+logger = logging.getLogger(__name__)
+
+
+class Batches(Protocol):
+    """An endless iterator whose `position` counts the batches given out."""
+
+    position: int
+
+    def __next__(self) -> Tensor: ...
+
+
+class TrainingDiverged(ValueError):
+    """The loss or a weight is no longer a finite number."""
+
+    def __init__(self, what: str, iteration: int, last_good: Path | None) -> None:
+        self.iteration = iteration
+        self.last_good = last_good
+        kept = f"the last good checkpoint is {last_good}" if last_good else "no checkpoint before"
+        super().__init__(f"{what} is not finite at iteration {iteration}; {kept}")
+
+
+class Trainer:
+    """Trains `criterion` on `data` for `n_iters` steps, with checkpoints in `folder`/ckpts.
+
+    ckpt_every     steps between checkpoints; the last step always has one
+    log_every      steps between calls of on_log(iteration, {name: mean since the last call}); after
+                   a continuation the iterations since the checkpoint are reported again
+    on_checkpoint  called as on_checkpoint(iteration, path) after each checkpoint; neither callback
+                   disturbs the random states, so they may draw as they like
+    seed           of the random states of a run that starts anew
+    keep           how many checkpoints stay (the newest); None for all, as the host does
+    """
+
+    def __init__(
+        self,
+        criterion: Criterion,
+        ema: EMA,
+        data: Batches,
+        folder: str | os.PathLike[str],
+        *,
+        n_iters: int,
+        ckpt_every: int,
+        log_every: int,
+        on_log: Callable[[int, dict[str, float]], None] | None = None,
+        on_checkpoint: Callable[[int, Path], None] | None = None,
+        seed: int = 1234,
+        progress: bool = True,
+        keep: int | None = None,
+    ) -> None:
+        counts = {"n_iters": n_iters, "ckpt_every": ckpt_every, "log_every": log_every}
+        for name, count in (counts if keep is None else counts | {"keep": keep}).items():
+            if count < 1:
+                raise ValueError(f"{name}={count!r}: must be at least 1")
+        self.criterion = criterion
+        self.ema = ema
+        self.data = data
+        self.ckpts = Path(folder).absolute() / "ckpts"
+        self.n_iters = n_iters
+        self.ckpt_every = ckpt_every
+        self.log_every = log_every
+        self.on_log = on_log
+        self.on_checkpoint = on_checkpoint
+        self.seed = seed
+        self.progress = progress
+        self.keep = keep
+        self._window = Window()
+        self._best_val_loss = float("inf")
+        self._last_good: Path | None = None
+
+    def run(self) -> None:
+        """Train up to `n_iters`, from the newest checkpoint on; a finished run is only loaded."""
+        start = self._continue()
+        self._set_train()
+        with tqdm(
+            total=self.n_iters, initial=start, unit="it", disable=not self.progress
+        ) as progress:
+            for iteration in range(start + 1, self.n_iters + 1):
+                self.criterion.update(self.data)
+                self.ema.update()
+                self._window.add(iteration, self.criterion.statistics)
+                progress.update()
+                self._after_step(iteration, progress)
+
+    def _after_step(self, iteration: int, progress: Any) -> None:
+        log = iteration % self.log_every == 0
+        save = iteration % self.ckpt_every == 0 or iteration == self.n_iters
+        # Only here does the loop wait for the device.
+        if not (log or save or self._window.is_full):
+            return
+        bad = self._window.read("loss")
+        if bad is not None:
+            raise TrainingDiverged("the loss", bad, self._last_good)
+        if log:
+            means = self._window.means()
+            progress.set_postfix({name: f"{mean:.4g}" for name, mean in means.items()})
+            self._call(self.on_log, iteration, means)
+        if save:
+            self._last_good = self._save(iteration)
+            self._call(self.on_checkpoint, iteration, self._last_good)
+
+    def _save(self, iteration: int) -> Path:
+        # A finite loss can still have an infinite gradient.
+        if not all(_is_finite(m) for m in self._networks()):
+            raise TrainingDiverged("a weight", iteration, self._last_good)
+        checkpoint = Checkpoint(
+            iteration=iteration,
+            best_val_loss=self._best_val_loss,
+            states={
+                part: {name: owner.state_dict() for name, owner in owners.items()}
+                for part, owners in self._parts().items()
+            },
+            resume={
+                "random": random_states.capture(),
+                "data_position": self.data.position,
+                "window": self._window.state_dict(),
+            },
+        )
+        path = write_checkpoint(self.ckpts, checkpoint)
+        prune(self.ckpts, self.keep, upto=iteration)
+        return path
+
+    def _continue(self) -> int:
+        """Load the newest checkpoint, if there is one, and return its iteration, else 0."""
+        self._window = Window()
+        parts = self._parts()
+        found = newest_checkpoint(self.ckpts, parts, limit=self.n_iters)
+        if found is None:
+            random_states.seed_everything(self.seed)
+            self.data.position = 0
+            return 0
+        path, checkpoint = found
+        try:
+            for part, owners in parts.items():
+                for name, owner in owners.items():
+                    owner.load_state_dict(checkpoint.states[part][name])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise ValueError(f"{path} is of another network or optimiser: {error}") from error
+        self._best_val_loss = checkpoint.best_val_loss
+        self._last_good = path
+        if checkpoint.resume is None:
+            logger.warning("%s holds no random states: continuing with others", path)
+            random_states.seed_everything(self.seed + checkpoint.iteration)
+            self.data.position = checkpoint.iteration
+        else:
+            random_states.restore(checkpoint.resume["random"])
+            self.data.position = checkpoint.resume["data_position"]
+            self._window.load_state_dict(checkpoint.resume["window"])
+        return checkpoint.iteration
+
+    def _parts(self) -> dict[str, dict[str, Any]]:
+        return {
+            "models": self.criterion.models,
+            "ema_models": self.ema.models,
+            "optimizers": self.criterion.optimizers,
+            "lr_schedulers": self.criterion.lr_schedulers,
+        }
+
+    def _networks(self) -> Iterable[nn.Module]:
+        return [*self.criterion.models.values(), *self.ema.models.values()]
+
+    def _set_train(self) -> None:
+        for model in self.criterion.models.values():
+            model.train()
+
+    def _call(self, callback: Callable[..., None] | None, *arguments: Any) -> None:
+        if callback is not None:
+            with random_states.preserved():
+                callback(*arguments)
+            self._set_train()  # it may have looked at the network in eval mode
+
+
+def _is_finite(model: nn.Module) -> bool:
+    return all(torch.stack([p.detach().isfinite().all() for p in model.parameters()]).tolist())

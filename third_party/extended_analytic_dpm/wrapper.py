@@ -1,0 +1,67 @@
+"""Between the steps n = 1..N of a schedule and a network that was trained with its own habits.
+
+The network receives t = n (n - 1 where `shift1`: checkpoints of the DDIM line), times 1000/N where
+`rescale_timesteps`, so that a network of any N sees times on the same scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+TYPES = ("eps", "x0", "eps_eps2", "eps_epsc", "eps_iddpm")
+
+
+class DTWrapper:
+    """A network as a function of (x_n, n); `typ` says what it predicts.
+
+    eps        the noise                 x0         the image
+    eps_eps2   the noise and its square  eps_epsc   the noise and the squared error of that
+    eps_iddpm  the noise and the position between the two extreme log variances
+    """
+
+    def __init__(
+        self,
+        model: Callable[[Tensor, Tensor], Tensor],
+        typ: str,
+        rescale_timesteps: bool = True,
+        shift1: bool = False,
+        N: int = 1000,
+    ) -> None:
+        if typ not in TYPES:
+            raise ValueError(f"typ={typ!r}: must be one of {', '.join(TYPES)}")
+        if N < 1:
+            raise ValueError(f"N={N!r}: must be at least 1")
+        self.model = model
+        self.typ = typ
+        self.rescale_timesteps = rescale_timesteps
+        self.shift1 = shift1
+        self.N = N
+
+    def __call__(self, xn: Tensor, n: Any) -> Tensor | tuple[Tensor, Tensor]:
+        """The network's output for `xn` [B,C,H,W] at step `n` (a number, or [B] of any kind).
+
+        Where `typ` names two predictions, the output's two channel halves.
+        """
+        out = self.model(xn, self._times(xn, n))
+        if "_" not in self.typ:
+            return out
+        if out.shape[1] % 2:
+            raise ValueError(f"{out.shape[1]} output channels: typ {self.typ!r} needs two halves")
+        first, second = out.chunk(2, dim=1)
+        return first, second
+
+    def _times(self, xn: Tensor, n: Any) -> Tensor:
+        if not isinstance(n, Tensor):
+            n = torch.from_numpy(np.array(n))
+        if n.ndim > 1 or (n.ndim == 1 and len(n) != len(xn)):
+            raise ValueError(f"n has shape {tuple(n.shape)}: must be one number or [{len(xn)}]")
+        t = n.to(xn.device, non_blocking=True) - int(self.shift1)
+        if self.rescale_timesteps:
+            # Half precision would merge neighbouring steps.
+            t = t.to(torch.promote_types(xn.dtype, torch.float32)) * (1000.0 / self.N)
+        return t.expand(len(xn))
