@@ -60,7 +60,11 @@ def detach(criterion: Any) -> Any:
     """Give the criterion its own objective back; ValueError if nothing is attached."""
     if getattr(criterion, _MARK, None) is None:
         raise ValueError(f"no SA loss is attached to this {type(criterion).__name__}")
-    del criterion.objective
+    hooked: _HookedObjective = getattr(criterion, _MARK)
+    if hooked.replaced is None:
+        del criterion.objective
+    else:
+        criterion.objective = hooked.replaced
     delattr(criterion, _MARK)
     return criterion
 
@@ -94,6 +98,7 @@ class _HookedObjective:
     def __init__(self, criterion: Any, loss: SALoss) -> None:
         self._criterion = criterion
         self._objective = criterion.objective
+        self.replaced = vars(criterion).get("objective")  # None: the class's own method
         self._loss = loss
         schedule = loss.schedule
         self._tables = DeviceTables(signal=schedule.cum_alphas**0.5, sigma=schedule.cum_betas**0.5)

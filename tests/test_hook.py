@@ -1,0 +1,225 @@
+"""attach(): the SA term on a host's objective, without editing the host."""
+
+import numpy as np
+import pytest
+import torch
+
+from sa_plugin.hook import attach, detach
+from sa_plugin.loss import SALoss
+from sa_plugin.schedule import NoiseSchedule
+from tests.toys import images, over, toy_eps
+from third_party.extended_analytic_dpm.criterions import DTDSDM, DTDSM, DTDSDMErr
+from third_party.extended_analytic_dpm.schedule import NamedSchedule
+from third_party.extended_analytic_dpm.wrapper import DTWrapper
+
+HOST = NamedSchedule("linear", 100)
+SCHEDULE = NoiseSchedule.linear(100)
+X0 = images(0, 32, 2, 3, 3)
+
+
+class Network(torch.nn.Module):
+    """A host's network: one output or two halves; notes the times it is called with."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor([1.1, 0.9], dtype=torch.float64))
+        self.outputs = outputs
+        self.times: list[torch.Tensor] = []
+
+    def forward(self, x, t):
+        self.times.append(t)
+        eps = self.scale[0] * toy_eps(x, t)
+        if self.outputs == 1:
+            return eps
+        return torch.cat([eps, self.scale[1] * (0.3 + 0.2 * torch.cos(x + 0.002 * over(t, x)))], 1)
+
+
+def criterion_of(kind, network, **wrapper_options):
+    typ = {DTDSM: "eps", DTDSDM: "eps_eps2", DTDSDMErr: "eps_epsc"}[kind]
+    wrapper = DTWrapper(network, typ, N=HOST.N, **wrapper_options)
+    states = (wrapper, {"model": network}, {}, {})
+    return kind(HOST, *states) if kind is DTDSM else kind(HOST, 1.0, *states)
+
+
+def seed():
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+def objective(kind, loss=None, **wrapper_options):
+    """Values, gradient and criterion of one evaluation, always from the same random states."""
+    network = Network(1 if kind is DTDSM else 2)
+    criterion = criterion_of(kind, network, **wrapper_options)
+    if loss is not None:
+        assert attach(criterion, loss) is criterion
+    seed()
+    values = criterion.objective(X0)
+    values.mean().backward()
+    return values.detach(), network.scale.grad.clone(), criterion, network
+
+
+KINDS = [DTDSM, DTDSDM, DTDSDMErr]
+OPTIONS = [
+    {},
+    {"backprop": "one"},
+    {"window": "paper"},
+    {"window": "paper", "backprop": "one"},
+    {"noise": "shared"},
+    {"noise": "chain", "backprop": "one"},
+    {"stack": False},
+    {"weighting": "relative"},
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("wrapper", [{}, {"shift1": True, "rescale_timesteps": False}], ids=str)
+def test_adds_lambda_times_the_sa_term(kind, options, wrapper):
+    """The host's value and the SA term of a loss called by hand at the host's own n and eps."""
+    plain, plain_gradient, *_ = objective(kind, **wrapper)
+    loss = SALoss(SCHEDULE, K=3, lam=0.7, **options)
+    values, gradient, criterion, network = objective(kind, loss, **wrapper)
+
+    # By hand: the host draws n by NumPy and eps by torch; what comes after is the plugin's.
+    network.scale.grad = None
+    seed()
+    n_host, eps, x = HOST.sample(X0)
+    shift = int(wrapper.get("shift1", False))
+    rate = 1.0 if wrapper else 1000 / HOST.N
+
+    def eps_model(x, n):
+        return network.scale[0] * toy_eps(x, (n - shift) * rate)
+
+    n = torch.as_tensor(n_host)
+    simple, sa = loss.sa_term(eps_model, X0, n, eps, eps_model(x, n))
+    (0.7 * sa.mean()).backward()
+    # eps is recovered from x_n: good to rounding over sqrt(cum_beta_1).
+    torch.testing.assert_close(values, plain + 0.7 * sa, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(gradient, plain_gradient + network.scale.grad, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(criterion.statistics["sa_loss"], sa.mean().detach())
+    torch.testing.assert_close(criterion.statistics["simple_loss"], simple.mean().detach())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("backprop", ["all", "one"])
+@pytest.mark.parametrize("K", [1, 2, 4])
+def test_sa_k_makes_k_calls(kind, backprop, K):
+    loss = SALoss(SCHEDULE, K=K, backprop=backprop, stack=False)
+    seed()
+    *_, network = objective(kind, loss)
+    assert len(network.times) == K
+    stacked = SALoss(SCHEDULE, K=K, backprop=backprop)
+    *_, network = objective(kind, stacked)
+    assert len(network.times) == min(K, 2)
+    assert sum(len(t) for t in network.times) <= K * len(X0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lambda_zero_leaves_the_host_alone(kind):
+    plain, plain_gradient, *_ = objective(kind)
+    values, gradient, criterion, network = objective(kind, SALoss(SCHEDULE, K=3, lam=0))
+    assert torch.equal(values, plain)
+    assert torch.equal(gradient, plain_gradient)
+    assert len(network.times) == 1
+    assert criterion.statistics["sa_loss"] == 0
+
+
+def test_head_parameters_get_no_gradient_from_the_sa_term():
+    _, plain, *_ = objective(DTDSDM)
+    _, gradient, *_ = objective(DTDSDM, SALoss(SCHEDULE, lam=0.7))
+    assert gradient[1] == plain[1]
+    assert gradient[0] != plain[0]
+
+
+def test_hosts_that_keep_floats_get_floats():
+    criterion = criterion_of(DTDSM, Network(1))
+    own = criterion.objective
+
+    def with_floats(v):
+        values = own(v)
+        criterion.statistics["dsm"] = values.mean().item()
+        return values
+
+    criterion.objective = with_floats
+    attach(criterion, SALoss(SCHEDULE))
+    criterion.objective(X0)
+    assert isinstance(criterion.statistics["sa_loss"], float)
+
+
+def test_x0_networks_are_understood():
+    """A host that predicts x_0: eps follows from it, at the host's call and at the added ones."""
+
+    class X0Criterion:
+        statistics: dict = {}
+        schedule = HOST
+
+        def __init__(self):
+            self.wrapper = DTWrapper(lambda x, t: torch.tanh(x), "x0", N=HOST.N)
+
+        def objective(self, v):
+            n, _, x = HOST.sample(v)
+            return (self.wrapper(x, n) - v).square().flatten(1).sum(1)
+
+    criterion = attach(X0Criterion(), SALoss(SCHEDULE, K=2))
+    seed()
+    criterion.objective(X0)
+    seed()
+    n, eps, x = HOST.sample(X0)
+
+    def eps_model(x, n):
+        a = torch.tensor(SCHEDULE.cum_alphas)[n].reshape(-1, 1, 1, 1)
+        return (x - a.sqrt() * torch.tanh(x)) / (1 - a).sqrt()
+
+    n = torch.as_tensor(n)
+    _, sa = SALoss(SCHEDULE, K=2).sa_term(eps_model, X0, n, eps, eps_model(x, n))
+    torch.testing.assert_close(criterion.statistics["sa_loss"], sa.mean(), rtol=1e-6, atol=1e-9)
+
+
+def test_detach_gives_the_objective_back():
+    criterion = criterion_of(DTDSM, Network(1))
+    attach(criterion, SALoss(SCHEDULE))
+    detach(criterion)
+    seed()
+    values = criterion.objective(X0)
+    assert torch.equal(values.detach(), objective(DTDSM)[0])
+    with pytest.raises(ValueError, match="no SA loss is attached"):
+        detach(criterion)
+    attach(criterion, SALoss(SCHEDULE))  # and again
+
+
+def test_detach_gives_back_an_objective_that_was_replaced_before():
+    criterion = criterion_of(DTDSM, Network(1))
+    replaced = criterion.objective = lambda v: v
+    detach(attach(criterion, SALoss(SCHEDULE)))
+    assert criterion.objective is replaced
+
+
+def test_a_failing_objective_leaves_the_wrapper_in_place():
+    criterion = criterion_of(DTDSM, Network(1))
+    wrapper = criterion.wrapper
+    attach(criterion, SALoss(SCHEDULE))
+    with pytest.raises(AttributeError):
+        criterion.objective(None)
+    assert criterion.wrapper is wrapper
+
+
+def test_refusals():
+    criterion = criterion_of(DTDSM, Network(1))
+    with pytest.raises(ValueError, match=r"N = 50.*not the host's \(N = 100\)"):
+        attach(criterion, SALoss(NoiseSchedule.linear(50)))
+    with pytest.raises(ValueError, match="not the host's"):
+        attach(criterion, SALoss(NoiseSchedule.cosine(100)))
+    with pytest.raises(ValueError, match="object has no attribute 'wrapper'"):
+        attach(object(), SALoss(SCHEDULE))
+    attach(criterion, SALoss(SCHEDULE))
+    with pytest.raises(ValueError, match="attached to this criterion already"):
+        attach(criterion, SALoss(SCHEDULE))
+
+
+def test_objectives_with_two_calls_are_refused():
+    criterion = criterion_of(DTDSM, Network(1))
+    own = criterion.objective
+    criterion.objective = lambda v: own(v) + own(v)
+    attach(criterion, SALoss(SCHEDULE))
+    with pytest.raises(ValueError, match="called its network 2 times"):
+        criterion.objective(X0)
