@@ -1,0 +1,66 @@
+"""Images in batches: noise, labels and given draws belong to an image, not to its batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BLOCK = 64  # images that share a noise generator
+
+
+class BlockNoise:
+    """Standard normal draws for images first..first + B - 1, the same however images are batched.
+
+    Images lie in blocks of 64 with a generator each; every draw takes a whole block and keeps the
+    images asked for. Image i then depends on (seed, i), its shape, dtype and kind of device alone.
+    """
+
+    def __init__(
+        self, seed: int, first: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        blocks = range(first // BLOCK, (first + shape[0] - 1) // BLOCK + 1)
+        # A 64-bit hash of the seed, then an odd stride: PyTorch's CPU generator uses the low 32
+        # bits only, and these never repeat within a run, as 32 bits of a hash per block might.
+        base = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
+        seeds = [(base + block * 0x9E3779B97F4A7C15) % 2**64 for block in blocks]
+        self._generators = [torch.Generator(device).manual_seed(s) for s in seeds]
+        self._kept = slice(first - blocks.start * BLOCK, first - blocks.start * BLOCK + shape[0])
+        self._options = {"size": (BLOCK, *shape[1:]), "dtype": dtype, "device": device}
+
+    def draw(self) -> Tensor:
+        """The next [B, ...] of standard normal numbers."""
+        rows = [torch.randn(generator=g, **self._options) for g in self._generators]
+        return torch.cat(rows)[self._kept]
+
+
+def parts_of(total: int, size: int) -> list[slice]:
+    """0..total - 1 cut into parts of ``size``, the last one shorter."""
+    return [slice(i, min(i + size, total)) for i in range(0, total, size)]
+
+
+def noise_for(
+    noise: Callable[[int], Tensor], shape: tuple[int, ...], part: slice
+) -> Callable[[int], Tensor]:
+    """``noise`` for the images of ``part``, its shape checked."""
+
+    def draw(k: int) -> Tensor:
+        drawn = noise(k)
+        if drawn.shape != shape:
+            raise ValueError(f"noise(k) must have shape {shape}, got {tuple(drawn.shape)}, k = {k}")
+        return drawn[part]
+
+    return draw
+
+
+def kwargs_for(kwargs: dict[str, Any], batch: int, part: slice) -> dict[str, Any]:
+    """Tensors of length ``batch`` (class labels) follow their images; the rest is passed on."""
+    return {
+        name: value[part]
+        if isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch
+        else value
+        for name, value in kwargs.items()
+    }

@@ -1,0 +1,292 @@
+"""The one sampler: any forward process x any reverse variance x any trajectory.
+
+The loop over ``reverse.reverse_moments``. Nothing in it waits for the device: the coefficients are
+moved once, the noise is drawn where the network is, and a network's NaN is noted on the device and
+reported at the end of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from sa_plugin._batches import BlockNoise, kwargs_for, noise_for, parts_of
+from sa_plugin._checks import check_choice, check_non_negative, check_whole
+from sa_plugin._tensors import DeviceTables
+from sa_plugin.prediction import PREDICTS
+from sa_plugin.reverse import ReverseCoefficients, reverse_moments, split_output
+from sa_plugin.schedule import NoiseSchedule
+from sa_plugin.trajectory import resolve_trajectory
+from sa_plugin.variance import check_gamma, check_variance
+
+_MOST = 2**63 - 1
+
+
+@dataclass(frozen=True, eq=False)
+class ReverseStep:
+    """One step of a chain, from x_t to x_s; x0 and eps as predicted at t (x0 after clipping)."""
+
+    t: int
+    s: int
+    x_t: Tensor
+    x_s: Tensor
+    x0: Tensor
+    eps: Tensor
+
+
+class Sampler:
+    """Draws images by a reverse process of any kind.
+
+    The network is called as ``model(x [B, ...], n int64 [B] in 1..N, **model_kwargs)`` and returns
+    eps in x's shape, or the pair (eps, second). Gradients are off. Its train/eval mode is the
+    caller's affair and left alone: put it into eval mode first, unless dropout is meant. The same
+    holds for autocast and torch.compile: wrap the call, or the model.
+
+    Args:
+        forward: "ddpm" (arXiv 2006.11239) or "ddim" (2010.02502) with ``eta`` in [0, 1].
+        variance: "small", "big", "iddpm" (2102.09672), "analytic" (2201.06503), "npr", "sn"
+            (2206.07309) or "heuristic"; see ``variance.covariance``. npr, sn and iddpm need a pair.
+        steps: length of the trajectory; may be left out where ``trajectory`` is a list.
+        trajectory: a kind of ``choose_timesteps``, or an ascending list of timesteps in 1..N.
+        gamma: Gamma_n = E mean(eps_pred^2), [N+1], for "analytic" and for "dp_seg".
+        predicts: what the network's (first) output is: "eps", "x0" or "v".
+        clip_x0: cut the predicted x_0 to [-1, 1] and its covariance to [0, 1].
+        avg_cov: average the covariance over each image's dimensions; "small", "big", "iddpm" have
+            no covariance and are not affected.
+        clip_sigma_idx, clip_pixel: in steps that end at s <= timesteps[clip_sigma_idx] (entry 0 is
+            the clean image, so 0 means never) noise moves a value by clip_pixel grey levels of 255
+            on average at most.
+        device: where to sample; by default where the model's parameters are, else the CPU.
+
+    Raises:
+        ValueError: an unknown or impossible option, or a gamma that is missing or unusable.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        schedule: NoiseSchedule,
+        *,
+        forward: str = "ddpm",
+        eta: float = 0.0,
+        variance: str = "small",
+        steps: int | None = None,
+        trajectory: str | Sequence[int] = "linear",
+        gamma: ArrayLike | None = None,
+        predicts: str = "eps",
+        clip_x0: bool = True,
+        avg_cov: bool = False,
+        clip_sigma_idx: int = 0,
+        clip_pixel: float = 2,
+        device: torch.device | str | None = None,
+    ) -> None:
+        check_variance(variance, forward, eta)
+        check_choice("predicts", predicts, PREDICTS)
+        check_non_negative("clip_pixel", clip_pixel)
+        if variance == "analytic" and gamma is None:
+            raise ValueError("variance 'analytic' needs gamma (estimate_gamma gives it), got None")
+        values = None if gamma is None else check_gamma(gamma, schedule.N)
+        self.model = model
+        self.schedule = schedule
+        self.timesteps = resolve_trajectory(schedule, steps, trajectory, values)
+        check_whole("clip_sigma_idx", clip_sigma_idx, 0, len(self.timesteps))
+        self.coefficients = ReverseCoefficients.build(
+            schedule,
+            self.timesteps,
+            forward=forward,
+            eta=eta,
+            gamma=values,
+            clip_sigma_idx=clip_sigma_idx,
+            clip_pixel=clip_pixel,
+        )
+        self._tables = DeviceTables(stack=self.coefficients.stack())
+        self._variance = variance
+        self._options = {"predicts": predicts, "clip_x0": clip_x0, "avg_cov": avg_cov}
+        self._is_random = variance != "small" or forward == "ddpm" or eta > 0
+        self._device = device
+
+    @property
+    def device(self) -> torch.device:
+        """Where samples are drawn."""
+        if self._device is not None:
+            return torch.device(self._device)
+        owner = getattr(self.model, "__self__", self.model)  # a module's bound method
+        parameters = owner.parameters() if isinstance(owner, torch.nn.Module) else ()
+        return next((p.device for p in parameters), torch.device("cpu"))
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        seed: int = 0,
+        batch_size: int | None = None,
+        x_init: Tensor | None = None,
+        noise: Callable[[int], Tensor] | None = None,
+        first: int = 0,
+        progress: bool = False,
+        **model_kwargs: Any,
+    ) -> Tensor:
+        """Images of ``shape`` [B, ...] in the units of x_0, on the sampler's device.
+
+        Args:
+            seed: whole number >= 0; image i depends on (seed, first + i) alone, not on B nor on
+                ``batch_size``: given a network that treats images one by one, to the last bit
+                ("iddpm" but for that bit: a CPU's vectorised power and its remainder differ).
+            batch_size: images in one network call; all of them by default.
+            x_init: the x_N to start from, [B, ...]; its dtype is the result's (else float32).
+            noise: gives the k-th draw, [B, ...], k = 0 for the first step; the last step has none.
+                Called once for each step of each batch.
+            first: number of the first image, to continue a run or to share it out.
+            progress: show a bar over the steps of each batch (needs tqdm).
+            model_kwargs: go to every call; tensors of length B (labels) follow their images.
+
+        Raises:
+            ValueError: bad arguments; a network output of another shape, or not finite.
+        """
+        shape = _check_shape(shape)
+        if batch_size is not None:
+            check_whole("batch_size", batch_size, 1, _MOST)
+        _check_x_init(x_init, shape)
+        done = []
+        for part in parts_of(shape[0], batch_size or shape[0]):
+            chain = self.iterate(
+                (part.stop - part.start, *shape[1:]),
+                seed=seed,
+                x_init=None if x_init is None else x_init[part],
+                noise=None if noise is None else noise_for(noise, shape, part),
+                first=first + part.start,
+                **kwargs_for(model_kwargs, shape[0], part),
+            )
+            for step in _shown(chain, len(self.timesteps), "step", progress):
+                x = step.x_s
+            done.append(x)
+        return done[0] if len(done) == 1 else torch.cat(done)
+
+    def iterate(
+        self,
+        shape: Sequence[int],
+        *,
+        seed: int = 0,
+        x_init: Tensor | None = None,
+        noise: Callable[[int], Tensor] | None = None,
+        first: int = 0,
+        **model_kwargs: Any,
+    ) -> Iterator[ReverseStep]:
+        """The steps of one batch's chain as they are taken; arguments as in ``sample``.
+
+        For those who need more than the end: a film strip, the gap along a chain. ``x_s`` of one
+        step is ``x_t`` of the next; the last ``x_s`` is the image.
+
+        A non-finite network output is reported after the last step, in order not to wait for the
+        device in between.
+        """
+        shape = _check_shape(shape)
+        check_whole("seed", seed, 0, _MOST)
+        check_whole("first", first, 0, _MOST)
+        _check_x_init(x_init, shape)
+        dtype = torch.float32 if x_init is None else x_init.dtype
+        random = BlockNoise(seed, first, shape, dtype, self.device)
+        start = random.draw()  # also where x_init is given: the steps' noise stays the same
+        x = start if x_init is None else x_init.to(self.device)
+        draw = (lambda k: random.draw()) if noise is None else noise_for(noise, shape, slice(None))
+        return self._chain(x, draw, model_kwargs)
+
+    def stream(
+        self,
+        n_images: int,
+        image_shape: Sequence[int],
+        *,
+        seed: int = 0,
+        batch_size: int,
+        first: int = 0,
+        progress: bool = False,
+        **model_kwargs: Any,
+    ) -> Iterator[Tensor]:
+        """Images first..first + n_images - 1, made as they are asked for.
+
+        Yields uint8 batches [<= batch_size, *image_shape] on the sampler's device, values 0..255;
+        arguments as in ``sample``, ``progress`` counting batches.
+        """
+        check_whole("n_images", n_images, 1, _MOST)
+        check_whole("batch_size", batch_size, 1, _MOST)
+        check_whole("seed", seed, 0, _MOST)
+        check_whole("first", first, 0, _MOST)
+        _, *size = _check_shape((n_images, *image_shape))
+        parts = parts_of(n_images, batch_size)
+        return (
+            to_uint8(
+                self.sample(
+                    (part.stop - part.start, *size),
+                    seed=seed,
+                    first=first + part.start,
+                    **kwargs_for(model_kwargs, n_images, part),
+                )
+            )
+            for part in _shown(parts, len(parts), "batch", progress)
+        )
+
+    def _chain(
+        self, x: Tensor, draw: Callable[[int], Tensor], kwargs: dict[str, Any]
+    ) -> Iterator[ReverseStep]:
+        descending = self.timesteps[::-1]
+        stack = self._tables.get("stack", x)
+        first_bad = torch.zeros((), dtype=torch.int64, device=x.device)
+        for k, (t, s) in enumerate(zip(descending, [*descending[1:], 0], strict=True)):
+            with torch.no_grad():
+                n = torch.full((len(x),), t, dtype=torch.int64, device=x.device)
+                output, second = split_output(self.model(x, n, **kwargs), x, self._variance)
+                first_bad = _note_bad(first_bad, t, output, second)
+                c = ReverseCoefficients.unstack(stack[:, k].unbind())
+                moments = reverse_moments(
+                    c, x, output, second, variance=self._variance, **self._options
+                )
+                x_s = moments.mean
+                if s > 0 and self._is_random:
+                    x_s = x_s + moments.variance.sqrt() * draw(k).to(x)
+            yield ReverseStep(t, s, x, x_s, moments.x0, moments.eps)
+            x = x_s
+        n_bad = int(first_bad)
+        if n_bad:
+            raise ValueError(f"the network's output is not finite, first at step n = {n_bad}")
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """[-1, 1] -> 0..255, rounded and cut off, on x's device."""
+    return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def _note_bad(first_bad: Tensor, t: int, *outputs: Tensor | None) -> Tensor:
+    """The first step with a non-finite output, kept on the device; 0 as long as there is none."""
+    finite = torch.stack([o.isfinite().all() for o in outputs if o is not None]).all()
+    return torch.where(finite | (first_bad > 0), first_bad, t)
+
+
+def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    if len(shape) == 0:
+        raise ValueError("shape must hold the batch size and an image's shape, got ()")
+    for size in shape:
+        check_whole("every size in shape", size, 1, _MOST)
+    return tuple(int(size) for size in shape)
+
+
+def _check_x_init(x_init: Tensor | None, shape: tuple[int, ...]) -> None:
+    if x_init is None:
+        return
+    if tuple(x_init.shape) != shape or not x_init.is_floating_point():
+        raise ValueError(
+            f"x_init must be floating point of shape {shape}, "
+            f"got {x_init.dtype} of shape {tuple(x_init.shape)}"
+        )
+
+
+def _shown(items: Iterable[Any], total: int, unit: str, progress: bool) -> Iterable[Any]:
+    if not progress:
+        return items
+    from tqdm import tqdm  # optional, and slow to import
+
+    return tqdm(items, total=total, unit=unit)

@@ -1,0 +1,199 @@
+r"""Covariances of x_0 given x_t, and the variances of the reverse step: pure functions.
+
+Every function takes Python floats, NumPy arrays or torch tensors alike (broadcast against each
+other) and knows neither a network nor a device, so that the sampler, the likelihood and any
+scheduler draw on the same formulas.
+
+The reverse step from t to s < t has mean weights and a variance of the non-Markovian family of
+arXiv 2010.02502: q(x_s | x_t, x_0) has variance lambda2, which is tilde_beta(s, t) for DDPM and
+eta^2 tilde_beta(s, t) for DDIM. The variance that is optimal for a given covariance adds what the
+ignorance of x_0 contributes (arXiv 2201.06503, Theorem 1)::
+
+    sigma^2 = lambda2 + weight * Cov[x_0 | x_t]
+
+and the methods differ in the estimate of Cov[x_0 | x_t] alone, except ``small``, ``big`` and
+``iddpm``, which have none.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from sa_plugin._checks import check_choice, check_non_negative
+
+Numeric: TypeAlias = float | NDArray[np.float64] | Tensor
+
+FORWARDS = ("ddpm", "ddim")
+COVARIANCES = ("analytic", "npr", "sn", "heuristic")
+VARIANCES = ("small", "big", "iddpm", *COVARIANCES)
+NEEDS_SECOND = ("npr", "sn", "iddpm")
+
+
+def check_variance(variance: str, forward: str, eta: float) -> None:
+    """ValueError unless the three options exist and go together."""
+    check_choice("forward", forward, FORWARDS)
+    check_choice("variance", variance, VARIANCES)
+    check_non_negative("eta", eta)
+    if eta > 1:
+        raise ValueError(f"eta must lie in [0, 1], got {eta!r}")
+    if forward == "ddpm" and eta != 0:
+        raise ValueError(f"eta belongs to forward 'ddim'; with 'ddpm' leave it at 0, got {eta!r}")
+    if forward == "ddim" and variance in ("big", "iddpm"):
+        allowed = tuple(v for v in VARIANCES if v not in ("big", "iddpm"))
+        raise ValueError(
+            f"variance {variance!r} is defined for forward 'ddpm' only; "
+            f"with 'ddim' use one of {allowed}"
+        )
+
+
+def check_gamma(gamma: ArrayLike, N: int) -> NDArray[np.float64]:
+    """Gamma_n = E mean(eps_pred^2) as float64 [N+1] (entry 0 unused), or ValueError."""
+    values = np.asarray(gamma, dtype=np.float64)
+    if values.shape != (N + 1,):
+        raise ValueError(f"gamma must have shape {(N + 1,)} (entry 0 unused), got {values.shape}")
+    wrong = ~(np.isfinite(values) & (values >= 0))
+    if wrong[1:].any():
+        n = int(np.argmax(wrong[1:])) + 1
+        raise ValueError(f"gamma must be finite and >= 0, got gamma[{n}] = {values[n]}")
+    return values
+
+
+def covariance_analytic(gamma: Numeric, cum_alpha: Numeric, cum_beta: Numeric) -> Numeric:
+    """cum_beta / cum_alpha (1 - Gamma): one number a step (arXiv 2201.06503, Theorem 1)."""
+    return cum_beta / cum_alpha * (1 - gamma)
+
+
+def covariance_npr(second: Numeric, cum_alpha: Numeric, cum_beta: Numeric) -> Numeric:
+    """cum_beta / cum_alpha E[(eps - eps_pred)^2 | x]: NPR-DPM (arXiv 2206.07309, section 3.2)."""
+    return cum_beta / cum_alpha * second
+
+
+def covariance_sn(eps: Numeric, second: Numeric, cum_alpha: Numeric, cum_beta: Numeric) -> Numeric:
+    """cum_beta / cum_alpha (E[eps^2 | x] - eps_pred^2): SN-DPM (arXiv 2206.07309, section 3.1)."""
+    return cum_beta / cum_alpha * (second - eps**2)
+
+
+def covariance_heuristic(eps: Numeric, cum_alpha: Numeric, cum_beta: Numeric) -> Numeric:
+    """cum_beta / cum_alpha (1 - eps_pred^2): SN with E[eps^2 | x] set to its mean over x, 1."""
+    return cum_beta / cum_alpha * (1 - eps**2)
+
+
+def covariance(
+    method: str,
+    cum_alpha: Numeric,
+    cum_beta: Numeric,
+    *,
+    eps: Numeric | None = None,
+    second: Numeric | None = None,
+    gamma: Numeric | None = None,
+    average: bool = False,
+    clip: bool = False,
+) -> Numeric:
+    """Diagonal of Cov[x_0 | x_t] by ``method``, one of COVARIANCES, in squared units of x_0.
+
+    Args:
+        cum_alpha, cum_beta: of step t.
+        eps: predicted noise [B, ...], for "sn" and "heuristic".
+        second: the network's second output [B, ...], for "npr" and "sn".
+        gamma: Gamma_t, for "analytic".
+        average: take the mean over each image's dimensions (not over the batch, so that an image
+            does not depend on its neighbours), before any clipping: an average of estimates that
+            were cut off at 0 and 1 would be biased.
+        clip: bound it by 1, which no variance of data in [-1, 1] exceeds. From below it is always
+            bounded by 0.
+
+    Raises:
+        ValueError: unknown method, or its argument is missing.
+    """
+    if method == "analytic":
+        result = covariance_analytic(_required("gamma", gamma, method), cum_alpha, cum_beta)
+    elif method == "npr":
+        result = covariance_npr(_required("second", second, method), cum_alpha, cum_beta)
+    elif method == "sn":
+        eps, second = _required("eps", eps, method), _required("second", second, method)
+        result = covariance_sn(eps, second, cum_alpha, cum_beta)
+    elif method == "heuristic":
+        result = covariance_heuristic(_required("eps", eps, method), cum_alpha, cum_beta)
+    else:
+        raise ValueError(f"method must be one of {COVARIANCES}, got {method!r}")
+    if average and np.ndim(result) > 1:
+        result = result.mean(tuple(range(1, result.ndim)), keepdims=True)
+    return _bound(result, 0.0, 1.0 if clip else math.inf)
+
+
+def forward_variance(tilde_beta: Numeric, forward: str, eta: float = 0.0) -> Numeric:
+    """lambda2, the variance of q(x_s | x_t, x_0); also the ``small`` reverse variance.
+
+    tilde_beta(s, t) for DDPM (arXiv 2006.11239, eq. 7), eta^2 times it for DDIM
+    (arXiv 2010.02502, eq. 16).
+    """
+    return tilde_beta if forward == "ddpm" else eta**2 * tilde_beta
+
+
+def covariance_weight_ddpm(cum_alpha_s: Numeric, cum_beta_t: Numeric, skip_beta: Numeric):
+    """What Cov[x_0 | x_t] is multiplied by in DDPM's reverse variance: the x_0 weight squared."""
+    return cum_alpha_s * (skip_beta / cum_beta_t) ** 2
+
+
+def covariance_weight_ddim(
+    cum_alpha_s: Numeric,
+    cum_alpha_t: Numeric,
+    cum_beta_s: Numeric,
+    cum_beta_t: Numeric,
+    lambda2: Numeric,
+) -> Numeric:
+    """The same for any lambda2 of the family; at lambda2 = tilde_beta it is DDPM's.
+
+    x_0 enters the mean twice, by itself and through eps = (x_t - sqrt(cum_alpha_t) x_0) /
+    sqrt(cum_beta_t) with weight sqrt(cum_beta_s - lambda2).
+    """
+    through_eps = (_bound(cum_beta_s - lambda2, 0.0) * cum_alpha_t / cum_beta_t) ** 0.5
+    return (cum_alpha_s**0.5 - through_eps) ** 2
+
+
+def optimal_variance(cov: Numeric, lambda2: Numeric, weight: Numeric) -> Numeric:
+    """sigma^2 = lambda2 + weight Cov[x_0 | x_t] (arXiv 2201.06503, Theorem 1)."""
+    return lambda2 + weight * cov
+
+
+def iddpm_variance(second: Numeric, small: Numeric, big: Numeric) -> Numeric:
+    """The learned range of arXiv 2102.09672, eq. 15: log-linear between ``small`` and ``big``.
+
+    sigma^2 = exp(v log big + (1 - v) log small), v = (second + 1) / 2. v is not clipped, as in the
+    paper: the network may leave the range.
+
+    ``small`` = tilde_beta is 0 at s = 0, where eq. 15 has no value. The result there is 0, the
+    limit for v < 1; the sampler adds no noise at that step. A likelihood needs a density there
+    and passes a positive ``small``, the tilde_beta of the step before.
+    """
+    ratio = small / big
+    is_zero = ratio == 0
+    # The zero is lifted to one before the power and put back after it: 0 ** negative is no number.
+    return big * (ratio + is_zero) ** ((1 - second) / 2) * (1 - is_zero * 1.0)
+
+
+def pixel_variance_limit(clip_pixel: float) -> float:
+    """The variance of noise that moves a value by ``clip_pixel`` grey levels of 255 on average.
+
+    E|N(0, sigma^2)| = sigma sqrt(2/pi), and one level is 2/255 in [-1, 1] (arXiv 2201.06503,
+    appendix F).
+    """
+    return (clip_pixel * 2 / 255) ** 2 * math.pi / 2
+
+
+def _bound(value: Numeric, low: float, high: float = math.inf) -> Numeric:
+    if isinstance(value, Tensor):
+        return torch.clamp(value, low, high)
+    return np.clip(value, low, high)
+
+
+def _required(name: str, value: Numeric | None, method: str) -> Numeric:
+    if value is None:
+        raise ValueError(f"covariance {method!r} needs {name}, got None")
+    return value
