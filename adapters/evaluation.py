@@ -3,7 +3,8 @@
     reference = summarise(real_batches, build_extractors(["pixels", "digit_classifier"]))
     table_row = evaluate(sampler.stream(...), reference)
 
-The keys name the feature space: ``frechet_pixels``, ``is_digit_classifier``.
+The keys name the feature space: ``frechet_pixels``, ``is_digit_classifier``. Inception's features
+alone give ``fid`` and ``inception_score``.
 """
 
 from __future__ import annotations
@@ -78,8 +79,9 @@ def evaluate(
 
     ``n_images``, ``sample_variance`` and ``reference_variance`` (see ``Summary``), and for each of
     the reference's extractors NAME ``frechet_NAME``; where it is a classifier also ``is_NAME`` and
-    ``is_NAME_std`` over ``splits`` splits. Distances of a finite number of images are biased
-    upwards: compare only results of equal ``n_images``.
+    ``is_NAME_std`` over ``splits`` splits. ``Extractor.metric_names`` holds these keys, which for
+    "inception" are ``fid``, ``inception_score`` and ``inception_score_std``. Distances of a finite
+    number of images are biased upwards: compare only results of equal ``n_images``.
     """
     samples = summarise(batches, reference.extractors, image_shape=reference.image_shape)
     metrics = {
@@ -87,12 +89,13 @@ def evaluate(
         "sample_variance": samples.variance,
         "reference_variance": reference.variance,
     }
-    for name, real in reference.moments.items():
-        made = samples.moments[name]
-        metrics[f"frechet_{name}"] = frechet_distance(made.mu, made.sigma, real.mu, real.sigma)
-        if name in samples.logits:
-            mean, std = inception_score(samples.logits[name], splits)
-            metrics[f"is_{name}"], metrics[f"is_{name}_std"] = mean, std
+    for extractor in reference.extractors:
+        distance, score = extractor.metric_names
+        made, real = samples.moments[extractor.name], reference.moments[extractor.name]
+        metrics[distance] = frechet_distance(made.mu, made.sigma, real.mu, real.sigma)
+        if extractor.name in samples.logits:
+            mean, std = inception_score(samples.logits[extractor.name], splits)
+            metrics[score], metrics[f"{score}_std"] = mean, std
     return metrics
 
 

@@ -1,7 +1,8 @@
 """Feature spaces in which images are compared: each a name in ``EXTRACTORS``.
 
 A metric bears its feature space's name (``frechet_pixels``, ``is_digit_classifier``): numbers of
-different spaces cannot be compared. To add one, write a builder and enter it in the registry.
+different spaces cannot be compared. Only Inception's are called ``fid`` and ``inception_score``.
+To add a space, write a builder and enter it in the registry.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import io
 import os
 import pickle
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -31,25 +32,40 @@ class Extracted:
 
 @dataclass(frozen=True)
 class Extractor:
-    """A named map from images [B, C, H, W] in [-1, 1], on any device, to what they contain."""
+    """A named map from images [B, C, H, W] in [-1, 1], on any device, to what they contain.
+
+    ``established_names``: what the Fréchet distance and the Inception-Score formula are called on
+    these features, where the literature has names of its own for them.
+    """
 
     name: str
     extract: Callable[[Tensor], Extracted]
+    established_names: tuple[str, str] | None = None
+
+    @property
+    def metric_names(self) -> tuple[str, str]:
+        """Keys of the distance and of the score: ``frechet_NAME``, ``is_NAME`` by default."""
+        return self.established_names or (f"frechet_{self.name}", f"is_{self.name}")
 
 
 Builder = Callable[[Path | None, torch.device], Extractor]
 
 
+def check_names(names: Sequence[str]) -> None:
+    """ValueError unless these are extractors' names, each once, and at least one."""
+    for name in names:
+        if name not in EXTRACTORS:
+            raise ValueError(f"features must be among {sorted(EXTRACTORS)}, got {name!r}")
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"features must be names that differ from each other, got {names}")
+
+
 def build_extractors(
     names: Iterable[str], *, cache_dir: str | Path | None = None, device: str | torch.device = "cpu"
 ) -> tuple[Extractor, ...]:
-    """The extractors of these names; one that is trained is kept in ``cache_dir``, if given."""
+    """The extractors of these names; weights are kept in, or read from, ``cache_dir``, if given."""
     names = tuple(names)
-    for name in names:
-        if name not in EXTRACTORS:
-            raise ValueError(f"names must be among {sorted(EXTRACTORS)}, got {name!r}")
-    if len(set(names)) < len(names):
-        raise ValueError(f"names must differ from each other, got {list(names)}")
+    check_names(names)
     folder = None if cache_dir is None else Path(cache_dir)
     return tuple(EXTRACTORS[name](folder, torch.device(device)) for name in names)
 
@@ -225,7 +241,21 @@ def digit_classifier(cache_dir: Path | None, device: torch.device) -> Extractor:
     return Extractor("digit_classifier", extract)
 
 
-EXTRACTORS: dict[str, Builder] = {"pixels": pixels, "digit_classifier": digit_classifier}
+# ------------------------------------------------------------------------------------- Inception
+
+
+def inception(cache_dir: Path | None, device: torch.device) -> Extractor:
+    """pool3 (D = 2048) and logits of pytorch-fid's network; see ``adapters.inception``."""
+    from adapters import inception as module  # not above: that module imports this one
+
+    return module.inception(cache_dir, device)
+
+
+EXTRACTORS: dict[str, Builder] = {
+    "pixels": pixels,
+    "digit_classifier": digit_classifier,
+    "inception": inception,
+}
 
 
 # ----------------------------------------------------------------------------------------- files

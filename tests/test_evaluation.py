@@ -153,7 +153,11 @@ class TestRegistry:
         assert pixels.extract(x).logits is None
 
     def test_refuses_unknown_and_repeated_names(self) -> None:
-        with pytest.raises(ValueError, match=r"among \['digit_classifier', 'pixels'\], got 'fid'"):
+        with pytest.raises(
+            ValueError, match=r"among \['digit_classifier', 'inception', 'pixels'\]"
+        ):
+            build_extractors(["pixels", "fid"])
+        with pytest.raises(ValueError, match="got 'fid'"):
             build_extractors(["pixels", "fid"])
         with pytest.raises(ValueError, match="differ from each other"):
             build_extractors(["pixels", "pixels"])

@@ -31,7 +31,7 @@ def test_closed_form_equals_product_form(betas):
 
 def test_total_gap_is_how_far_a_sampling_chain_ends_from_the_true_one():
     """Theorem 1: with the same draws, a network's chain and the chain of q(x_{i-1} | x_i, x_0)
-    reach x_1 at a distance of sum_i tau_i e_i, e_i = f(x_i, i) - (x_i - sqrt(a_i) x0)/sqrt(1 - a_i).
+    reach x_1 at a distance of sum_i tau_i e_i, e_i = f(x_i, i) - (x_i - sqrt(a_i) x0)/sqrt(1-a_i).
     """
     schedule = NoiseSchedule.from_betas(np.linspace(0.01, 0.3, 12))
     rng = np.random.default_rng(0)

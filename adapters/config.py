@@ -1,0 +1,197 @@
+"""Command line and configuration: read, checked, written beside the results.
+
+A configuration file is Python and is run: give only files that you trust.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import traceback
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, FrozenConfigDict, config_flags
+
+from adapters.features import write_atomically
+from configs.base import base_config
+
+FREE = ("network.args",)  # keys below these are checked by what they are handed to
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """What was asked for at the command line."""
+
+    config: FrozenConfigDict
+    workdir: Path
+    stages: tuple[str, ...] | None
+    dry_run: bool
+    device: str
+    progress: bool
+
+
+def read_command_line(argv: Sequence[str], stages: Sequence[str], module: str) -> CommandLine:
+    """Parse ``argv`` (program name first).
+
+    Raises:
+        ValueError: an unknown flag, key or stage, a value of another type, a missing file.
+    """
+    values = _declare_flags(argv, stages)
+    _check_file(argv)
+    try:
+        rest = values(list(argv))
+        chosen = values["config"].value
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise ValueError(_one_line(error)) from error
+    if len(rest) > 1:
+        raise ValueError(f"unknown argument {rest[1]!r}; options begin with --")
+    if chosen is None:
+        raise ValueError(f"a configuration is needed: python -m {module} --config configs/FILE.py")
+    config = FrozenConfigDict(chosen)
+    check_keys(config)
+    return CommandLine(
+        config=config,
+        workdir=Path(values["workdir"].value or default_workdir(config)).absolute(),
+        stages=_chosen(values["stage"].value, stages),
+        dry_run=values["dry_run"].value,
+        device=values["device"].value or _default_device(),
+        progress=values["progress"].value,
+    )
+
+
+def _declare_flags(argv: Sequence[str], stages: Sequence[str]) -> flags.FlagValues:
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "the experiment; --config.KEY=VALUE changes a key",
+        flag_values=values,
+        sys_argv=list(argv),
+    )
+    text, switch = flags.DEFINE_string, flags.DEFINE_boolean
+    text("workdir", None, "output folder; default: runs/NAME/LABEL", flag_values=values)
+    text("stage", None, f"some of {','.join(stages)}; default: all", flag_values=values)
+    switch("dry_run", False, "print the plan, run nothing", flag_values=values)
+    text("device", None, "cpu, cuda, cuda:1, ...; default: cuda if there", flag_values=values)
+    switch("progress", True, "show progress bars", flag_values=values)
+    return values
+
+
+def _check_file(argv: Sequence[str]) -> None:
+    """Before absl looks: its own message for a missing file is many lines long."""
+    for i, word in enumerate(argv):
+        name, equals, value = word.partition("=")
+        if name.lstrip("-") == "config" and word.startswith("-"):
+            path = value if equals else "".join(argv[i + 1 : i + 2])
+            if not Path(path).is_file():
+                raise ValueError(f"--config: there is no file {path!r}")
+
+
+def _chosen(value: str | None, stages: Sequence[str]) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    chosen = tuple(name.strip() for name in value.split(","))
+    for name in chosen:
+        if name not in stages:
+            raise ValueError(f"--stage must be some of {','.join(stages)}, got {name!r}")
+    return chosen
+
+
+def _default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_keys(config: FrozenConfigDict) -> None:
+    """ValueError unless the keys are base_config()'s, with values of their types."""
+    expected, given = flatten(base_config()), flatten(config)
+    for key in given:
+        if key not in expected and not key.startswith(tuple(f"{free}." for free in FREE)):
+            raise ValueError(f"unknown configuration key {key!r}{_did_you_mean(key, expected)}")
+    for key, default in expected.items():
+        if key in FREE:
+            continue
+        if key not in given:
+            raise ValueError(f"configuration key {key!r} is missing")
+        if type(given[key]) is not type(default):
+            raise ValueError(
+                f"configuration key {key!r} must be a {type(default).__name__}, got {given[key]!r}"
+            )
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots; an empty dictionary stands for itself."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict | FrozenConfigDict | dict) and len(value):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def default_workdir(config: FrozenConfigDict) -> Path:
+    """runs/NAME/LABEL, the label told by what a comparison varies: the SA term and the seed."""
+    sa = config.sa
+    label = f"sa{sa.K}_lam{sa.lam:g}" if sa.lam else "baseline"
+    for option, default in (("window", "down"), ("weighting", "uniform"), ("backprop", "all")):
+        if sa.lam and sa[option] != default:
+            label += f"_{sa[option]}"
+    return Path("runs") / config.name / f"{label}_seed{config.seed}"
+
+
+def claim_folder(workdir: Path, config: FrozenConfigDict) -> None:
+    """Write the resolved configuration into ``workdir``.
+
+    Raises:
+        ValueError: the folder holds a run of another configuration, or files that are no run.
+    """
+    path = workdir / CONFIG_FILE
+    resolved = json.loads(json.dumps(config.to_dict()))
+    if path.exists():
+        _check_same(path, resolved)
+        return
+    if workdir.exists() and any(workdir.iterdir()):
+        raise ValueError(f"{workdir} is not empty and holds no {CONFIG_FILE}; give --workdir")
+    write_atomically(path, json.dumps(resolved, indent=2, sort_keys=True).encode() + b"\n")
+
+
+def _check_same(path: Path, resolved: dict[str, Any]) -> None:
+    try:
+        there = flatten(json.loads(path.read_text()))
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not a resolved configuration: {error}") from error
+    here = flatten(resolved)
+    differing = sorted(k for k in there.keys() | here.keys() if there.get(k) != here.get(k))
+    if differing:
+        shown = "; ".join(
+            f"{k} is {there.get(k)!r} there, {here.get(k)!r} here" for k in differing[:3]
+        )
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise ValueError(
+            f"{path.parent} holds a run of another configuration ({shown}{more}); give another "
+            "--workdir"
+        )
+
+
+def _did_you_mean(key: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(key, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _one_line(error: BaseException) -> str:
+    """An error of absl, of ml_collections or of a configuration file, without their digressions."""
+    text = str(error).replace("\\n", " ").replace("\\'", "'")  # some hold the repr of another
+    text = " ".join(re.sub(r'Other fields present: "\{.*\}"', "", text, flags=re.DOTALL).split())
+    text = re.sub(r"^([\"'])(.*)\1$", r"\2", text) or type(error).__name__
+    if re.match(r"'\w+'( Did|$)", text):  # a bare KeyError
+        text = f"unknown configuration key {text}"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.name == "get_config"]
+    return (f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else "") + text

@@ -1,0 +1,224 @@
+"""An experiment: what its configuration means, and its stages in order.
+
+An adapter says what is particular to its host (``Adapter``); everything else is shared.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from ml_collections import FrozenConfigDict
+from torch import nn
+
+from adapters.config import claim_folder, read_command_line
+from adapters.features import check_names
+from adapters.registry import PROCESSES, build_network, get_process
+from sa_plugin.loss import SALoss
+from sa_plugin.sampler import Sampler
+from sa_plugin.schedule import NoiseSchedule
+from third_party.extended_analytic_dpm.data import Images
+from third_party.extended_analytic_dpm.datasets import get_dataset
+from third_party.extended_analytic_dpm.methods import get_method
+from third_party.extended_analytic_dpm.schedule import NamedSchedule
+from third_party.extended_analytic_dpm.wrapper import DTWrapper
+
+logger = logging.getLogger(__name__)
+
+STAGES = ("base", "head", "sample", "evaluate")
+HEAD_TRAININGS = ("pretrained", "joint")
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What is particular to a host.
+
+    Attributes:
+        module: how it is started, ``python -m MODULE``.
+        second: the network's second prediction, "eps2" (SN-DPM) or "epsc" (NPR-DPM).
+        pretrained, joint: the host's methods that train it.
+    """
+
+    module: str
+    second: str
+    pretrained: str
+    joint: str
+
+
+class Stage(Protocol):
+    """A part of an experiment whose result lies in the output folder."""
+
+    name: str
+
+    def plan(self) -> str:
+        """What it does, in one line."""
+
+    def is_done(self) -> bool:
+        """Whether its result is there."""
+
+    def run(self) -> None:
+        """Make what is missing of its result."""
+
+
+class Experiment:
+    """A checked configuration with the folder and the device it runs on.
+
+    Raises:
+        ValueError: a value that the parts it names do not accept. Nothing has been written then.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        config: FrozenConfigDict,
+        workdir: Path,
+        device: str = "cpu",
+        progress: bool = True,
+    ) -> None:
+        self.adapter = adapter
+        self.config = config
+        self.workdir = workdir
+        self.device = _usable_device(device)
+        self.progress = progress
+        self.host_schedule = NamedSchedule(config.schedule.name, config.schedule.N)
+        self.schedule = NoiseSchedule.from_betas(self.host_schedule.betas[1:])
+        self.loss = SALoss(self.schedule, **config.sa.to_dict())
+        self._check()
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether one network learns both predictions, in the base stage."""
+        return self.config.head.training == "joint"
+
+    @property
+    def base_method(self) -> str:
+        """The host's method of the base stage."""
+        return self.adapter.joint if self.is_joint else "pred_eps"
+
+    @cached_property
+    def dataset(self) -> Images:
+        """The training images."""
+        data = self.config.data
+        options = {} if data.check_md5 else {"check_md5": False}
+        return get_dataset(data.name, data.root, **options)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+        return tuple(self.dataset.images.shape[1:])
+
+    def network(self, method: str, device: str | torch.device | None = None) -> nn.Module:
+        """A new network for one of the host's methods, its weights drawn from the run's seed."""
+        chosen, channels = get_method(method), self.image_shape[0]
+        with torch.random.fork_rng(devices=[]), torch.device(device or "cpu"):
+            torch.manual_seed(self.config.seed)
+            return build_network(
+                self.config.network.name,
+                self.config.network.args.to_dict(),
+                self.image_shape,
+                trunk_channels=chosen.trunk_channels(channels),
+                head_channels=chosen.head_channels(channels),
+                head_mode=self.config.head.mode,
+            )
+
+    def sampler(self, process: str, steps: int, network: nn.Module, typ: str) -> Sampler:
+        """The sampler of a row and a column of the tables."""
+        row, sample, time = get_process(process), self.config.sample, self.config.time
+        wrapper = DTWrapper(network, typ, time.rescale_timesteps, time.shift1, self.schedule.N)
+        optimal = row.second is not None
+        return Sampler(
+            wrapper,
+            self.schedule,
+            forward=row.forward,
+            variance=row.variance,
+            steps=steps,
+            trajectory=sample.trajectory,
+            clip_x0=sample.clip_x0,
+            avg_cov=sample.avg_cov,
+            clip_sigma_idx=sample.clip_sigma_idx if optimal else 0,
+            clip_pixel=sample.clip_pixel_ddpm if row.forward == "ddpm" else sample.clip_pixel_ddim,
+            device=self.device,
+        )
+
+    def stages(self) -> dict[str, Stage]:
+        """The stages in order."""
+        from adapters.stages import EvaluateStage, SampleStage, TrainStage
+
+        base = TrainStage(self, "base", self.base_method)
+        head = None if self.is_joint else TrainStage(self, "head", self.adapter.pretrained, base)
+        sample = SampleStage(self, base, head or base)
+        every = [base, head, sample, EvaluateStage(self, sample)]
+        return {stage.name: stage for stage in every if stage is not None}
+
+    def _check(self) -> None:
+        """Have every part look at its options, before anything is written or run."""
+        config = self.config
+        if config.head.training not in HEAD_TRAININGS:
+            raise ValueError(
+                f"head.training must be one of {HEAD_TRAININGS}, got {config.head.training!r}"
+            )
+        if not config.name:
+            raise ValueError("the configuration must have a name")
+        if not config.sample.processes or not config.sample.steps:
+            raise ValueError(
+                f"sample.steps and sample.processes (of {sorted(PROCESSES)}) must not be empty"
+            )
+        check_names(config.evaluate.features)
+        second = (None, self.adapter.second)
+        methods = {self.base_method} if self.is_joint else {"pred_eps", self.adapter.pretrained}
+        networks = {method: self.network(method, "meta") for method in methods}
+        network = next(iter(networks.values()))
+        for name in config.sample.processes:
+            if get_process(name).second not in second:
+                raise ValueError(f"{self.adapter.module} trains no network for {name!r}")
+            for steps in config.sample.steps:
+                self.sampler(name, steps, network, "eps")
+
+
+def _usable_device(name: str) -> torch.device:
+    try:
+        return torch.zeros((), device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch raises both
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name!r} cannot be used: {reason}") from error
+
+
+def run(adapter: Adapter, argv: Sequence[str] | None = None) -> int:
+    """Run an experiment from the command line; the process's exit code.
+
+    0: done; 2: bad input, told in one line; 130: interrupted, to be continued by the same command.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    try:
+        line = read_command_line(sys.argv if argv is None else argv, STAGES, adapter.module)
+        experiment = Experiment(adapter, line.config, line.workdir, line.device, line.progress)
+        stages = experiment.stages()
+        chosen = [stages[name] for name in line.stages or stages if name in stages]
+        if line.dry_run:
+            _print_plan(experiment, chosen)
+            return 0
+        claim_folder(line.workdir, line.config)
+        for stage in chosen:
+            logger.info("%s: %s", stage.name, "done" if stage.is_done() else stage.plan())
+            stage.run()
+    except ValueError as error:
+        print(f"{adapter.module}: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print(f"{adapter.module}: interrupted; the same command continues it", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _print_plan(experiment: Experiment, stages: Sequence[Stage]) -> None:
+    print(f"{experiment.config.name} in {experiment.workdir} on {experiment.device}")
+    for stage in stages:
+        print(f"  {stage.name:<9} {'done ' if stage.is_done() else 'to do'}  {stage.plan()}")

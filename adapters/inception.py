@@ -1,0 +1,122 @@
+"""Inception as pytorch-fid runs it: the features that FID and the Inception Score are defined on.
+
+The network and its resizing are pytorch-fid's own, so that the moments are those pytorch-fid finds
+for the same images saved as PNG. Its weights (a port of TensorFlow's inception-2015-12-05) are
+looked for, never downloaded: in the file that ``SA_INCEPTION_WEIGHTS`` names, or else under
+pytorch-fid's file name in ``cache_dir``, then where pytorch-fid itself keeps them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from types import ModuleType
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adapters.features import Extracted, Extractor, to_uint8
+
+WEIGHTS_VARIABLE = "SA_INCEPTION_WEIGHTS"
+
+# A batch is passed through in parts: at 299 x 299 an image takes about 10 MB on its way.
+_IMAGES_AT_ONCE = 128
+
+
+class FIDInception(nn.Module):
+    """pytorch-fid's network with the classifier's last layer, which pytorch-fid leaves out.
+
+    ``state``: a state dict in the layout of pytorch-fid's weights file.
+    """
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        super().__init__()
+        package = _pytorch_fid()
+        # pytorch-fid takes its weights from nowhere but its own download.
+        with mock.patch.object(package, "load_state_dict_from_url", return_value=state):
+            self.trunk = package.InceptionV3([package.InceptionV3.BLOCK_INDEX_BY_DIM[2048]])
+        self.register_buffer("fc_weight", state["fc.weight"])  # [1008, 2048]
+        self.eval()
+
+    def forward(self, x: Tensor) -> Extracted:
+        """Images [B, 1 or 3, H, W] in [-1, 1] to pool3 [B, 2048] and logits [B, 1008].
+
+        The images are rounded to 256 levels, as in a PNG. The logits are without the layer's bias,
+        as in the Inception Score of Salimans et al. (2016) and of torch-fidelity.
+        """
+        if x.ndim != 4 or x.shape[1] not in (1, 3):
+            raise ValueError(f"inception takes images [B, 1 or 3, H, W], got {tuple(x.shape)}")
+        levels = to_uint8(x).to(torch.float32) / 255  # [0, 1], which pytorch-fid's network takes
+        (pool3,) = self.trunk(levels.expand(-1, 3, -1, -1))
+        features = pool3.flatten(1)
+        return Extracted(features, F.linear(features, self.fc_weight))
+
+
+def inception(cache_dir: Path | None, device: torch.device) -> Extractor:
+    """pool3 (D = 2048) and logits of ``FIDInception``, in float32 as pytorch-fid has them."""
+    model = load_inception(find_weights(cache_dir)).to(device)
+
+    @torch.no_grad()
+    def extract(x: Tensor) -> Extracted:
+        with torch.autocast(device.type, enabled=False):
+            parts = [model(part.to(device)) for part in x.split(_IMAGES_AT_ONCE)]
+        return Extracted(
+            torch.cat([part.features for part in parts]), torch.cat([part.logits for part in parts])
+        )
+
+    return Extractor("inception", extract, established_names=("fid", "inception_score"))
+
+
+def find_weights(cache_dir: str | Path | None) -> Path:
+    """The weights file; a file that the environment names is never passed over for another."""
+    url: str = _pytorch_fid().FID_WEIGHTS_URL
+    name = url.rsplit("/", maxsplit=1)[-1]
+    named = os.environ.get(WEIGHTS_VARIABLE)
+    if named:
+        places = [Path(named)]
+    else:
+        folders = [] if cache_dir is None else [Path(cache_dir)]
+        folders.append(Path(torch.hub.get_dir()) / "checkpoints")
+        places = [folder / name for folder in folders]
+    for path in places:
+        if path.is_file():
+            return path
+    looked = " or ".join(str(path) for path in places)
+    raise ValueError(
+        f"Inception's weights must be a file at {looked}, got none: download {url} to there, or "
+        f"name the file in the environment variable {WEIGHTS_VARIABLE}"
+    )
+
+
+def load_inception(path: str | Path) -> FIDInception:
+    """The network with the weights of this file, on the CPU."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # on a damaged file the unpickler raises almost anything
+        raise _unusable(path, error) from error
+    try:
+        return FIDInception(state)
+    except (RuntimeError, TypeError) as error:  # other names or shapes; not a state dict
+        raise _unusable(path, error) from error
+
+
+def _unusable(path: str | Path, error: Exception) -> ValueError:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return ValueError(
+        f"{path} must hold the weights of {_pytorch_fid().FID_WEIGHTS_URL}, got a file that cannot "
+        f"be read as such: {reason}"
+    )
+
+
+def _pytorch_fid() -> ModuleType:
+    """``pytorch_fid.inception``, imported only where it is used: it is an extra."""
+    try:
+        return importlib.import_module("pytorch_fid.inception")
+    except ImportError as error:
+        raise ImportError(
+            "the features 'inception' need the package pytorch-fid, which comes with the extra "
+            f"[metrics]: pip install '.[metrics]' ({error})"
+        ) from error

@@ -1,0 +1,62 @@
+"""Training logs: a CSV file and TensorBoard events, both continued when a run is."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+from adapters.features import write_atomically
+
+CSV_FILE = "log.csv"
+
+
+class TrainingLog:
+    """Rows of (iteration, statistics) in ``folder``/log.csv and ``folder``/tensorboard.
+
+    A run continued from a checkpoint reports the iterations after it again: what stood there from
+    before is replaced.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._path = folder / CSV_FILE
+        self._rows: list[dict[str, str]] | None = None
+        self._board = None
+
+    def __call__(self, iteration: int, means: dict[str, float]) -> None:
+        """Add the means of the statistics since the last call."""
+        if self._rows is None:
+            self._open(iteration)
+        self._rows.append(
+            {"iteration": str(iteration)} | {name: f"{mean:.8g}" for name, mean in means.items()}
+        )
+        self._write()
+        for name, mean in means.items():
+            self._board.add_scalar(name, mean, iteration)
+
+    def close(self) -> None:
+        """Finish the TensorBoard file."""
+        if self._board is not None:
+            self._board.close()
+
+    def _open(self, iteration: int) -> None:
+        # Half a second to import, and needed by training alone.
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._rows = [row for row in self._read() if int(row["iteration"]) < iteration]
+        self._board = SummaryWriter(self._folder / "tensorboard", purge_step=iteration)
+
+    def _read(self) -> list[dict[str, str]]:
+        if not self._path.exists():
+            return []
+        with self._path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _write(self) -> None:
+        columns = list(dict.fromkeys(name for row in self._rows for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_atomically(self._path, text.getvalue().encode())

@@ -1,0 +1,86 @@
+"""Tables of metrics: processes by steps, from one run or over the seeds of several."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from adapters.registry import get_process
+
+Cell = dict[str, float]
+Metrics = dict[str, dict[str, Cell]]  # process -> steps -> metric -> value
+
+
+def read_metrics(path: Path) -> Metrics:
+    """A run's metrics.json; ValueError with its path if it is not one."""
+    try:
+        metrics = json.loads(path.read_text())
+        cells = [cell for by_steps in metrics.values() for cell in by_steps.values()]
+        if not cells or not all(isinstance(cell, dict) for cell in cells):
+            raise ValueError("no cells")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is no file of metrics: {error}") from error
+    return metrics
+
+
+def headline_metrics(metrics: Metrics) -> list[str]:
+    """The metrics that a table shows, in the order of importance: distances, then scores."""
+    cell = next(iter(next(iter(metrics.values())).values()))
+    distances = [name for name in cell if name == "fid" or name.startswith("frechet_")]
+    scores = [name for name in cell if name == "inception_score" or name.startswith("is_")]
+    scores = [name for name in scores if not name.endswith("_std")]
+    return [*distances, *scores, "sample_variance"]
+
+
+def explain(name: str, cell: Mapping[str, float]) -> str:
+    """A table's heading: the metric, which way is better, and how many images stand behind it."""
+    images = f"{cell['n_images']:,.0f} images"
+    if name == "sample_variance":
+        return f"{name} (data: {cell['reference_variance']:.4g}), {images}"
+    better = "lower" if name == "fid" or name.startswith("frechet_") else "higher"
+    return f"{name} ({better} is better), {images}"
+
+
+def markdown(metrics: Metrics) -> str:
+    """The tables of one run."""
+    return over_seeds([metrics])
+
+
+def over_seeds(runs: Sequence[Metrics]) -> str:
+    """The tables of runs that differ by their seed: the mean, and the standard deviation."""
+    first = runs[0]
+    steps = sorted({int(s) for cells in first.values() for s in cells})
+    text = []
+    for name in headline_metrics(first):
+        cell = next(iter(next(iter(first.values())).values()))
+        rows = [
+            [get_process(process).title]
+            + [_entry([run[process][str(s)][name] for run in runs]) for s in steps]
+            for process in first
+        ]
+        text.append(f"**{explain(name, cell)}**\n\n{_table(['steps', *map(str, steps)], rows)}")
+    return "\n".join(text)
+
+
+def _entry(values: Sequence[float]) -> str:
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return f"{mean:.3f}"
+    spread = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
+    return f"{mean:.2f} ± {spread:.2f}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [list(head), *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+
+    def row(line: Sequence[str]) -> str:
+        first = line[0].ljust(widths[0])
+        rest = [word.rjust(width) for word, width in zip(line[1:], widths[1:], strict=True)]
+        return "| " + " | ".join([first, *rest]) + " |"
+
+    rule = "|" + "|".join(
+        "-" * (width + 1) + ("-" if i == 0 else ":") for i, width in enumerate(widths)
+    )
+    return "\n".join([row(lines[0]), rule + "|", *map(row, lines[1:])]) + "\n"

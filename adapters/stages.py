@@ -1,0 +1,281 @@
+"""The stages of an experiment: train, sample, evaluate. Each leaves what is there untouched."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from adapters import report
+from adapters.evaluation import evaluate, summarise
+from adapters.experiment import Experiment
+from adapters.features import build_extractors, write_atomically
+from adapters.logs import TrainingLog
+from adapters.pictures import plot_metric, save_grid, save_labelled_grids
+from adapters.registry import get_process
+from sa_plugin.hook import attach
+from third_party.extended_analytic_dpm.checkpoints import read_state
+from third_party.extended_analytic_dpm.criterions import DTDSM
+from third_party.extended_analytic_dpm.data import BatchStream, to_uint8
+from third_party.extended_analytic_dpm.ema import EMA
+from third_party.extended_analytic_dpm.methods import build_criterion, get_method
+from third_party.extended_analytic_dpm.training import Trainer
+
+logger = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.json"
+CACHE = "cache"  # of the classifiers, beside the experiments' folders
+GRID_IMAGES = 100
+GRID_COLUMNS = 10
+
+
+class TrainStage:
+    """One of the host's trainings; the SA loss is hooked onto that of the noise network.
+
+    Args:
+        experiment: whose configuration has a section called ``name``.
+        name: "base" or "head"; also the folder.
+        method: the host's.
+        trunk: the stage that trains the network under a head.
+    """
+
+    def __init__(
+        self, experiment: Experiment, name: str, method: str, trunk: TrainStage | None = None
+    ) -> None:
+        self.experiment = experiment
+        self.name = name
+        self.method = method
+        self.trunk = trunk
+        self.settings = experiment.config[name]
+        self.folder = experiment.workdir / name
+
+    def plan(self) -> str:
+        """What it does, in one line."""
+        loss = self.experiment.loss
+        term = ""
+        if self._with_sa:
+            term = f", SA-{loss.K} with lambda {loss.lam:g} ({loss.tau.weighting} weighting)"
+        settings = self.settings
+        return f"{self.method}, {settings.iterations} x {settings.batch_size} images{term}"
+
+    def is_done(self) -> bool:
+        """Whether the last checkpoint is there."""
+        return self._final_checkpoint.is_dir()
+
+    def run(self) -> None:
+        """Train, from the newest checkpoint on."""
+        if self.is_done():
+            return
+        if self.trunk is not None and not self.trunk.is_done():
+            raise ValueError(f"stage {self.name!r} needs the result of stage {self.trunk.name!r}")
+        settings, experiment = self.settings, self.experiment
+        criterion = self._criterion()
+        log = TrainingLog(self.folder)
+        data = BatchStream(
+            experiment.dataset,
+            settings.batch_size,
+            experiment.config.seed,
+            device=experiment.device,
+        )
+        Trainer(
+            criterion,
+            EMA(criterion.models, settings.ema),
+            data,
+            self.folder,
+            n_iters=settings.iterations,
+            ckpt_every=settings.ckpt_every,
+            log_every=settings.log_every,
+            on_log=log,
+            seed=experiment.config.seed,
+            progress=experiment.progress,
+            keep=settings.keep or None,
+        ).run()
+        log.close()
+
+    def average(self) -> tuple[nn.Module, str]:
+        """The averaged network, in eval mode on the device, and its ``typ``."""
+        if not self.is_done():
+            raise ValueError(f"the result of stage {self.name!r} is needed first")
+        network = self.experiment.network(self.method)
+        network.load_state_dict(read_state(self.average_path))
+        return network.to(self.experiment.device).eval(), get_method(self.method).typ
+
+    @property
+    def average_path(self) -> Path:
+        """The averaged weights: a plain state dict."""
+        return self._final_checkpoint / "ema_models_states" / "model.pth"
+
+    @property
+    def _final_checkpoint(self) -> Path:
+        return self.folder / "ckpts" / f"{self.settings.iterations}.ckpt"
+
+    @property
+    def _with_sa(self) -> bool:
+        return self.trunk is None and self.experiment.loss.lam > 0
+
+    def _criterion(self) -> DTDSM:
+        time = self.experiment.config.time
+        criterion = build_criterion(
+            self.method,
+            self.experiment.host_schedule,
+            self.experiment.network(self.method).to(self.experiment.device),
+            trunk=None if self.trunk is None else self.trunk.average_path,
+            ratio=self.experiment.config.head.ratio,
+            lr=self.settings.lr,
+            grad_clip=self.settings.grad_clip or None,
+            rescale_timesteps=time.rescale_timesteps,
+            shift1=time.shift1,
+        )
+        return attach(criterion, self.experiment.loss) if self._with_sa else criterion
+
+
+class SampleStage:
+    """Images of every cell (reverse process x steps): ``samples/PROCESS_STEPS.npz`` and a PNG."""
+
+    name = "sample"
+
+    def __init__(self, experiment: Experiment, plain: TrainStage, second: TrainStage) -> None:
+        self.experiment = experiment
+        self.plain = plain
+        self.second = second
+        self.folder = experiment.workdir / "samples"
+
+    @property
+    def cells(self) -> list[tuple[str, int]]:
+        """(process, steps), process by process."""
+        sample = self.experiment.config.sample
+        return list(product(sample.processes, sample.steps))
+
+    def plan(self) -> str:
+        """What it does, in one line."""
+        sample = self.experiment.config.sample
+        left = [steps for process, steps in self.cells if not self.path(process, steps).exists()]
+        calls = sum(left) * sample.n_images
+        return f"{len(left)} cells of {sample.n_images} images, {calls:.3g} network evaluations"
+
+    def is_done(self) -> bool:
+        """Whether every cell's images are there."""
+        return all(self.path(*cell).exists() for cell in self.cells)
+
+    def run(self) -> None:
+        """Sample the cells that are missing."""
+        missing = [cell for cell in self.cells if not self.path(*cell).exists()]
+        needs_second = {get_process(process).second is not None for process, _ in missing}
+        networks = {s: (self.second if s else self.plain).average() for s in needs_second}
+        for process, steps in missing:
+            row = get_process(process)
+            network, typ = networks[row.second is not None]
+            logger.info("sample: %s, %d steps", row.title, steps)
+            self._sample(process, steps, network, typ)
+        if missing:
+            self._draw_overview()
+
+    def path(self, process: str, steps: int) -> Path:
+        """Where a cell's images lie: ``arr_0``, uint8 [n, H, W, C]."""
+        return self.folder / f"{process}_{steps}.npz"
+
+    def images(self, process: str, steps: int) -> Tensor:
+        """A cell's images, uint8 [n, C, H, W]."""
+        path = self.path(process, steps)
+        if not path.exists():
+            raise ValueError(f"{path} is needed first: run stage 'sample'")
+        with np.load(path) as arrays:
+            return torch.from_numpy(arrays["arr_0"]).permute(0, 3, 1, 2)
+
+    def _sample(self, process: str, steps: int, network: nn.Module, typ: str) -> None:
+        sample = self.experiment.config.sample
+        batches = self.experiment.sampler(process, steps, network, typ).stream(
+            sample.n_images,
+            self.experiment.image_shape,
+            seed=sample.seed,
+            batch_size=sample.batch_size,
+            progress=self.experiment.progress,
+        )
+        images = torch.cat([batch.cpu() for batch in batches])
+        save_grid(
+            self.path(process, steps).with_suffix(".png"),
+            images[:GRID_IMAGES],
+            columns=GRID_COLUMNS,
+        )
+        content = io.BytesIO()
+        np.savez_compressed(content, images.permute(0, 2, 3, 1).numpy())
+        write_atomically(self.path(process, steps), content.getvalue())
+
+    def _draw_overview(self) -> None:
+        """All processes side by side, from the same initial noise, for a small number of steps."""
+        config = self.experiment.config
+        steps = sorted(config.sample.steps)[len(config.sample.steps) // 3]
+        panels = {"real": next(reference_images(self.experiment, GRID_IMAGES))}
+        for process in config.sample.processes:
+            panels[get_process(process).title] = self.images(process, steps)[:GRID_IMAGES]
+        save_labelled_grids(
+            self.experiment.workdir / "samples.png",
+            panels,
+            columns=GRID_COLUMNS,
+            heading=f"{self.experiment.workdir.name}, {steps} steps",
+        )
+
+
+class EvaluateStage:
+    """Metrics of every cell: ``metrics.json``, ``table.md``, plots, and the table printed."""
+
+    name = "evaluate"
+
+    def __init__(self, experiment: Experiment, sample: SampleStage) -> None:
+        self.experiment = experiment
+        self.sample = sample
+        self.path = experiment.workdir / METRICS_FILE
+
+    def plan(self) -> str:
+        """What it does, in one line."""
+        features = ", ".join(self.experiment.config.evaluate.features)
+        return f"{len(self.sample.cells)} cells, features: {features}"
+
+    def is_done(self) -> bool:
+        """Whether the metrics of every cell are there."""
+        return self.path.exists()
+
+    def run(self) -> None:
+        """Compute what is missing; print the table in any case."""
+        if not self.is_done():
+            metrics = self._compute()
+            content = json.dumps(metrics, indent=2) + "\n"
+            write_atomically(self.path, content.encode())
+        metrics = report.read_metrics(self.path)
+        table = report.markdown(metrics)
+        write_atomically(self.path.with_name("table.md"), table.encode())
+        for name in report.headline_metrics(metrics):
+            lines = {
+                get_process(process).title: {int(s): cell[name] for s, cell in cells.items()}
+                for process, cells in metrics.items()
+            }
+            plot_metric(self.path.with_name(f"{name}.png"), lines, metric=name)
+        print(table)
+
+    def _compute(self) -> dict[str, dict[str, dict[str, float]]]:
+        config, batch = self.experiment.config, self.experiment.config.sample.batch_size
+        extractors = build_extractors(
+            config.evaluate.features,
+            cache_dir=self.experiment.workdir.parent / CACHE,
+            device=self.experiment.device,
+        )
+        reference = summarise(reference_images(self.experiment, batch), extractors)
+        metrics: dict[str, dict[str, dict[str, float]]] = {}
+        for process, steps in self.sample.cells:
+            batches = self.sample.images(process, steps).split(batch)
+            cell = evaluate(batches, reference, splits=config.evaluate.splits)
+            metrics.setdefault(process, {})[str(steps)] = cell
+        return metrics
+
+
+def reference_images(experiment: Experiment, batch_size: int) -> Iterator[Tensor]:
+    """The training images as uint8 batches [B, C, H, W]."""
+    for batch in experiment.dataset.images.split(batch_size):
+        yield batch if batch.dtype == torch.uint8 else to_uint8(batch)

@@ -1,0 +1,76 @@
+"""Every key that an experiment has, with its meaning and the hosts' defaults.
+
+An experiment's file takes ``base_config()`` and sets what differs. The dictionary is locked: a key
+that does not stand here is refused. Numbers and strings only; names resolve in
+adapters/registry.py.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+
+def base_config() -> ConfigDict:
+    """The hosts' published defaults, for networks and data still to be named."""
+    config = ConfigDict(
+        {
+            "name": "",  # of the experiment: its runs lie in runs/NAME/
+            "seed": 1234,  # of weights, data order and noise in training
+            "data": {"name": "", "root": "data", "check_md5": True},
+            "schedule": {"name": "linear", "N": 1000},
+            # The network's kind, and its arguments (checked by the network itself).
+            "network": {"name": "", "args": {}},
+            "time": {"rescale_timesteps": True, "shift1": False},
+            # The SA loss; lam = 0 is the baseline. See sa_plugin.loss.SALoss.
+            "sa": {
+                "lam": 1.0,
+                "K": 2,
+                "weighting": "uniform",
+                "window": "down",
+                "noise": "independent",
+                "backprop": "all",
+                "stack": True,
+            },
+            "base": _training(),  # the noise network
+            "head": {
+                # "pretrained": a head on the frozen noise network. "joint": one network with twice
+                # the output channels, trained in the base stage; the head stage is left out.
+                "training": "pretrained",
+                "mode": "simple",  # or "complex"
+                "ratio": 1.0,  # weight of the second prediction's loss
+                **_training(),
+            },
+            "sample": {
+                "n_images": 50_000,
+                "batch_size": 500,
+                "seed": 0,
+                "processes": (),  # rows of the tables; see adapters.registry.PROCESSES
+                "steps": (10, 25, 50, 100, 200, 1000),
+                "trajectory": "linear",
+                "clip_x0": True,
+                "avg_cov": False,
+                # The optimal variances' noise is clipped up to this step (arXiv 2201.06503, app. D)
+                "clip_sigma_idx": 1,
+                "clip_pixel_ddpm": 2.0,
+                "clip_pixel_ddim": 1.0,
+            },
+            "evaluate": {
+                "features": ("inception",),  # see adapters.features.EXTRACTORS
+                "splits": 10,  # of the Inception-Score formula
+            },
+        }
+    )
+    return config.lock()
+
+
+def _training() -> dict:
+    return {
+        "iterations": 500_000,
+        "batch_size": 128,
+        "lr": 1e-4,
+        "ema": 0.9999,
+        "grad_clip": 0.0,  # largest norm of the gradient; 0: no limit
+        "log_every": 100,
+        "ckpt_every": 10_000,
+        "keep": 0,  # checkpoints kept; 0: all
+    }

@@ -1,0 +1,34 @@
+"""Installs the library alone; adapters, third_party and configs run from the checkout."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "sa_plugin" / "__init__.py").read_text())[1]
+
+METRICS = ["scipy", "pytorch-fid>=0.3.0", "torchvision"]
+ADAPTERS = [
+    *METRICS,
+    "absl-py",
+    "ml-collections>=1.0",
+    "matplotlib",
+    "scikit-learn",
+    "tensorboard",
+    "tqdm",
+]
+TESTS = [*ADAPTERS, "hypothesis", "pytest>=8", "ruff"]
+
+setup(
+    name="sa-plugin",
+    version=VERSION,
+    description="The sequence-aware loss and optimal reverse variances for any diffusion code",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=["sa_plugin", "sa_plugin.metrics"],
+    install_requires=["torch>=2.4", "numpy>=1.26"],
+    extras_require={"metrics": METRICS, "adapters": ADAPTERS, "tests": TESTS},
+)

@@ -1,0 +1,109 @@
+"""EpsModel translates every habit of a host into eps(x, n); prediction's conversions."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sa_plugin.prediction import PREDICTS, to_eps, to_x0
+from sa_plugin.schedule import NoiseSchedule
+from sa_plugin.wrappers import EpsModel
+from tests.toys import images, normal
+
+SCHEDULE = NoiseSchedule.linear(50)
+X0, EPS = images(0, 4, 2, 3, 3), normal(1, 4, 2, 3, 3)
+N = torch.tensor([1, 2, 25, 50])
+A = torch.tensor(SCHEDULE.cum_alphas)[N].sqrt().reshape(-1, 1, 1, 1)
+B = torch.tensor(SCHEDULE.cum_betas)[N].sqrt().reshape(-1, 1, 1, 1)
+X = A * X0 + B * EPS
+TARGETS = {"eps": EPS, "x0": X0, "v": A * EPS - B * X0}
+
+
+@pytest.mark.parametrize("predicts", PREDICTS)
+def test_exact_targets_give_the_exact_noise(predicts):
+    model = EpsModel(lambda x, t: TARGETS[predicts], SCHEDULE, predicts=predicts)
+    torch.testing.assert_close(model(X, N), EPS, rtol=1e-9, atol=1e-9)
+
+
+@given(st.sampled_from(PREDICTS), st.floats(0.01, 0.99))
+def test_conversions_agree_with_each_other(predicts, signal):
+    """eps and x_0 from one output put x_n together again."""
+    a, b = torch.tensor(signal).double(), torch.tensor(1 - signal**2).double().sqrt()
+    eps, x0 = (convert(EPS, X, a, b, predicts) for convert in (to_eps, to_x0))
+    torch.testing.assert_close(a * x0 + b * eps, X)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [1, 2, 25, 50]),
+        ({"index_from": 0}, [0, 1, 24, 49]),
+        ({"rescale_to": 1000}, [20.0, 40.0, 500.0, 1000.0]),
+        ({"index_from": 0, "rescale_to": 1000}, [0.0, 20.0, 480.0, 980.0]),
+    ],
+)
+def test_time_is_told_as_the_host_expects_it(options, expected):
+    seen = []
+
+    def network(x, t):
+        seen.append(t)
+        return x
+
+    EpsModel(network, SCHEDULE, **options)(X, N)
+    assert seen[0].tolist() == expected
+    assert seen[0].is_floating_point() == ("rescale_to" in options)
+
+
+def test_second_outputs():
+    pair = EpsModel(lambda x, t: (x, 2 * x), SCHEDULE, output="pair")
+    channels = EpsModel(lambda x, t: torch.cat([x, 2 * x], 1), SCHEDULE, output="channels")
+    for model in (pair, channels):
+        assert torch.equal(model(X, N), X)
+        eps, second = model.with_second(X, N)
+        assert torch.equal(eps, X)
+        assert torch.equal(second, 2 * X)
+
+
+def test_labels_reach_the_network():
+    model = EpsModel(lambda x, t, y: x + y.reshape(-1, 1, 1, 1), SCHEDULE)
+    assert torch.equal(model(X, N, y=torch.ones(4)), X + 1)
+
+
+def test_a_module_keeps_its_parameters_and_mode():
+    network = torch.nn.Conv2d(2, 2, 1)
+    model = EpsModel(lambda x, t: network(x), SCHEDULE)
+    assert not list(model.parameters())  # a function hides them
+    model = EpsModel(network, SCHEDULE)
+    assert {id(p) for p in model.parameters()} == {id(p) for p in network.parameters()}
+    model.eval()
+    assert not network.training
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"index_from": 2}, "index_from must be 0 or 1, got 2"),
+        ({"predicts": "score"}, r"predicts must be one of \('eps', 'x0', 'v'\), got 'score'"),
+        ({"output": "two"}, "output must be one of .*got 'two'"),
+    ],
+)
+def test_bad_options_are_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        EpsModel(lambda x, t: x, SCHEDULE, **options)
+
+
+@pytest.mark.parametrize(
+    ("output", "network", "said"),
+    [
+        ("pair", lambda x, t: x, "needs two tensors, got Tensor"),
+        ("channels", lambda x, t: x, "needs more than 2 channels, got 2"),
+    ],
+)
+def test_outputs_that_do_not_fit_are_refused(output, network, said):
+    with pytest.raises(ValueError, match=said):
+        EpsModel(network, SCHEDULE, output=output)(X, N)
+
+
+def test_one_output_has_no_second():
+    with pytest.raises(ValueError, match="no second output"):
+        EpsModel(lambda x, t: x, SCHEDULE).with_second(X, N)
