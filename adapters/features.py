@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sa_plugin.sampler import to_uint8
+
 
 @dataclass(frozen=True)
 class Extracted:
@@ -71,11 +73,6 @@ def build_extractors(
 
 
 # ---------------------------------------------------------------------------------------- pixels
-
-
-def to_uint8(x: Tensor) -> Tensor:
-    """Images in [-1, 1] to the nearest of the 256 levels; values outside are clipped."""
-    return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def from_uint8(images: Tensor) -> Tensor:

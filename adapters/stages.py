@@ -21,9 +21,10 @@ from adapters.logs import TrainingLog
 from adapters.pictures import plot_metric, save_grid, save_labelled_grids
 from adapters.registry import get_process
 from sa_plugin.hook import attach
+from sa_plugin.sampler import to_uint8
 from third_party.extended_analytic_dpm.checkpoints import read_state
 from third_party.extended_analytic_dpm.criterions import DTDSM
-from third_party.extended_analytic_dpm.data import BatchStream, to_uint8
+from third_party.extended_analytic_dpm.data import BatchStream
 from third_party.extended_analytic_dpm.ema import EMA
 from third_party.extended_analytic_dpm.methods import build_criterion, get_method
 from third_party.extended_analytic_dpm.training import Trainer

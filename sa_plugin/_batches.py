@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -54,13 +53,3 @@ def noise_for(
         return drawn[part]
 
     return draw
-
-
-def kwargs_for(kwargs: dict[str, Any], batch: int, part: slice) -> dict[str, Any]:
-    """Tensors of length ``batch`` (class labels) follow their images; the rest is passed on."""
-    return {
-        name: value[part]
-        if isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch
-        else value
-        for name, value in kwargs.items()
-    }

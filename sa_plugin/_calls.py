@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sa_plugin._tensors import follow
+
 EpsModel = Callable[..., Tensor]
 
 
@@ -44,14 +46,15 @@ def _errors_stacked(model: EpsModel, rows: Rows, kwargs: dict[str, Any]) -> Tens
     count, batch = rows.steps.shape
     x, eps, steps = rows.x.flatten(0, 1), rows.eps.flatten(0, 1), rows.steps.flatten()
     if rows.needed.device.type != "cpu" or bool(rows.needed.all()):
-        sample = torch.arange(batch).repeat(count) if count > 1 else None
-        output = _call(model, x, steps, _follow(kwargs, sample, batch))
+        if count > 1 and kwargs:
+            kwargs = follow(kwargs, batch, torch.arange(batch).repeat(count))
+        output = _call(model, x, steps, kwargs)
         return (output - eps).unflatten(0, (count, batch))
     kept = rows.needed.flatten().nonzero()[:, 0]
     if len(kept) == 0:
         return torch.zeros_like(rows.eps)
     index = kept.to(x.device)
-    output = _call(model, x[index], steps[kept], _follow(kwargs, kept % batch, batch))
+    output = _call(model, x[index], steps[kept], follow(kwargs, batch, kept % batch))
     some = output - eps[index]
     blank = some.new_zeros(count * batch, *some.shape[1:])
     return blank.index_copy(0, index, some).unflatten(0, (count, batch))
@@ -61,18 +64,6 @@ def _call(model: EpsModel, x: Tensor, steps: Tensor, kwargs: dict[str, Any]) -> 
     output = model(x, steps.to(x.device, non_blocking=True), **kwargs)
     check_output(output, x)
     return output
-
-
-def _follow(kwargs: dict[str, Any], sample: Tensor | None, batch: int) -> dict[str, Any]:
-    """Tensors of length B (class labels) follow their samples; anything else is passed on."""
-    if sample is None:
-        return kwargs
-    return {
-        name: value[sample.to(value.device)]
-        if isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch
-        else value
-        for name, value in kwargs.items()
-    }
 
 
 def check_output(output: object, x: Tensor) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,6 +12,19 @@ from torch import Tensor
 def expand(coefficient: Tensor, x: Tensor) -> Tensor:
     """Append dimensions to ``coefficient`` ([B] or [K, B]) until it broadcasts over ``x``."""
     return coefficient.reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim))
+
+
+def follow(kwargs: dict[str, Any], batch: int, chosen: Tensor | slice) -> dict[str, Any]:
+    """Network arguments for ``chosen`` images: tensors of length ``batch`` (labels) are indexed.
+
+    Anything else is passed on.
+    """
+    return {
+        name: value[chosen.to(value.device) if isinstance(chosen, Tensor) else chosen]
+        if isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch
+        else value
+        for name, value in kwargs.items()
+    }
 
 
 class DeviceTables:

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from sa_plugin._batches import BlockNoise, kwargs_for, noise_for, parts_of
+from sa_plugin._batches import BlockNoise, noise_for, parts_of
 from sa_plugin._checks import check_choice, check_non_negative, check_whole
-from sa_plugin._tensors import DeviceTables
+from sa_plugin._tensors import DeviceTables, follow
 from sa_plugin.prediction import PREDICTS
 from sa_plugin.reverse import ReverseCoefficients, reverse_moments, split_output
 from sa_plugin.schedule import NoiseSchedule
@@ -160,7 +160,7 @@ class Sampler:
                 x_init=None if x_init is None else x_init[part],
                 noise=None if noise is None else noise_for(noise, shape, part),
                 first=first + part.start,
-                **kwargs_for(model_kwargs, shape[0], part),
+                **follow(model_kwargs, shape[0], part),
             )
             for step in _shown(chain, len(self.timesteps), "step", progress):
                 x = step.x_s
@@ -224,7 +224,7 @@ class Sampler:
                     (part.stop - part.start, *size),
                     seed=seed,
                     first=first + part.start,
-                    **kwargs_for(model_kwargs, n_images, part),
+                    **follow(model_kwargs, n_images, part),
                 )
             )
             for part in _shown(parts, len(parts), "batch", progress)

@@ -18,7 +18,6 @@ from third_party.extended_analytic_dpm.data import (
     BatchStream,
     Images,
     InfiniteShuffle,
-    to_uint8,
     to_unit_range,
 )
 from third_party.extended_analytic_dpm.datasets import get_dataset, register
@@ -30,7 +29,7 @@ def numbered(count):
 
 
 def indices(batch):
-    return to_uint8(batch).flatten().tolist()
+    return ((batch + 1) * 127.5).round().to(torch.int64).flatten().tolist()
 
 
 class Files(Dataset):
@@ -116,17 +115,12 @@ def test_a_map_style_dataset_gives_the_batches_of_memory(kind):
 # ------------------------------------------------------------------------------------- range
 
 
-def test_uint8_to_the_unit_range_and_back():
+def test_uint8_to_the_unit_range():
     levels = torch.arange(256, dtype=torch.uint8)
     x = to_unit_range(levels)
     assert x.dtype == torch.float32
     np.testing.assert_allclose(x, np.arange(256) / 127.5 - 1, atol=1e-7)
     assert (x[0], x[-1]) == (-1, 1)
-    assert torch.equal(to_uint8(x), levels)
-    half = 0.49 / 127.5
-    assert torch.equal(to_uint8(x + half), levels)
-    assert torch.equal(to_uint8(x - half), levels)
-    assert to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])

@@ -43,11 +43,6 @@ def to_unit_range(images: Tensor) -> Tensor:
     return images.to(torch.float32)
 
 
-def to_uint8(images: Tensor) -> Tensor:
-    """[-1, 1] to the nearest of 0..255, as image files hold it; values outside are clipped."""
-    return ((images + 1.0) * 127.5 + 0.5).clamp(0, 255).to(torch.uint8)
-
-
 class InfiniteShuffle(Sampler[int]):
     """The numbers 0..length-1 without end, each once an epoch, from the `start`-th on.
 
