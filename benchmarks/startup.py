@@ -1,6 +1,7 @@
 """What the plugin adds before the first step: python -m benchmarks.startup
 
-Import: fresh interpreters, each timing torch and, after it, sa_plugin. Table: NoiseSchedule and TauTable for N steps, with everything a loss derives from them.
+Import: fresh interpreters, each timing torch and, after it, sa_plugin. Tables: NoiseSchedule and
+TauTable for N steps, with everything a loss derives from them.
 """
 
 from __future__ import annotations
