@@ -43,24 +43,45 @@ def explain(name: str, cell: Mapping[str, float]) -> str:
 
 
 def markdown(metrics: Metrics) -> str:
-    """The tables of one run."""
-    return over_seeds([metrics])
+    """The tables of one run, one a metric."""
+    return compare({"": [metrics]})
 
 
-def over_seeds(runs: Sequence[Metrics]) -> str:
-    """The tables of runs that differ by their seed: the mean, and the standard deviation."""
-    first = runs[0]
+def compare(groups: Mapping[str, Sequence[Metrics]]) -> str:
+    """The tables of several trainings, one a metric, a training's line below the other's.
+
+    Args:
+        groups: training's name -> its runs, which differ by the seed: mean and standard deviation.
+
+    Raises:
+        ValueError: runs that do not have the same processes, steps and metrics.
+    """
+    first = next(iter(groups.values()))[0]
     steps = sorted({int(s) for cells in first.values() for s in cells})
+    names = headline_metrics(first)
+    head = ["steps", *([""] if len(groups) > 1 else []), *map(str, steps)]
+    cell = next(iter(next(iter(first.values())).values()))
     text = []
-    for name in headline_metrics(first):
-        cell = next(iter(next(iter(first.values())).values()))
+    for name in names:
         rows = [
-            [get_process(process).title]
-            + [_entry([run[process][str(s)][name] for run in runs]) for s in steps]
+            [get_process(process).title, *([label] if len(groups) > 1 else [])]
+            + [_entry(_values(runs, process, str(s), name)) for s in steps]
             for process in first
+            for label, runs in groups.items()
         ]
-        text.append(f"**{explain(name, cell)}**\n\n{_table(['steps', *map(str, steps)], rows)}")
+        table = _table(head, rows, left=len(head) - len(steps))
+        text.append(f"**{explain(name, cell)}**\n\n{table}")
     return "\n".join(text)
+
+
+def _values(runs: Sequence[Metrics], process: str, steps: str, name: str) -> list[float]:
+    try:
+        return [run[process][steps][name] for run in runs]
+    except KeyError as error:
+        raise ValueError(
+            f"a run has no {name} of {process!r} at {steps} steps: only runs with the same "
+            "processes, steps and features can be compared"
+        ) from error
 
 
 def _entry(values: Sequence[float]) -> str:
@@ -71,16 +92,17 @@ def _entry(values: Sequence[float]) -> str:
     return f"{mean:.2f} ± {spread:.2f}"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
+    """Markdown that reads well as plain text; the first ``left`` columns are words."""
     lines = [list(head), *map(list, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
 
     def row(line: Sequence[str]) -> str:
-        first = line[0].ljust(widths[0])
-        rest = [word.rjust(width) for word, width in zip(line[1:], widths[1:], strict=True)]
-        return "| " + " | ".join([first, *rest]) + " |"
+        words = [
+            word.ljust(width) if i < left else word.rjust(width)
+            for i, (word, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        return "| " + " | ".join(words) + " |"
 
-    rule = "|" + "|".join(
-        "-" * (width + 1) + ("-" if i == 0 else ":") for i, width in enumerate(widths)
-    )
-    return "\n".join([row(lines[0]), rule + "|", *map(row, lines[1:])]) + "\n"
+    rule = [("-" * (w + 1)) + ("-" if i < left else ":") for i, w in enumerate(widths)]
+    return "\n".join([row(lines[0]), "|" + "|".join(rule) + "|", *map(row, lines[1:])]) + "\n"

@@ -1,6 +1,7 @@
 """Mean and standard deviation over seeds: python -m adapters.summary RUN_FOLDER [RUN_FOLDER ...]
 
-Folders whose configurations differ by the seed alone form one group; each group gets its tables.
+Folders whose configurations differ by the seed alone form one training; the tables show trainings
+side by side.
 """
 
 from __future__ import annotations
@@ -32,17 +33,21 @@ def group_runs(folders: Sequence[Path]) -> dict[str, list[Path]]:
         if seed in group:
             raise ValueError(f"{folder} and {group[seed]} are runs of one seed, {seed}")
         group[seed] = folder
-    return {_name(list(group.values())): list(group.values()) for group in groups.values()}
+    named: dict[str, list[Path]] = {}
+    for group in groups.values():
+        runs = list(group.values())
+        named[str(runs[0]) if _name(runs) in named else _name(runs)] = runs
+    return named
 
 
 def summarise_runs(folders: Sequence[Path]) -> str:
-    """Markdown with the tables of every group."""
-    text = []
-    for name, group in group_runs(folders).items():
-        runs = [report.read_metrics(folder / METRICS_FILE) for folder in group]
-        seeds = "1 seed" if len(runs) == 1 else f"{len(runs)} seeds, mean ± standard deviation"
-        text.append(f"### {name} ({seeds})\n\n{report.over_seeds(runs)}")
-    return "\n".join(text)
+    """Markdown: how many seeds stand behind each training, and a table for each metric."""
+    groups = {
+        name: [report.read_metrics(folder / METRICS_FILE) for folder in group]
+        for name, group in group_runs(folders).items()
+    }
+    seeds = ", ".join(f"{name}: {len(runs)}" for name, runs in groups.items())
+    return f"Seeds: {seeds}; mean ± standard deviation.\n\n{report.compare(groups)}"
 
 
 def _name(folders: Sequence[Path]) -> str:
