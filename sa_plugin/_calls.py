@@ -45,7 +45,7 @@ def _errors_stacked(model: EpsModel, rows: Rows, kwargs: dict[str, Any]) -> Tens
     """
     count, batch = rows.steps.shape
     x, eps, steps = rows.x.flatten(0, 1), rows.eps.flatten(0, 1), rows.steps.flatten()
-    if rows.needed.device.type != "cpu" or bool(rows.needed.all()):
+    if _keep_all(rows.needed):
         if count > 1 and kwargs:
             kwargs = follow(kwargs, batch, torch.arange(batch).repeat(count))
         output = _call(model, x, steps, kwargs)
@@ -58,6 +58,13 @@ def _errors_stacked(model: EpsModel, rows: Rows, kwargs: dict[str, Any]) -> Tens
     some = output - eps[index]
     blank = some.new_zeros(count * batch, *some.shape[1:])
     return blank.index_copy(0, index, some).unflatten(0, (count, batch))
+
+
+def _keep_all(needed: Tensor) -> bool:
+    # A compiled graph has one shape: there, too, the weights alone leave rows out.
+    if torch.compiler.is_compiling() or needed.device.type != "cpu":
+        return True
+    return bool(needed.all())
 
 
 def _call(model: EpsModel, x: Tensor, steps: Tensor, kwargs: dict[str, Any]) -> Tensor:

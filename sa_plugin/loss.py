@@ -187,7 +187,7 @@ class SALoss:
     ) -> WindowPlan:
         if self.lam == 0:
             return self._planner.plain(n)
-        if anchor is not None:
+        if anchor is not None and not torch.compiler.is_compiling():
             check_anchor(anchor, n, self._planner)
         return self._planner.plan(n, anchor, generator)
 
@@ -248,7 +248,7 @@ class SALoss:
             raise ValueError(
                 f"x0 must be floating-point images [B, C, H, W], got {x0.dtype} {tuple(x0.shape)}"
             )
-        if self._range_checked or x0.numel() == 0:
+        if self._range_checked or x0.numel() == 0 or torch.compiler.is_compiling():
             return
         self._range_checked = True  # once: the check stalls an accelerator
         low, high = x0.detach().aminmax()
@@ -266,7 +266,8 @@ class SALoss:
                 f"n must be integers of shape ({len(x0)},), got {n.dtype} {tuple(n.shape)}"
             )
         # Steps on an accelerator are taken at their word: looking at them would stall it.
-        if n.device.type == "cpu" and len(n) and not (n.min() >= 1 and n.max() <= self.schedule.N):
+        can_look = n.device.type == "cpu" and len(n) > 0 and not torch.compiler.is_compiling()
+        if can_look and not (n.min() >= 1 and n.max() <= self.schedule.N):
             raise ValueError(
                 f"n must lie in 1..{self.schedule.N}, got {n.min().item()}..{n.max().item()}; "
                 "codes that count from 0 pass t + 1"
