@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from ml_collections import FrozenConfigDict
 from torch import nn
@@ -20,18 +21,19 @@ from torch import nn
 from adapters.config import claim_folder, read_command_line
 from adapters.features import check_names
 from adapters.registry import PROCESSES, build_network, get_process
+from sa_plugin.gamma import Gamma
 from sa_plugin.loss import SALoss
 from sa_plugin.sampler import Sampler
 from sa_plugin.schedule import NoiseSchedule
-from third_party.extended_analytic_dpm.data import Images
+from third_party.extended_analytic_dpm.criterion_base import Criterion
+from third_party.extended_analytic_dpm.data import ImageDataset
 from third_party.extended_analytic_dpm.datasets import get_dataset
-from third_party.extended_analytic_dpm.methods import get_method
+from third_party.extended_analytic_dpm.methods import build_criterion, get_method
 from third_party.extended_analytic_dpm.schedule import NamedSchedule
 from third_party.extended_analytic_dpm.wrapper import DTWrapper
 
 logger = logging.getLogger(__name__)
 
-STAGES = ("base", "head", "sample", "evaluate")
 HEAD_TRAININGS = ("pretrained", "joint")
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -43,14 +45,28 @@ class Adapter:
 
     Attributes:
         module: how it is started, ``python -m MODULE``.
-        second: the network's second prediction, "eps2" (SN-DPM) or "epsc" (NPR-DPM).
-        pretrained, joint: the host's methods that train it.
+        needs: what its optimal variance takes beside the noise network: a second prediction, "eps2"
+            (SN-DPM) or "epsc" (NPR-DPM), or "gamma" (Analytic-DPM).
+        pretrained, joint: the host's methods that train a second prediction, if it needs one.
+        build_criterion: the host's criterion, with the arguments of that function of NPR- and
+            SN-DPM's.
     """
 
     module: str
-    second: str
-    pretrained: str
-    joint: str
+    needs: str
+    pretrained: str | None = None
+    joint: str | None = None
+    build_criterion: Callable[..., Criterion] = build_criterion
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The names of its stages in order."""
+        return "base", "head" if self.pretrained else "gamma", "sample", "evaluate"
+
+    def recorded(self, config: FrozenConfigDict) -> FrozenConfigDict:
+        """The configuration without the sections of stages that it does not have."""
+        without = {"head", "gamma"} - set(self.stages)
+        return FrozenConfigDict({k: v for k, v in config.to_dict().items() if k not in without})
 
 
 class Stage(Protocol):
@@ -96,7 +112,7 @@ class Experiment:
     @property
     def is_joint(self) -> bool:
         """Whether one network learns both predictions, in the base stage."""
-        return self.config.head.training == "joint"
+        return self.adapter.joint is not None and self.config.head.training == "joint"
 
     @property
     def base_method(self) -> str:
@@ -104,7 +120,7 @@ class Experiment:
         return self.adapter.joint if self.is_joint else "pred_eps"
 
     @cached_property
-    def dataset(self) -> Images:
+    def dataset(self) -> ImageDataset:
         """The training images."""
         data = self.config.data
         options = {} if data.check_md5 else {"check_md5": False}
@@ -113,7 +129,7 @@ class Experiment:
     @property
     def image_shape(self) -> tuple[int, ...]:
         """(C, H, W)."""
-        return tuple(self.dataset.images.shape[1:])
+        return self.dataset.image_shape
 
     def network(self, method: str, device: str | torch.device | None = None) -> nn.Module:
         """A new network for one of the host's methods, its weights drawn from the run's seed."""
@@ -129,14 +145,21 @@ class Experiment:
                 head_mode=self.config.head.mode,
             )
 
-    def sampler(self, process: str, steps: int, network: nn.Module, typ: str) -> Sampler:
+    def wrapper(self, network: nn.Module, typ: str) -> DTWrapper:
+        """The network as a function of (x_n, n)."""
+        time = self.config.time
+        return DTWrapper(network, typ, time.rescale_timesteps, time.shift1, self.schedule.N)
+
+    def sampler(
+        self, process: str, steps: int, network: nn.Module, typ: str, gamma: Gamma | None = None
+    ) -> Sampler:
         """The sampler of a row and a column of the tables."""
-        row, sample, time = get_process(process), self.config.sample, self.config.time
-        wrapper = DTWrapper(network, typ, time.rescale_timesteps, time.shift1, self.schedule.N)
-        optimal = row.second is not None
+        row, sample = get_process(process), self.config.sample
+        optimal = row.needs is not None
         return Sampler(
-            wrapper,
+            self.wrapper(network, typ),
             self.schedule,
+            gamma=gamma,
             forward=row.forward,
             variance=row.variance,
             steps=steps,
@@ -150,21 +173,22 @@ class Experiment:
 
     def stages(self) -> dict[str, Stage]:
         """The stages in order."""
+        from adapters.gamma_stage import GammaStage
         from adapters.stages import EvaluateStage, SampleStage, TrainStage
 
         base = TrainStage(self, "base", self.base_method)
-        head = None if self.is_joint else TrainStage(self, "head", self.adapter.pretrained, base)
-        sample = SampleStage(self, base, head or base)
-        every = [base, head, sample, EvaluateStage(self, sample)]
+        head = gamma = None
+        if self.adapter.needs == "gamma":
+            gamma = GammaStage(self, base)
+        elif not self.is_joint:
+            head = TrainStage(self, "head", self.adapter.pretrained, base)
+        sample = SampleStage(self, base, head or base, gamma.result if gamma else None)
+        every = [base, head, gamma, sample, EvaluateStage(self, sample)]
         return {stage.name: stage for stage in every if stage is not None}
 
     def _check(self) -> None:
         """Have every part look at its options, before anything is written or run."""
         config = self.config
-        if config.head.training not in HEAD_TRAININGS:
-            raise ValueError(
-                f"head.training must be one of {HEAD_TRAININGS}, got {config.head.training!r}"
-            )
         if not config.name:
             raise ValueError("the configuration must have a name")
         if not config.sample.processes or not config.sample.steps:
@@ -172,15 +196,34 @@ class Experiment:
                 f"sample.steps and sample.processes (of {sorted(PROCESSES)}) must not be empty"
             )
         check_names(config.evaluate.features)
-        second = (None, self.adapter.second)
-        methods = {self.base_method} if self.is_joint else {"pred_eps", self.adapter.pretrained}
-        networks = {method: self.network(method, "meta") for method in methods}
-        network = next(iter(networks.values()))
+        self._check_head()
+        self._check_gamma()
+        network = self.network(self.base_method, "meta")
+        gamma = np.ones(self.schedule.N + 1) if self.adapter.needs == "gamma" else None
         for name in config.sample.processes:
-            if get_process(name).second not in second:
-                raise ValueError(f"{self.adapter.module} trains no network for {name!r}")
+            needs = get_process(name).needs
+            if needs not in (None, self.adapter.needs):
+                raise ValueError(
+                    f"sample.processes: {name!r} needs {needs!r}, which {self.adapter.module} "
+                    "does not provide"
+                )
             for steps in config.sample.steps:
-                self.sampler(name, steps, network, "eps")
+                self.sampler(name, steps, network, "eps", gamma)
+
+    def _check_head(self) -> None:
+        if self.adapter.pretrained is None:
+            return
+        training = self.config.head.training
+        if training not in HEAD_TRAININGS:
+            raise ValueError(f"head.training must be one of {HEAD_TRAININGS}, got {training!r}")
+        if not self.is_joint:
+            self.network(self.adapter.pretrained, "meta")
+
+    def _check_gamma(self) -> None:
+        least = {"n_images": 2, "noises": 1, "batch_size": 1, "seed": 0}
+        for name, low in least.items() if self.adapter.needs == "gamma" else ():
+            if self.config.gamma[name] < low:
+                raise ValueError(f"gamma.{name} must be >= {low}, got {self.config.gamma[name]!r}")
 
 
 def _usable_device(name: str) -> torch.device:
@@ -198,14 +241,14 @@ def run(adapter: Adapter, argv: Sequence[str] | None = None) -> int:
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     try:
-        line = read_command_line(sys.argv if argv is None else argv, STAGES, adapter.module)
+        line = read_command_line(sys.argv if argv is None else argv, adapter.stages, adapter.module)
         experiment = Experiment(adapter, line.config, line.workdir, line.device, line.progress)
         stages = experiment.stages()
         chosen = [stages[name] for name in line.stages or stages if name in stages]
         if line.dry_run:
             _print_plan(experiment, chosen)
             return 0
-        claim_folder(line.workdir, line.config)
+        claim_folder(line.workdir, adapter.recorded(line.config))
         for stage in chosen:
             logger.info("%s: %s", stage.name, "done" if stage.is_done() else stage.plan())
             stage.run()

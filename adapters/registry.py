@@ -20,20 +20,24 @@ from third_party.extended_analytic_dpm.nets import (
 class ReverseProcess:
     """A row of the tables: the sampler's forward process and variance.
 
-    ``second``: what the second output of the network must be ("eps2" for SN, "epsc" for NPR), or
-    None where the noise network alone is sampled.
+    ``needs``: what its optimal variance takes beside the noise network: a second output ("eps2" for
+    SN, "epsc" for NPR) or "gamma" (Analytic); None where there is no optimal variance.
     """
 
     title: str
     forward: str
     variance: str
-    second: str | None = None
+    needs: str | None = None
 
 
 PROCESSES: dict[str, ReverseProcess] = {
     "ddpm_small": ReverseProcess("DDPM small", "ddpm", "small"),
     "ddpm_big": ReverseProcess("DDPM big", "ddpm", "big"),
     "ddim": ReverseProcess("DDIM", "ddim", "small"),
+    "analytic_ddpm": ReverseProcess("Analytic-DDPM", "ddpm", "analytic", "gamma"),
+    "analytic_ddim": ReverseProcess("Analytic-DDIM", "ddim", "analytic", "gamma"),
+    "npr_ddpm": ReverseProcess("NPR-DDPM", "ddpm", "npr", "epsc"),
+    "npr_ddim": ReverseProcess("NPR-DDIM", "ddim", "npr", "epsc"),
     "sn_ddpm": ReverseProcess("SN-DDPM", "ddpm", "sn", "eps2"),
     "sn_ddim": ReverseProcess("SN-DDIM", "ddim", "sn", "eps2"),
 }

@@ -8,7 +8,7 @@ from adapters.experiment import Adapter, run
 
 SN_DPM = Adapter(
     module="adapters.sn_dpm",
-    second="eps2",
+    needs="eps2",
     pretrained="pred_eps_eps2_pretrained",
     joint="pred_eps_eps2",
 )

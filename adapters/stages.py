@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
@@ -20,13 +20,14 @@ from adapters.features import build_extractors, write_atomically
 from adapters.logs import TrainingLog
 from adapters.pictures import plot_metric, save_grid, save_labelled_grids
 from adapters.registry import get_process
+from sa_plugin.gamma import Gamma
 from sa_plugin.hook import attach
-from sa_plugin.sampler import to_uint8
+from sa_plugin.sampler import Sampler
 from third_party.extended_analytic_dpm.checkpoints import read_state
-from third_party.extended_analytic_dpm.criterions import DTDSM
+from third_party.extended_analytic_dpm.criterion_base import Criterion
 from third_party.extended_analytic_dpm.data import BatchStream
 from third_party.extended_analytic_dpm.ema import EMA
-from third_party.extended_analytic_dpm.methods import build_criterion, get_method
+from third_party.extended_analytic_dpm.methods import get_method
 from third_party.extended_analytic_dpm.training import Trainer
 
 logger = logging.getLogger(__name__)
@@ -121,9 +122,9 @@ class TrainStage:
     def _with_sa(self) -> bool:
         return self.trunk is None and self.experiment.loss.lam > 0
 
-    def _criterion(self) -> DTDSM:
+    def _criterion(self) -> Criterion:
         time = self.experiment.config.time
-        criterion = build_criterion(
+        criterion = self.experiment.adapter.build_criterion(
             self.method,
             self.experiment.host_schedule,
             self.experiment.network(self.method).to(self.experiment.device),
@@ -138,12 +139,25 @@ class TrainStage:
 
 
 class SampleStage:
-    """Images of every cell (reverse process x steps): ``samples/PROCESS_STEPS.npz`` and a PNG."""
+    """Images of every cell (reverse process x steps): ``samples/PROCESS_STEPS.npz`` and a PNG.
+
+    Args:
+        plain: the stage that trains the noise network.
+        second: the stage whose network the optimal variances are sampled with.
+        gamma: gives the Gamma that they take, if they take one.
+    """
 
     name = "sample"
 
-    def __init__(self, experiment: Experiment, plain: TrainStage, second: TrainStage) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        plain: TrainStage,
+        second: TrainStage,
+        gamma: Callable[[], Gamma] | None = None,
+    ) -> None:
         self.experiment = experiment
+        self.gamma = gamma
         self.plain = plain
         self.second = second
         self.folder = experiment.workdir / "samples"
@@ -168,15 +182,16 @@ class SampleStage:
     def run(self) -> None:
         """Sample the cells that are missing."""
         missing = [cell for cell in self.cells if not self.path(*cell).exists()]
-        needs_second = {get_process(process).second is not None for process, _ in missing}
-        networks = {s: (self.second if s else self.plain).average() for s in needs_second}
+        if not missing:
+            return
+        gamma = None if self.gamma is None else self.gamma()
+        averages = {stage: stage.average() for stage in {self._stage_of(p) for p, _ in missing}}
         for process, steps in missing:
-            row = get_process(process)
-            network, typ = networks[row.second is not None]
-            logger.info("sample: %s, %d steps", row.title, steps)
-            self._sample(process, steps, network, typ)
-        if missing:
-            self._draw_overview()
+            logger.info("sample: %s, %d steps", get_process(process).title, steps)
+            network, typ = averages[self._stage_of(process)]
+            sampler = self.experiment.sampler(process, steps, network, typ, gamma)
+            self._sample(sampler, self.path(process, steps))
+        self._draw_overview()
 
     def path(self, process: str, steps: int) -> Path:
         """Where a cell's images lie: ``arr_0``, uint8 [n, H, W, C]."""
@@ -190,9 +205,12 @@ class SampleStage:
         with np.load(path) as arrays:
             return torch.from_numpy(arrays["arr_0"]).permute(0, 3, 1, 2)
 
-    def _sample(self, process: str, steps: int, network: nn.Module, typ: str) -> None:
+    def _stage_of(self, process: str) -> TrainStage:
+        return self.plain if get_process(process).needs is None else self.second
+
+    def _sample(self, sampler: Sampler, path: Path) -> None:
         sample = self.experiment.config.sample
-        batches = self.experiment.sampler(process, steps, network, typ).stream(
+        batches = sampler.stream(
             sample.n_images,
             self.experiment.image_shape,
             seed=sample.seed,
@@ -200,20 +218,16 @@ class SampleStage:
             progress=self.experiment.progress,
         )
         images = torch.cat([batch.cpu() for batch in batches])
-        save_grid(
-            self.path(process, steps).with_suffix(".png"),
-            images[:GRID_IMAGES],
-            columns=GRID_COLUMNS,
-        )
+        save_grid(path.with_suffix(".png"), images[:GRID_IMAGES], columns=GRID_COLUMNS)
         content = io.BytesIO()
         np.savez_compressed(content, images.permute(0, 2, 3, 1).numpy())
-        write_atomically(self.path(process, steps), content.getvalue())
+        write_atomically(path, content.getvalue())
 
     def _draw_overview(self) -> None:
         """All processes side by side, from the same initial noise, for a small number of steps."""
         config = self.experiment.config
         steps = sorted(config.sample.steps)[len(config.sample.steps) // 3]
-        panels = {"real": next(reference_images(self.experiment, GRID_IMAGES))}
+        panels = {"real": next(self.experiment.dataset.uint8_batches(GRID_IMAGES))}
         for process in config.sample.processes:
             panels[get_process(process).title] = self.images(process, steps)[:GRID_IMAGES]
         save_labelled_grids(
@@ -267,16 +281,10 @@ class EvaluateStage:
             cache_dir=self.experiment.workdir.parent / CACHE,
             device=self.experiment.device,
         )
-        reference = summarise(reference_images(self.experiment, batch), extractors)
+        reference = summarise(self.experiment.dataset.uint8_batches(batch), extractors)
         metrics: dict[str, dict[str, dict[str, float]]] = {}
         for process, steps in self.sample.cells:
             batches = self.sample.images(process, steps).split(batch)
             cell = evaluate(batches, reference, splits=config.evaluate.splits)
             metrics.setdefault(process, {})[str(steps)] = cell
         return metrics
-
-
-def reference_images(experiment: Experiment, batch_size: int) -> Iterator[Tensor]:
-    """The training images as uint8 batches [B, C, H, W]."""
-    for batch in experiment.dataset.images.split(batch_size):
-        yield batch if batch.dtype == torch.uint8 else to_uint8(batch)

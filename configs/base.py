@@ -40,6 +40,9 @@ def base_config() -> ConfigDict:
                 "ratio": 1.0,  # weight of the second prediction's loss
                 **_training(),
             },
+            # Analytic-DPM's Gamma_n = E mean(eps_pred^2); see sa_plugin.gamma. Images are taken at
+            # random, all of them if there are fewer. Each passes all N steps.
+            "gamma": {"n_images": 10_000, "noises": 1, "batch_size": 500, "seed": 0},
             "sample": {
                 "n_images": 50_000,
                 "batch_size": 500,

@@ -3,9 +3,24 @@
 from sa_plugin.loss import SALoss
 """
 
+from sa_plugin.gamma import Gamma, estimate_gamma
+from sa_plugin.hook import attach
 from sa_plugin.loss import SALoss, SALossOutput, sequence_aware_loss
+from sa_plugin.sampler import Sampler
 from sa_plugin.schedule import NoiseSchedule
 from sa_plugin.tau import TauTable
+from sa_plugin.trajectory import choose_timesteps
 
 __version__ = "0.1.0"
-__all__ = ["NoiseSchedule", "SALoss", "SALossOutput", "TauTable", "sequence_aware_loss"]
+__all__ = [
+    "Gamma",
+    "NoiseSchedule",
+    "SALoss",
+    "SALossOutput",
+    "Sampler",
+    "TauTable",
+    "attach",
+    "choose_timesteps",
+    "estimate_gamma",
+    "sequence_aware_loss",
+]

@@ -1,4 +1,4 @@
-"""The loss by every path: masked rows or none, stacked or not, network arguments, dtypes, grad modes.
+"""The loss by every path: rows masked or none, stacked or not, arguments, dtypes, grad modes.
 
 Each of these fails for a small change of the code that the other files would let pass.
 """

@@ -2,20 +2,39 @@
 
 Images are in [-1, 1], float32, [B,C,H,W]. The order is one permutation an epoch; a batch may run
 over the end of an epoch, so that all batches are full and every image is seen once an epoch.
+
+A dataset is `Images`, held in memory, or a subclass of `StoredImages`, read as it is needed; both
+are an `ImageDataset`.
 """
 
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+WORTH_WORKERS = 1000  # images; fewer are read before processes have started
+
+
+class ImageDataset(Protocol):
+    """What every dataset can tell of itself, wherever its images lie."""
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+
+    def __len__(self) -> int: ...
+
+    def uint8_batches(self, batch_size: int) -> Iterator[Tensor]:
+        """All images in order, uint8 [B,C,H,W]; the last batch may be smaller."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,12 +54,69 @@ class Images:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+        return tuple(self.images.shape[1:])
+
+    def uint8_batches(self, batch_size: int) -> Iterator[Tensor]:
+        """All images in order, uint8 [B,C,H,W]; the last batch may be smaller."""
+        _check_batch_size(batch_size)
+        return (to_uint8(batch) for batch in self.images.split(batch_size))
+
+
+class StoredImages(Dataset[Tensor], ABC):
+    """A map-style dataset of uint8 images [C,H,W], each read when it is asked for.
+
+    A subclass gives `image_shape`, `__len__` and `__getitem__`. It is handed to worker processes:
+    what cannot be pickled, or should not be (an open file, a mapped array), it opens on demand.
+    """
+
+    @property
+    @abstractmethod
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, i: int) -> Tensor: ...
+
+    def prepare(self) -> None:
+        """Done once before images are read, by one process for all: nothing here."""
+
+    def uint8_batches(self, batch_size: int) -> Iterator[Tensor]:
+        """All images in order, uint8 [B,C,H,W]; the last batch may be smaller."""
+        _check_batch_size(batch_size)
+        self.prepare()
+        return self._read_in_order(batch_size)
+
+    def _read_in_order(self, batch_size: int) -> Iterator[Tensor]:
+        workers = default_workers() if len(self) >= WORTH_WORKERS else 0
+        generator = torch.Generator().manual_seed(0)  # else the loader draws from the global one
+        return _plain_errors(
+            DataLoader(self, batch_size=batch_size, num_workers=workers, generator=generator)
+        )
+
+
+def default_workers() -> int:
+    """Processes that read images: up to 4, as many as there are cores."""
+    return min(4, os.cpu_count() or 1)
+
 
 def to_unit_range(images: Tensor) -> Tensor:
     """uint8 in 0..255 to float32 in [-1, 1]; floating point is only cast."""
     if images.dtype == torch.uint8:
         return images.to(torch.float32).div_(127.5).sub_(1.0)
     return images.to(torch.float32)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Floating point in [-1, 1] to uint8, rounded and cut off; uint8 stays as it is."""
+    if images.dtype == torch.uint8:
+        return images
+    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 class InfiniteShuffle(Sampler[int]):
@@ -89,26 +165,25 @@ class BatchStream(Iterator[Tensor]):
 
     dataset   Images or a tensor like it: kept on the device, a batch is one index operation.
               Otherwise a map-style dataset of images [C,H,W], or tuples that begin with one: read
-              by `workers` processes (default: up to 4, as many as there are cores). It must give
+              by `workers` processes (default: `default_workers()`). It must give
               the same image for the same index, or a continued run differs from an unbroken one.
     """
 
     def __init__(
         self,
-        dataset: Images | Tensor | Dataset[Any],
+        dataset: ImageDataset | Tensor | Dataset[Any],
         batch_size: int,
         seed: int,
         *,
         device: torch.device | str = "cpu",
         workers: int | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size!r}: must be at least 1")
+        _check_batch_size(batch_size)
         if isinstance(dataset, Tensor):
             dataset = Images(dataset)
         self.batch_size = batch_size
         self.device = torch.device(device)
-        self.workers = min(4, os.cpu_count() or 1) if workers is None else workers
+        self.workers = default_workers() if workers is None else workers
         self._shuffle = InfiniteShuffle(len(dataset), seed)  # type: ignore[arg-type]
         self._images = dataset.images.to(self.device) if isinstance(dataset, Images) else None
         self._dataset = dataset
@@ -147,6 +222,8 @@ class BatchStream(Iterator[Tensor]):
         return images.to(self.device, non_blocking=True)
 
     def _start_loader(self) -> Iterator[Any]:
+        if isinstance(self._dataset, StoredImages):
+            self._dataset.prepare()
         shuffle = self._shuffle
         start = self._position * self.batch_size
         loader = DataLoader(
@@ -159,7 +236,29 @@ class BatchStream(Iterator[Tensor]):
             # continued run, which starts one loader more, would see other noise.
             generator=torch.Generator().manual_seed(shuffle.seed),
         )
-        return iter(loader)
+        return _plain_errors(loader)
+
+
+def _plain_errors(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The loader's batches; of a worker's ValueError the message, without its traceback."""
+    batches = iter(loader)
+    try:
+        yield from batches
+        return
+    except ValueError as error:
+        message = str(error).strip()
+        if not message.startswith("Caught ValueError in DataLoader worker"):
+            raise
+        # The error refers to the loader's iterator. If that lived on, workers forked later would
+        # try to end this one's, and wait for them in vain.
+        error.__traceback__ = None
+    del batches
+    raise ValueError(message.splitlines()[-1].removeprefix("ValueError: "))
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r}: must be at least 1")
 
 
 def _check_range(images: Tensor) -> None:

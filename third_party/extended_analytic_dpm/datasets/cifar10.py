@@ -1,58 +1,20 @@
-"""The datasets by name. To add one, write a function (root, ...) -> dataset under `register`."""
+"""CIFAR10, from the published archive or from its unpacked folder."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import os
 import pickle
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
-from .data import Images
-
-DEFAULT_ROOT = "data"
-
-Loader = Callable[..., Images | Dataset[Any]]
-DATASETS: dict[str, Loader] = {}
-
-
-def register(name: str) -> Callable[[Loader], Loader]:
-    """Make `get_dataset(name)` call the decorated function."""
-
-    def enter(loader: Loader) -> Loader:
-        DATASETS[name] = loader
-        return loader
-
-    return enter
-
-
-def get_dataset(
-    name: str, root: str | os.PathLike[str] | None = None, **options: Any
-) -> Images | Dataset[Any]:
-    """The dataset called `name`, from files below `root` (default: the folder `data`)."""
-    if name not in DATASETS:
-        raise ValueError(f"dataset={name!r}: must be one of {', '.join(sorted(DATASETS))}")
-    return DATASETS[name](Path(DEFAULT_ROOT if root is None else root).absolute(), **options)
-
-
-@register("digits")
-def digits(root: Path) -> Images:
-    """scikit-learn's 1,797 handwritten digits, [1,8,8], pixels 0..16 (UCI, Alpaydin and Kaynak).
-
-    They come with scikit-learn: nothing is read below `root`.
-    """
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    images = torch.from_numpy(bunch.images / 8 - 1).to(torch.float32)[:, None]
-    return Images(images, torch.from_numpy(bunch.target).to(torch.int64))
+from ..data import Images
+from . import register
+from ._common import check_choice, not_found, one_line
 
 
 @register("cifar10")
@@ -64,14 +26,11 @@ def cifar10(root: Path, *, split: str = "train", check_md5: bool = True) -> Imag
     """
     from torchvision.datasets import CIFAR10  # knows the files, their sums and their source
 
-    if split not in ("train", "test"):
-        raise ValueError(f"split={split!r}: must be 'train' or 'test'")
+    check_choice("split", split, ("train", "test"))
     folder, archive = root / CIFAR10.base_folder, root / CIFAR10.filename
     if not folder.is_dir() and not archive.is_file():
-        raise ValueError(
-            f"dataset 'cifar10' is neither at {folder} nor at {archive}: download {CIFAR10.url} "
-            f"(md5 {CIFAR10.tgz_md5}) into {root}"
-        )
+        advice = f"download {CIFAR10.url} (md5 {CIFAR10.tgz_md5}) into {root}"
+        raise not_found("cifar10", (folder, archive), advice)
     sums = dict(CIFAR10.train_list if split == "train" else CIFAR10.test_list)
     files = _from_folder(folder, sums) if folder.is_dir() else _from_archive(archive, sums)
     images, labels = [], []
@@ -81,9 +40,14 @@ def cifar10(root: Path, *, split: str = "train", check_md5: bool = True) -> Imag
                 f"{name} of dataset 'cifar10' below {root} has md5 {md5}: must be {sums[name]}; "
                 f"download {CIFAR10.url} again"
             )
-        batch = _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
-        images.append(np.asarray(batch["data"], dtype=np.uint8).reshape(-1, 3, 32, 32))
-        labels.extend(batch["labels"])
+        try:
+            batch = _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
+            images.append(np.asarray(batch["data"], dtype=np.uint8).reshape(-1, 3, 32, 32))
+            labels.extend(batch["labels"])
+        except Exception as error:  # a damaged pickle can raise anything
+            raise ValueError(
+                f"{name} of dataset 'cifar10' below {root} cannot be read: {one_line(error)}"
+            ) from error
     return Images(torch.from_numpy(np.concatenate(images)), torch.tensor(labels))
 
 

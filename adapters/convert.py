@@ -1,0 +1,163 @@
+"""Published checkpoints into ours and back: python -m adapters.convert IN OUT
+
+docs/checkpoints.md describes the layouts. IN is read as data: no code in it is ever run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+from torch import nn
+
+from adapters.published import layouts
+from adapters.published.architecture import (
+    check_fits,
+    cut_outputs,
+    network_of_config,
+    network_of_state,
+)
+from adapters.published.layouts import UNNAMED, WHICH, WRITERS, Published, StateDict, read_published
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+def load_published(path: str | os.PathLike[str], network: nn.Module, which: str = "ema") -> None:
+    """Load a checkpoint in any published layout into ``network``: all of its weights, or none.
+
+    Args:
+        path: a file or a checkpoint folder of the host.
+        network: takes the weights, on its device and in its precision.
+        which: "ema" or "model", where the checkpoint has both.
+
+    Raises:
+        ValueError: the checkpoint cannot be read, is of no known layout, or does not fit.
+    """
+    network.load_state_dict(read_fitting(path, network, which))
+
+
+def read_fitting(path: str | os.PathLike[str], network: nn.Module, which: str = "ema") -> StateDict:
+    """What `load_published` would load; ``network``, which is only looked at, may be on "meta"."""
+    state = read_published(Path(path)).state(which)
+    check_fits(state, network, path)
+    return state
+
+
+def convert(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    to: str = "plain",
+    which: str | None = None,
+    outputs: int | None = None,
+    expected: Callable[[StateDict], nn.Module] | None = None,
+    force: bool = False,
+) -> str:
+    """Write the checkpoint ``source``, in any layout, to ``target``; what was done, in one line.
+
+    Args:
+        source: a file or a checkpoint folder of the host.
+        target: a new file, or for ``to="host"`` a new folder IT.ckpt.
+        to: "plain" (ours), "host" or "sa_dpm".
+        which: "ema" or "model". None: the average, and in a folder of the host each in its place.
+        outputs: keep only so many channels of the network's output.
+        expected: a state dict's network, which it must fit; None: the one that it describes itself.
+        force: replace ``target``.
+
+    Raises:
+        ValueError: the checkpoint cannot be read, is of no known layout, or does not fit; or
+            ``target`` must not be written. Nothing has been written then.
+    """
+    source, target = Path(source), Path(target)
+    if to not in WRITERS:
+        raise ValueError(f"to must be one of {tuple(WRITERS)}, got {to!r}")
+    _check_target(source, target, to, force)
+    published = read_published(source)
+    states = _chosen(published, which, to)
+    if outputs is not None:
+        states = {name: cut_outputs(state, outputs) for name, state in states.items()}
+    for state in states.values():
+        network = network_of_state(state, source) if expected is None else expected(state)
+        check_fits(state, network, source)
+    WRITERS[to](states, target)
+    kind, count = type(network).__name__, len(state)
+    given = " and ".join(states)
+    return f"{target}: {given} ({count} parameters, {kind}) of {source}, a {published.layout}"
+
+
+def _chosen(published: Published, which: str | None, to: str) -> dict[str, StateDict]:
+    """The state dicts to write, by name."""
+    if UNNAMED in published.parts:
+        return {UNNAMED: published.state(which or "ema")}
+    if which is None and to == "host" and "ema" in published.parts:
+        return {name: published.state(name) for name in published.parts}
+    return {which or "ema": published.state(which or "ema")}
+
+
+def _check_target(source: Path, target: Path, to: str, force: bool) -> None:
+    """ValueError unless ``target`` may be written."""
+    if to == "host":
+        layouts.host_iteration(target)
+    given, wanted = source.resolve(), target.resolve()
+    if wanted in (given, *given.parents):
+        raise ValueError(f"OUT={str(target)!r} is IN or holds it: give another path")
+    if not os.path.lexists(target):
+        return
+    if not force:
+        raise ValueError(f"OUT={str(target)!r} exists: give another path, or --force to replace it")
+    replaceable = (target / "it.pth").is_file() if to == "host" else not target.is_dir()
+    if not replaceable:
+        kind = "checkpoint folder" if to == "host" else "file"
+        raise ValueError(f"OUT={str(target)!r} exists and is no {kind}: it is not replaced")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells of a mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Leave the telling to `main`."""
+        raise ValueError(message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m adapters.convert", description=__doc__)
+    add = parser.add_argument
+    add("source", metavar="IN", help="a checkpoint file, or a checkpoint folder of the host")
+    add("target", metavar="OUT", help="a new file; with --to host a new folder IT.ckpt")
+    add("--to", choices=tuple(WRITERS), default="plain", help="the layout of OUT; default: plain")
+    add("--which", choices=WHICH, help="where IN has both; default: ema, with --to host both")
+    add("--config", metavar="FILE", type=Path, help="IN must fit the network of this configuration")
+    add("--outputs", metavar="N", type=int, help="keep the first N channels of the output")
+    add("--force", action="store_true", help="replace OUT")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run from the command line; 0: done, 2: bad input, told in one line, 130: interrupted."""
+    try:
+        asked = vars(_parser().parse_args(argv))
+        config = asked.pop("config")
+        expected = None if config is None else partial(network_of_config, config)
+        print(convert(**asked, expected=expected))
+    except (ValueError, OSError) as error:
+        print(f"adapters.convert: {_one_line(str(error))}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("adapters.convert: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _one_line(text: str) -> str:
+    """Names out of a foreign file may hold anything, also what a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""The stage of Analytic-DPM between training and sampling: Gamma of the averaged network."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from adapters.experiment import Experiment
+from adapters.stages import TrainStage
+from sa_plugin.gamma import Gamma, estimate_gamma
+from third_party.extended_analytic_dpm.data import BatchStream
+
+logger = logging.getLogger(__name__)
+
+
+class GammaStage:
+    """Gamma at every step: ``gamma/gamma.npz`` with standard errors, ``gamma/ms_eps.pth``.
+
+    The second is the host's file. An interrupted estimate continues from ``gamma/state.pth``.
+    """
+
+    name = "gamma"
+
+    def __init__(self, experiment: Experiment, base: TrainStage) -> None:
+        self.experiment = experiment
+        self.base = base
+        self.settings = experiment.config.gamma
+        self.folder = experiment.workdir / self.name
+        self.path = self.folder / "gamma.npz"
+
+    @property
+    def n_images(self) -> int:
+        """As many as asked for, or all if there are fewer: an image used twice is no new one."""
+        return min(self.settings.n_images, len(self.experiment.dataset))
+
+    def plan(self) -> str:
+        """What it does, in one line."""
+        noises, N = self.settings.noises, self.experiment.schedule.N
+        calls = self.n_images * noises * N
+        return f"{self.n_images} images x {noises} noises x {N} steps, {calls:.3g} evaluations"
+
+    def is_done(self) -> bool:
+        """Whether the estimate is there."""
+        return self.path.exists()
+
+    def run(self) -> None:
+        """Estimate, from where an interrupted estimate stopped."""
+        if self.is_done():
+            return
+        if not self.base.is_done():
+            raise ValueError(f"stage {self.name!r} needs the result of stage {self.base.name!r}")
+        settings, experiment = self.settings, self.experiment
+        gamma = estimate_gamma(
+            experiment.wrapper(*self.base.average()),
+            experiment.schedule,
+            BatchStream(
+                experiment.dataset, settings.batch_size, settings.seed, device=experiment.device
+            ),
+            n_images=self.n_images,
+            noises=settings.noises,
+            seed=settings.seed,
+            checkpoint=self.folder / "state.pth",
+            progress=experiment.progress,
+        )
+        gamma.save(self.folder / "ms_eps.pth")
+        gamma.save(self.path)
+        logger.info("gamma: standard errors up to %.2g", np.max(gamma.stderr))
+
+    def result(self) -> Gamma:
+        """The estimate."""
+        if not self.is_done():
+            raise ValueError(f"the result of stage {self.name!r} is needed first")
+        return Gamma.load(self.path)

@@ -1,0 +1,22 @@
+"""CelebA-HQ 256x256: SA-2 with lambda 0.1 and the noise network's training of arXiv 2312.12431.
+
+Not among the known facts: the network's sizes, which are those of LSUN bedroom (same family, same
+image size), the number of iterations and the heads' training, which are the host's defaults but for
+the batch size.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import common, size256
+
+
+def experiment(method: str) -> ConfigDict:
+    """The experiment of a method ("analytic", "npr", "sn")."""
+    config = size256.experiment("celebahq256", method)
+    config.sa.lam = 0.1
+    common.use_sa_dpm_training(config, lr=2e-5)
+    config.base.update(batch_size=24, ema=0.999)
+    config.head.batch_size = 24
+    return config

@@ -1,0 +1,19 @@
+"""LSUN bedroom 256x256: network and SN's complex head as in arXiv 2206.07309.
+
+Not among the known facts, so left at the defaults: NPR's head (simple), the noise network's
+training, and K and lambda, as the SA paper has no LSUN (its lambda for CelebA-HQ, of the same size,
+is 0.1).
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import size256
+
+
+def experiment(method: str) -> ConfigDict:
+    """The experiment of a method ("analytic", "npr", "sn")."""
+    config = size256.experiment("lsun_bedroom", method)
+    config.head.mode = "complex" if method == "sn" else "simple"
+    return config

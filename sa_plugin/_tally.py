@@ -1,0 +1,121 @@
+"""Running moments of many quantities at once, kept on their device and in a file between runs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_TABLES = ("counts", "mean", "deviations")
+
+
+class Tally:
+    """Count, mean and sum of squared deviations at each step, [N+1], float64.
+
+    Batches are merged by the updating formula of Chan, Golub and LeVeque (1979), in which nothing
+    large cancels.
+    """
+
+    def __init__(self, N: int) -> None:
+        self.counts = np.zeros(N + 1, dtype=np.int64)
+        self.mean = torch.zeros(N + 1, dtype=torch.float64)
+        self.deviations = torch.zeros(N + 1, dtype=torch.float64)
+
+    def move_to(self, device: torch.device) -> None:
+        """Keep the moments there; the counts stay with the caller."""
+        self.mean, self.deviations = self.mean.to(device), self.deviations.to(device)
+
+    def add(self, n: int, values: Tensor) -> None:
+        """Take in one number an image, float64 [B]."""
+        before, more = int(self.counts[n]), len(values)
+        mean = values.mean()
+        gap = mean - self.mean[n]
+        self.deviations[n] += (values - mean).square().sum()
+        self.deviations[n] += gap.square() * (before * more / (before + more))
+        self.mean[n] += gap * (more / (before + more))
+        self.counts[n] += more
+
+    def check_finite(self) -> None:
+        """ValueError naming the first step whose mean is not; waits for the device."""
+        bad = torch.nonzero(~self.mean.isfinite())
+        if len(bad):
+            raise ValueError(f"the network's output is not finite, first at step n = {bad[0, 0]}")
+
+    def state(self) -> dict[str, Tensor]:
+        """The three tables, on the CPU."""
+        return {
+            "counts": torch.from_numpy(self.counts.copy()),
+            "mean": self.mean.cpu().clone(),
+            "deviations": self.deviations.cpu().clone(),
+        }
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Go on from a ``state``."""
+        self.counts = state["counts"].numpy()
+        self.mean, self.deviations = state["mean"], state["deviations"]
+
+
+class Store:
+    """A tally's checkpoint; ``identity`` says what the tally is of, in plain numbers and strings.
+
+    Without a path nothing is kept, but the numbers are looked at as often.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str] | None, every: float, identity: dict[str, Any]
+    ) -> None:
+        self.path = None if path is None else Path(path).absolute()
+        self._every = every
+        self._identity = identity
+        self._saved_at = time.monotonic()
+
+    def read_into(self, tally: Tally) -> None:
+        """ValueError if what is there cannot be read or belongs to other draws."""
+        if self.path is None or not self.path.exists():
+            return
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            there = {name: state["identity"][name] for name in self._identity}
+            tables = {name: state[name] for name in _TABLES}
+        except Exception as error:  # a damaged file can raise anything
+            raise ValueError(f"checkpoint {self.path} cannot be read; remove it") from error
+        for name, here in self._identity.items():
+            if there[name] != here:
+                said = "" if name == "betas" else f": {there[name]!r} there, {here!r} here"
+                raise ValueError(f"checkpoint {self.path} is of other {name}{said}")
+        tally.load(tables)
+
+    def save_if_due(self, tally: Tally) -> None:
+        """Save where the last time lies ``every`` seconds back."""
+        if time.monotonic() - self._saved_at >= self._every:
+            self.save(tally)
+
+    def save(self, tally: Tally) -> None:
+        """Look at the means, and write them where there is a path; waits for the device.
+
+        Raises:
+            ValueError: a mean that is not finite; nothing is written then.
+        """
+        tally.check_finite()
+        if self.path is not None:
+            state = {"identity": self._identity, **tally.state()}
+            write_atomically(self.path, lambda file: torch.save(state, file))
+        self._saved_at = time.monotonic()
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[Any], object]) -> None:
+    """Under a temporary name, then renamed."""
+    file = Path(path).absolute()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(file.name + ".tmp")
+    with open(temporary, "wb") as opened:
+        write(opened)
+        opened.flush()
+        os.fsync(opened.fileno())
+    os.replace(temporary, file)

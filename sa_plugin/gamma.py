@@ -1,0 +1,291 @@
+r"""Gamma_n = E mean(eps_pred(x_n, n)^2): the one number a step that Analytic-DPM needs.
+
+With the mean over an image's dimensions, the optimal isotropic covariance is
+Cov[x_0 | x_n] = cum_beta_n / cum_alpha_n (1 - Gamma_n) (arXiv 2201.06503, Theorem 1 and eq. 8).
+
+The estimate streams: images come in batches, pass through every step 1..N, and leave only a count,
+a mean and a sum of squared deviations a step behind, float64 and on the images' device.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+from torch import Tensor
+
+from sa_plugin._batches import BlockNoise
+from sa_plugin._checks import check_choice, check_non_negative, check_whole
+from sa_plugin._tally import Store, Tally, write_atomically
+from sa_plugin._tensors import DeviceTables
+from sa_plugin.prediction import PREDICTS, to_eps
+from sa_plugin.reverse import split_output
+from sa_plugin.schedule import FloatArray, NoiseSchedule
+
+_MOST = 2**63 - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Gamma:
+    """Gamma at every step; an array [N+1] to NumPy and to ``Sampler(gamma=...)``.
+
+    Attributes:
+        values: float64 [N+1], finite and >= 0; entry 0 is zero.
+        stderr: float64 [N+1], the standard error of each value over the drawn images; None where a
+            host's file did not say.
+
+    Raises:
+        ValueError: another shape, or entries that are negative or not finite.
+    """
+
+    values: FloatArray
+    stderr: FloatArray | None = None
+
+    def __post_init__(self) -> None:
+        values = _table("values", self.values, np.size(self.values))
+        object.__setattr__(self, "values", values)
+        if self.stderr is not None:
+            object.__setattr__(self, "stderr", _table("stderr", self.stderr, len(values)))
+
+    @property
+    def N(self) -> int:
+        """Number of steps."""
+        return len(self.values) - 1
+
+    def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> NDArray[Any]:
+        # NumPy 2 passes copy; NumPy 1 neither passes nor takes it.
+        if copy is False and dtype not in (None, self.values.dtype):
+            raise ValueError(f"a copy is needed to give dtype {dtype}, got copy=False")
+        return np.array(self.values, dtype) if copy else np.asarray(self.values, dtype)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write ``.npz`` (``values``, and ``stderr`` if known), else the hosts' ``ms_eps`` file.
+
+        That is ``torch.save`` of the float64 array [N+1]; it has no place for standard errors.
+        """
+        if Path(path).suffix == ".npz":
+            known = {} if self.stderr is None else {"stderr": self.stderr}
+            write_atomically(path, lambda file: np.savez(file, values=self.values, **known))
+        else:
+            write_atomically(path, lambda file: torch.save(np.array(self.values), file))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Gamma:
+        """Read an ``.npz`` of ``save``, or a host's ``ms_eps`` (an array or a tensor [N+1]).
+
+        No code in the file is run.
+
+        Raises:
+            ValueError: no such file, or one that holds something else.
+        """
+        file = Path(path).absolute()
+        if not file.is_file():
+            raise ValueError(f"there is no file of Gamma at {file}")
+        try:
+            if file.suffix != ".npz":
+                return cls(_load_array(file))
+            with np.load(file) as arrays:
+                return cls(arrays["values"], arrays.get("stderr"))
+        except Exception as error:  # a damaged file can raise anything
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"{file} holds no Gamma, one number a step [N+1]: {reason}") from error
+
+
+def estimate_gamma(
+    model: Callable[..., Any],
+    schedule: NoiseSchedule,
+    batches: Iterable[Tensor],
+    *,
+    n_images: int | None = None,
+    noises: int = 1,
+    seed: int = 0,
+    predicts: str = "eps",
+    noise: Callable[[int], Tensor] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    save_every: float = 60.0,
+    progress: bool = False,
+) -> Gamma:
+    """Gamma_n at all steps with its standard error, by N * n_images * noises network evaluations.
+
+    Every image meets every step with ``noises`` draws of its own. Draws that share an image are not
+    independent, so the mean over an image's draws is the unit from which the error is computed. The
+    noise of image i depends on (seed, i, n) alone: the result does not depend on batch sizes, up to
+    the rounding of float64 sums. Nothing waits for the device but the saves.
+
+    Args:
+        model: ``(x [B, ...], n int64 [B] in 1..N)`` -> eps, or a pair that begins with eps. Its
+            train/eval mode is the caller's affair; gradients are off.
+        batches: x_0 in [-1, 1], floating point [B, ...], on the network's device; independent
+            images. An iterable of new batches in the same order where a checkpoint is continued.
+        n_images: >= 2, taken from the front of ``batches``, which may then be endless; default all.
+        noises: draws of eps for each image and step.
+        predicts: what the network's (first) output is: "eps", "x0" or "v".
+        noise: gives the draws of step n instead, [noises, n_images, ...].
+        checkpoint: file to keep the state in, and to continue from if it is there: after an
+            interruption (to the numbers of an unbroken run), or with a larger ``n_images``.
+        save_every: seconds between saves; 0 saves after every step.
+        progress: show a bar over all steps of a batch (needs tqdm).
+
+    Raises:
+        ValueError: a bad argument, too few images, a checkpoint of other draws, or a network whose
+            output is not finite, naming the first such step.
+    """
+    if n_images is not None:
+        check_whole("n_images", n_images, 2, _MOST)
+    check_whole("noises", noises, 1, _MOST)
+    check_whole("seed", seed, 0, _MOST)
+    check_choice("predicts", predicts, PREDICTS)
+    check_non_negative("save_every", save_every)
+    squares = _MeanSquares(model, schedule, noises, seed, predicts, noise)
+    tally = Tally(schedule.N)
+    store = Store(checkpoint, save_every, squares.identity)
+    store.read_into(tally)
+    total = n_images
+    if total is not None:
+        _check_not_beyond(store, tally, total)
+    for first, x0 in _numbered(batches, n_images):
+        _add_batch(tally, store, squares, first, x0, progress)
+        total = first + len(x0)
+    _check_not_beyond(store, tally, total)
+    store.save(tally)
+    variance = tally.deviations.cpu().numpy() / (total - 1)
+    return Gamma(tally.mean.cpu().numpy(), np.sqrt(variance / total))
+
+
+def _add_batch(
+    tally: Tally, store: Store, squares: _MeanSquares, first: int, x0: Tensor, progress: bool
+) -> None:
+    """All steps of one batch, less what a checkpoint has seen of it."""
+    tally.move_to(x0.device)
+    for n in _steps(len(tally.counts) - 1, progress):
+        done = max(int(tally.counts[n]) - first, 0)
+        if done < len(x0):
+            tally.add(n, squares(x0[done:], first + done, n))
+            store.save_if_due(tally)
+
+
+class _MeanSquares:
+    """mean(eps_pred^2) over the dimensions and the draws of each image."""
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        schedule: NoiseSchedule,
+        noises: int,
+        seed: int,
+        predicts: str,
+        noise: Callable[[int], Tensor] | None,
+    ) -> None:
+        self._model = model
+        self._noises = noises
+        self._seed = seed
+        self._predicts = predicts
+        self._noise = noise
+        self._steps = schedule.N
+        self._tables = DeviceTables(signal=schedule.cum_alphas**0.5, sigma=schedule.cum_betas**0.5)
+        self.identity = {
+            "betas": schedule.betas.tolist(),
+            "noises": noises,
+            "seed": seed if noise is None else None,
+            "predicts": predicts,
+        }
+
+    @torch.no_grad()
+    def __call__(self, x0: Tensor, first: int, n: int) -> Tensor:
+        """float64 [B] for the images first..first + B - 1 at step n."""
+        a, b = (self._tables.get(name, x0)[n] for name in ("signal", "sigma"))
+        steps = torch.full((len(x0),), n, dtype=torch.int64, device=x0.device)
+        total = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
+        for eps in self._draws(x0, first, n):
+            x = (a * x0 + b * eps).to(x0.dtype)
+            output, _ = split_output(self._model(x, steps), x, "analytic")
+            predicted = to_eps(output, x, a, b, self._predicts)
+            total += predicted.double().square().flatten(1).mean(1)
+        return total / self._noises
+
+    def _draws(self, x0: Tensor, first: int, n: int) -> Iterator[Tensor]:
+        if self._noise is None:
+            # A seed of its own for each (seed, n), so that a continued run draws the same.
+            source = BlockNoise(
+                self._seed * (self._steps + 1) + n, first, x0.shape, x0.dtype, x0.device
+            )
+            return (source.draw() for _ in range(self._noises))
+        given = self._noise(n)
+        rows = slice(first, first + len(x0))
+        if given.ndim != x0.ndim + 1 or given[:, rows].shape != (self._noises, *x0.shape):
+            raise ValueError(
+                f"noise(n) must have shape ({self._noises}, n_images, *{tuple(x0.shape[1:])}), "
+                f"got {tuple(given.shape)}, n = {n}"
+            )
+        return iter(given[:, rows].to(x0))
+
+
+def _check_not_beyond(store: Store, tally: Tally, n_images: int) -> None:
+    most = int(tally.counts.max())
+    if most > n_images:
+        raise ValueError(
+            f"checkpoint {store.path} holds {most} images a step already, got n_images = {n_images}"
+        )
+
+
+def _numbered(batches: Iterable[Tensor], n_images: int | None) -> Iterator[tuple[int, Tensor]]:
+    """(number of the first image, x_0) up to ``n_images``; ValueError if there are fewer."""
+    first, shape = 0, None
+    for x0 in batches:
+        if not isinstance(x0, Tensor) or x0.ndim < 2 or not x0.is_floating_point():
+            got = f"{x0.dtype} {tuple(x0.shape)}" if isinstance(x0, Tensor) else type(x0).__name__
+            raise ValueError(f"batches must hold floating-point images [B, ...], got {got}")
+        if x0.shape[1:] != (x0.shape[1:] if shape is None else shape):
+            raise ValueError(
+                f"batches must hold images of one shape, got {tuple(shape)}, {tuple(x0.shape[1:])}"
+            )
+        shape = x0.shape[1:]
+        x0 = x0 if n_images is None else x0[: n_images - first]
+        if len(x0):
+            yield first, x0
+        first += len(x0)
+        if first == n_images:
+            return
+    if first < (n_images or 2):
+        raise ValueError(f"batches must hold at least {n_images or 2} images, got {first}")
+
+
+def _steps(N: int, progress: bool) -> Iterable[int]:
+    if not progress:
+        return range(1, N + 1)
+    from tqdm import tqdm  # optional, and slow to import
+
+    return tqdm(range(1, N + 1), unit="step", desc="Gamma")
+
+
+def _table(name: str, table: ArrayLike, size: int) -> FloatArray:
+    """A read-only float64 copy [size] with entry 0 zero, as the steps count from 1."""
+    values = np.array(table, dtype=np.float64)
+    if values.ndim != 1 or size < 2 or len(values) != size:
+        raise ValueError(f"{name} must be [N+1] with N >= 1, got shape {values.shape}")
+    values[0] = 0.0
+    wrong = ~(np.isfinite(values) & (values >= 0))
+    if wrong.any():
+        n = int(np.argmax(wrong))
+        raise ValueError(f"{name} must be finite and >= 0, got {values[n]} at step n = {n}")
+    values.flags.writeable = False
+    return values
+
+
+def _load_array(file: Path) -> NDArray[Any]:
+    """An array or a tensor by ``torch.load`` with weights_only; of NumPy only what arrays need."""
+    from numpy._core.multiarray import _reconstruct
+
+    arrays = [(_reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
+    dtypes = [type(np.dtype(name)) for name in ("float32", "float64")]
+    with torch.serialization.safe_globals([*arrays, np.ndarray, np.dtype, *dtypes]):
+        loaded = torch.load(file, map_location="cpu", weights_only=True)
+    if not isinstance(loaded, Tensor | np.ndarray):
+        raise ValueError(f"it is a {type(loaded).__name__}")
+    return np.asarray(loaded)

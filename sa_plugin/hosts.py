@@ -1,0 +1,124 @@
+"""What a hook must know of the criteria of each host: one description a kind.
+
+They are told by their attributes and never imported; a criterion of another code is described by a
+subclass of ``Host`` of one's own.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+
+class Host(ABC):
+    """What the hook must know of a kind of criterion.
+
+    Attributes:
+        network: the criterion's attribute that its objective calls, with x_n and a time.
+        needed: the other attributes that such a criterion has.
+    """
+
+    network: str
+    needed: tuple[str, ...]
+
+    def missing(self, criterion: Any) -> list[str]:
+        """The attributes that the criterion lacks to be of this kind."""
+        names = (self.network, *self.needed, "objective")
+        return [name for name in names if not hasattr(criterion, name)]
+
+    @abstractmethod
+    def betas(self, criterion: Any) -> ArrayLike:
+        """[N+1] with betas[0] = 0."""
+
+    @abstractmethod
+    def steps(self, criterion: Any, time: Any, N: int) -> Tensor:
+        """The steps n in 1..N of the times that the network was called with."""
+
+    @abstractmethod
+    def times(self, criterion: Any, n: Tensor, N: int, like: Any) -> Any:
+        """The times to call the network with at the steps n, in the type of ``like``."""
+
+    def predicts(self, criterion: Any) -> str:
+        """What the network's (first) output is: "eps", "x0" or "v"."""
+        return "eps"
+
+
+@dataclass(frozen=True)
+class ExtendedAnalyticDPM(Host):
+    """NPR-DPM and SN-DPM, and the port: criteria with ``schedule`` and ``wrapper``.
+
+    ``wrapper(x_n, n)`` is called with n in 1..N itself; ``wrapper.typ`` says what the network
+    predicts (a pair where it contains an underscore).
+    """
+
+    network = "wrapper"
+    needed = ("schedule",)
+
+    def betas(self, criterion: Any) -> ArrayLike:
+        return criterion.schedule.betas
+
+    def steps(self, criterion: Any, time: Any, N: int) -> Tensor:
+        return torch.as_tensor(time)
+
+    def times(self, criterion: Any, n: Tensor, N: int, like: Any) -> Any:
+        return n.cpu().numpy() if isinstance(like, np.ndarray) else n
+
+    def predicts(self, criterion: Any) -> str:
+        return str(criterion.wrapper.typ).split("_")[0]
+
+
+@dataclass(frozen=True)
+class AnalyticDPM(Host):
+    """Analytic-DPM and the port: criteria with ``betas`` and ``eps_model``.
+
+    ``eps_model(x_n, t)`` is called with a time: t = n or n - 1, perhaps times 1000 / N.
+
+    Args:
+        rescale_timesteps: whether times are multiplied by 1000 / N; None: as the criterion's
+            attribute of that name says.
+        shift1: whether the first step's time is 0, as in codes of the DDIM line; None: as the
+            criterion's attribute of that name says, or no if it has none.
+    """
+
+    rescale_timesteps: bool | None = None
+    shift1: bool | None = None
+
+    network = "eps_model"
+    needed = ("betas",)
+
+    def betas(self, criterion: Any) -> ArrayLike:
+        return criterion.betas
+
+    def steps(self, criterion: Any, time: Any, N: int) -> Tensor:
+        rate, shift = self._habit(criterion, N)
+        return (torch.as_tensor(time) / rate).round().long() + shift
+
+    def times(self, criterion: Any, n: Tensor, N: int, like: Any) -> Any:
+        rate, shift = self._habit(criterion, N)
+        if not isinstance(like, Tensor):
+            return ((n.cpu().numpy() - shift) * rate).astype(np.asarray(like).dtype)
+        # Half precision would merge neighbouring steps before they are scaled.
+        times = (n - shift).to(torch.promote_types(like.dtype, torch.float32))
+        return (times * rate).to(like.dtype)
+
+    def _habit(self, criterion: Any, N: int) -> tuple[float, int]:
+        rescale, shift1 = self.rescale_timesteps, self.shift1
+        if rescale is None:
+            rescale = getattr(criterion, "rescale_timesteps", None)
+        if rescale is None and N != 1000:
+            raise ValueError(
+                f"{type(criterion).__name__} has no attribute 'rescale_timesteps'; give "
+                "attach(..., host=AnalyticDPM(rescale_timesteps=...))"
+            )
+        if shift1 is None:
+            shift1 = getattr(criterion, "shift1", False)
+        return 1000 / N if rescale else 1.0, int(shift1)
+
+
+HOSTS: tuple[Host, ...] = (ExtendedAnalyticDPM(), AnalyticDPM())

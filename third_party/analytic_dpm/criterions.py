@@ -1,0 +1,83 @@
+"""The objective of the host of Analytic-DPM: the plain noise prediction of DDPM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy.typing as npt
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ..extended_analytic_dpm import methods
+from ..extended_analytic_dpm.criterion_base import Criterion, sum_squares
+from ..extended_analytic_dpm.schedule import FloatArray, Schedule
+from ..extended_analytic_dpm.wrapper import DTWrapper
+
+
+class DDPMDSM(Criterion):
+    """|eps - eps_pred|^2 at one random step an image (arXiv 2006.11239, equation 14).
+
+    betas              [N+1], betas[0] = 0; kept beside `cum_alphas` and `cum_betas`
+    rescale_timesteps  `eps_model` receives t = n times 1000/N rather than n
+    models             the one network, under any name; `eps_model` is what the objective calls
+    shift1             `eps_model` counts its steps from 0: checkpoints of the DDIM line
+    """
+
+    def __init__(
+        self,
+        betas: npt.ArrayLike,
+        rescale_timesteps: bool,
+        models: Mapping[str, nn.Module],
+        optimizers: Mapping[str, Optimizer],
+        lr_schedulers: Mapping[str, LRScheduler],
+        shift1: bool = False,
+    ) -> None:
+        super().__init__(models, optimizers, lr_schedulers)
+        if len(self.models) != 1:
+            raise ValueError(f"models={list(self.models)}: must hold exactly one network")
+        (self.eps_model,) = self.models.values()
+        self.rescale_timesteps = rescale_timesteps
+        self.shift1 = shift1
+        self._schedule = Schedule(betas)
+        self.betas: FloatArray = self._schedule.betas
+        self.cum_alphas: FloatArray = self._schedule.cum_alphas
+        self.cum_betas: FloatArray = self._schedule.cum_betas
+
+    def objective(self, v: Tensor) -> Tensor:
+        """The loss of each image of `v`, [B]."""
+        n, eps, xn = self._schedule.sample(v)
+        # Looked up at each call: a hook may stand in for the network.
+        eps_model = DTWrapper(
+            self.eps_model, "eps", self.rescale_timesteps, self.shift1, self._schedule.N
+        )
+        dsm = sum_squares(eps - eps_model(xn, n))
+        self._record("dsm", dsm)
+        return dsm
+
+
+def build_criterion(
+    schedule: Schedule,
+    model: nn.Module,
+    *,
+    lr: float = 1e-4,
+    grad_clip: float | None = None,
+    rescale_timesteps: bool = True,
+    shift1: bool = False,
+) -> DDPMDSM:
+    """The criterion for `model`, with Adam and a constant rate.
+
+    grad_clip   largest norm of the gradient, None for no limit
+    """
+    # The other host's training of the same network: its optimiser, under its names.
+    same = methods.build_criterion("pred_eps", schedule, model, lr=lr, grad_clip=grad_clip)
+    criterion = DDPMDSM(
+        schedule.betas,
+        rescale_timesteps,
+        same.models,
+        same.optimizers,
+        same.lr_schedulers,
+        shift1,
+    )
+    criterion.grad_clip = same.grad_clip
+    return criterion

@@ -1,0 +1,62 @@
+"""The datasets by name. To add one, write a function (root, ...) -> dataset under `register`.
+
+    digits          8x8 handwritten digits, which come with scikit-learn
+    cifar10         32x32 colour photographs
+    fashion         28x28 pieces of clothing, padded to 32x32
+    celeba64        aligned CelebA, its middle at 64x64
+    celebahq256     CelebA-HQ at 256x256
+    imagenet64      downsampled ImageNet, 64x64
+    lsun_bedroom    bedrooms at 256x256
+    folder, npz     images of any kind
+
+What fits into memory is `Images`; the rest is `StoredImages`, read by worker processes. Both have
+`image_shape` and `uint8_batches(batch_size)`. No file is unpickled but CIFAR10's, and there only
+arrays are rebuilt.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..data import ImageDataset
+
+DEFAULT_ROOT = "data"
+
+Loader = Callable[..., ImageDataset]
+DATASETS: dict[str, Loader] = {}
+
+
+def register(name: str) -> Callable[[Loader], Loader]:
+    """Make `get_dataset(name)` call the decorated function."""
+
+    def enter(loader: Loader) -> Loader:
+        DATASETS[name] = loader
+        return loader
+
+    return enter
+
+
+def get_dataset(
+    name: str, root: str | os.PathLike[str] | None = None, **options: Any
+) -> ImageDataset:
+    """The dataset called `name`, from files below `root` (default: the folder `data`).
+
+    `folder` and `npz` take `root` itself for the folder or the file.
+    """
+    if name not in DATASETS:
+        raise ValueError(f"dataset={name!r}: must be one of {', '.join(sorted(DATASETS))}")
+    loader = DATASETS[name]
+    known = list(inspect.signature(loader).parameters)[1:]
+    for option in options:
+        if option not in known:
+            allowed = f"has the options {', '.join(known)}" if known else "has no options"
+            raise ValueError(f"dataset {name!r} has no option {option!r}: it {allowed}")
+    return loader(Path(DEFAULT_ROOT if root is None else root).expanduser().absolute(), **options)
+
+
+# These enter themselves above, so they come last.
+from . import archives, cifar10, digits, fashion, folders  # noqa: E402, F401

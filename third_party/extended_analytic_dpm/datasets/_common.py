@@ -1,0 +1,46 @@
+"""What the datasets share: refusals in one line, and files that are never seen half written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+def check_choice(argument: str, value: Any, allowed: Sequence[Any]) -> None:
+    """ValueError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{argument}={value!r}: must be one of {', '.join(map(repr, allowed))}")
+
+
+def not_found(dataset: str, places: Sequence[Path], advice: str) -> ValueError:
+    """The error of a dataset that is at none of `places`; `advice` says how to get it."""
+    looked = " nor at ".join(map(str, places))
+    return ValueError(f"dataset {dataset!r} is not at {looked}: {advice}")
+
+
+def first_folder(dataset: str, places: Sequence[Path], advice: str) -> Path:
+    """The first of `places` that is a folder."""
+    for place in places:
+        if place.is_dir():
+            return place
+    raise not_found(dataset, places, advice)
+
+
+def one_line(error: BaseException) -> str:
+    """An error's text, or its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def written_atomically(path: Path) -> Iterator[BinaryIO]:
+    """A file open for writing that bears the name `path` once it is complete."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

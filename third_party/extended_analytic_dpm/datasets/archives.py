@@ -1,0 +1,178 @@
+"""Images in .npz files: downsampled ImageNet, and any other. Pickles are never read."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..data import Images, StoredImages
+from . import register
+from ._common import check_choice, first_folder, not_found, one_line, written_atomically
+from .mapped import MappedArrays
+
+logger = logging.getLogger(__name__)
+
+IMAGENET64_SHAPE = (3, 64, 64)
+IMAGENET64_ADVICE = (
+    "download the npz files of ImageNet 64x64 from https://image-net.org/download-images and "
+    "unpack them there"
+)
+NPZ_NAME = "images.npz"
+NPZ_KEYS = ("arr_0", "images")
+LAYOUTS = ("auto", "NHWC", "NCHW")
+DAMAGE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+
+@register("imagenet64")
+def imagenet64(root: Path, *, split: str = "train") -> NpzParts:
+    """Downsampled ImageNet (arXiv 1707.08819), [3,64,64], from its npz files in `imagenet64`.
+
+    train_data_batch_1.npz, ... or val_data.npz, each with `data`, uint8 [M,12288]; the labels are
+    not read. When images are first asked for, the arrays are unpacked beside the files.
+    """
+    check_choice("split", split, ("train", "val"))
+    folder = first_folder("imagenet64", (root / "imagenet64",), IMAGENET64_ADVICE)
+    stems = ["val_data"]
+    if split == "train":
+        found = (re.match(r"train_data_batch_(\d+)", path.name) for path in folder.iterdir())
+        highest = max((int(match[1]) for match in found if match), default=1)
+        stems = [f"train_data_batch_{number}" for number in range(1, highest + 1)]
+    for stem in stems:
+        if (folder / f"{stem}.npz").is_file():
+            continue
+        if (folder / stem).is_file():
+            raise ValueError(
+                f"{folder / stem} is a python pickle, which could run code: {IMAGENET64_ADVICE}"
+            )
+        raise not_found("imagenet64", [folder / f"{stem}.npz"], IMAGENET64_ADVICE)
+    return NpzParts([folder / f"{stem}.npz" for stem in stems], "data", IMAGENET64_SHAPE)
+
+
+@register("npz")
+def npz(root: Path, *, layout: str = "auto") -> Images:
+    """The images of one npz file, held in memory: `root` itself, or images.npz in it.
+
+    Its array `arr_0` or `images` is uint8, [M,H,W,C] or [M,C,H,W] with C = 1 or 3; `layout` tells
+    which where the shape does not. An array `labels` [M] is taken over.
+    """
+    check_choice("layout", layout, LAYOUTS)
+    path = root if root.is_file() else root / NPZ_NAME
+    if not path.is_file():
+        raise not_found("npz", (root, path), "give the npz file as the root")
+    try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is no npz file, or damaged")
+        with np.load(path, allow_pickle=False) as arrays:
+            key = next((key for key in NPZ_KEYS if key in arrays.files), None)
+            if key is None:
+                raise ValueError(f"it holds {arrays.files}, must hold one of {list(NPZ_KEYS)}")
+            images = _channels_first(arrays[key], layout)
+            labels = torch.from_numpy(arrays["labels"]) if "labels" in arrays.files else None
+        return Images(torch.from_numpy(np.ascontiguousarray(images)), labels)
+    except DAMAGE as error:
+        raise ValueError(f"{path} cannot be used: {one_line(error)}") from error
+
+
+def _channels_first(images: npt.NDArray[np.uint8], layout: str) -> npt.NDArray[np.uint8]:
+    """[M,C,H,W] from either layout."""
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise ValueError(
+            f"its images are {images.dtype} of shape {images.shape}, must be uint8 with 4 axes"
+        )
+    axes = {"NCHW": 1, "NHWC": 3}
+    fitting = [name for name, axis in axes.items() if images.shape[axis] in (1, 3)]
+    if layout == "auto" and len(fitting) == 2:
+        raise ValueError(f"its images' shape {images.shape} fits both layouts: give layout=")
+    if not fitting or layout not in ("auto", *fitting):
+        raise ValueError(f"its images' shape {images.shape} has no axis of 1 or 3 channels there")
+    chosen = fitting[0] if layout == "auto" else layout
+    return images if chosen == "NCHW" else images.transpose(0, 3, 1, 2)
+
+
+class NpzParts(StoredImages):
+    """The images of several npz files: under `key`, uint8 [M,C,H,W] or [M,C*H*W].
+
+    An array inside an npz file cannot be mapped, so each is unpacked once, beside its file, as
+    STEM-KEY-CHECKSUM.npy.
+    """
+
+    def __init__(self, paths: Sequence[Path], key: str, image_shape: tuple[int, ...]) -> None:
+        self.paths = tuple(paths)
+        self.key = key
+        self._shape = image_shape
+        self._counts = [_count(path, key, image_shape) for path in self.paths]
+        self._mapped: MappedArrays | None = None
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+        return self._shape
+
+    def __len__(self) -> int:
+        return sum(self._counts)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return self._open()[i]
+
+    def prepare(self) -> None:
+        """Unpack what is not unpacked yet."""
+        self._open()
+
+    def _open(self) -> MappedArrays:
+        if self._mapped is None:
+            unpacked = [_unpack(path, self.key) for path in self.paths]
+            self._mapped = MappedArrays(unpacked, self._counts, self._shape)
+        return self._mapped
+
+
+def _count(path: Path, key: str, image_shape: tuple[int, ...]) -> int:
+    """How many images an npz file holds under `key`, from the array's header."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(_member(archive, key)) as file:
+            version = np.lib.format.read_magic(file)
+            if version not in ((1, 0), (2, 0)):
+                raise ValueError(f"{key!r} is of npy version {version}")
+            read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_{version[1]}")
+            shape, columns_first, dtype = read_header(file)
+    except DAMAGE as error:
+        raise ValueError(f"{path} cannot be used: {one_line(error)}") from error
+    flat = (int(np.prod(image_shape)),)
+    if dtype != np.uint8 or columns_first or shape[1:] not in (flat, image_shape):
+        raise ValueError(
+            f"{path} holds under {key!r} {dtype} of shape {shape}, must be uint8 of [M, "
+            f"{flat[0]}] or [M, {', '.join(map(str, image_shape))}]"
+        )
+    return shape[0]
+
+
+def _member(archive: zipfile.ZipFile, key: str) -> zipfile.ZipInfo:
+    if f"{key}.npy" not in archive.namelist():
+        keys = [name.removesuffix(".npy") for name in archive.namelist()]
+        raise ValueError(f"it holds {keys}, must hold {key!r}")
+    return archive.getinfo(f"{key}.npy")
+
+
+def _unpack(path: Path, key: str) -> Path:
+    """The npy file with the array of an npz file, written if it is not there."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            member = _member(archive, key)
+            target = path.with_name(f"{path.stem}-{key}-{member.CRC:08x}.npy")
+            if target.is_file() and target.stat().st_size == member.file_size:
+                return target
+            logger.info("unpacking %s to %s, once", path, target)
+            with archive.open(member) as packed, written_atomically(target) as file:
+                shutil.copyfileobj(packed, file, 2**24)
+    except DAMAGE as error:
+        raise ValueError(f"{path} cannot be unpacked beside itself: {one_line(error)}") from error
+    return target

@@ -1,0 +1,171 @@
+"""Folders of images: CelebA, CelebA-HQ, exported LSUN, and any other."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+from tqdm import tqdm
+
+from ..data import StoredImages
+from . import register
+from ._common import first_folder, one_line, written_atomically
+from .mapped import MappedArrays
+from .pixels import Preparation, read_image
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+CACHE_LIMIT = 8 * 2**30
+_CACHED_AT_ONCE = 256
+
+
+@register("celeba64")
+def celeba64(root: Path, *, cache_limit: int = CACHE_LIMIT) -> ImageFolder:
+    """Aligned CelebA (Liu et al. 2015): rows 57..185 and columns 25..153 of 218x178, at 64x64.
+
+    Every image of the folder is taken: the published split is not looked at.
+    """
+    advice = (
+        "download img_align_celeba.zip from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html and "
+        "unpack it there"
+    )
+    places = (root / "img_align_celeba", root / "celeba" / "img_align_celeba")
+    preparation = Preparation(crop=(25, 57, 153, 185), size=64, expected=(178, 218))
+    folder = first_folder("celeba64", places, advice)
+    return ImageFolder(folder, preparation, cache_limit=cache_limit)
+
+
+@register("celebahq256")
+def celebahq256(root: Path, *, cache_limit: int = 0) -> ImageFolder:
+    """CelebA-HQ (arXiv 1710.10196) as a folder of 256x256 images."""
+    advice = "put the 256x256 images (https://github.com/tkarras/progressive_growing_of_gans) there"
+    folder = first_folder("celebahq256", (root / "celebahq256",), advice)
+    return ImageFolder(folder, Preparation(expected=(256, 256)), cache_limit=cache_limit)
+
+
+@register("lsun_bedroom")
+def lsun_bedroom(root: Path, *, cache_limit: int = 0) -> ImageFolder:
+    """LSUN's bedrooms (arXiv 1506.03365) as a folder of images: the middle square, at 256x256."""
+    advice = "export the images of bedroom_train_lmdb (https://github.com/fyu/lsun) there"
+    folder = first_folder("lsun_bedroom", (root / "lsun_bedroom",), advice)
+    return ImageFolder(folder, Preparation(size=256), cache_limit=cache_limit)
+
+
+@register("folder")
+def folder(
+    root: Path, *, size: int | None = None, channels: int = 3, cache_limit: int = 0
+) -> ImageFolder:
+    """The images in the folder `root` itself and below it.
+
+    size       the middle square of each, resized to that; None: as they are, all of one size
+    channels   3, or 1 for grey
+    """
+    first_folder("folder", (root,), "give the folder that holds the images as the root")
+    return ImageFolder(root, Preparation(size=size, channels=channels), cache_limit=cache_limit)
+
+
+class ImageFolder(StoredImages):
+    """The images in a folder and below it, in the order of their names.
+
+    cache_limit   up to so many bytes of prepared images are kept in a file beside the folder, made
+                  when images are first asked for; above it each file is decoded every time. The
+                  cache's name stands for the files (names, sizes, times) and the preparation:
+                  where they change, a new one is made.
+    """
+
+    def __init__(self, folder: Path, preparation: Preparation, *, cache_limit: int = 0) -> None:
+        if cache_limit < 0:
+            raise ValueError(f"cache_limit={cache_limit!r}: must not be negative")
+        self.folder = folder
+        self.preparation = preparation
+        self._names = _list_images(folder)
+        if len(self._names) == 0:
+            raise ValueError(f"{folder} holds no images: no file ends in {' '.join(SUFFIXES)}")
+        self._shape = tuple(read_image(self.path(0), preparation).shape)
+        self._to_cache = len(self) * math.prod(self._shape) <= cache_limit
+        self._cache: MappedArrays | None = None
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+        return self._shape
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, i: int) -> Tensor:
+        if self._cache is not None:
+            return self._cache[i]
+        path = self.path(range(len(self))[i])
+        image = read_image(path, self.preparation)
+        if tuple(image.shape) != self._shape:
+            raise ValueError(
+                f"image {path} has the shape {tuple(image.shape)}, the first one {self._shape}: "
+                "all must have one, or a size be given"
+            )
+        return image
+
+    def path(self, i: int) -> Path:
+        """The file of the i-th image."""
+        return self.folder / os.fsdecode(bytes(self._names[i]))
+
+    def prepare(self) -> None:
+        """Open the cache, making it first if it is not there."""
+        if not self._to_cache or self._cache is not None:
+            return
+        path = self._cache_path()
+        try:
+            if not path.exists():
+                self._write_cache(path)
+        except OSError as error:
+            logger.warning("%s cannot be written, the images stay uncached: %s", path, error)
+            self._to_cache = False
+            return
+        self._cache = MappedArrays([path], [len(self)], self._shape)
+
+    def _cache_path(self) -> Path:
+        digest = hashlib.sha256(repr(self.preparation).encode())
+        for i, name in enumerate(self._names):
+            stat = self.path(i).stat()
+            digest.update(b"%s\0%d %d\0" % (name, stat.st_size, stat.st_mtime_ns))
+        sides = "x".join(map(str, self._shape[1:]))
+        return self.folder.with_name(f"{self.folder.name}-{sides}-{digest.hexdigest()[:12]}.npy")
+
+    def _write_cache(self, path: Path) -> None:
+        logger.info("writing %s, once", path)
+        header = {"descr": "|u1", "fortran_order": False, "shape": (len(self), *self._shape)}
+        # Written, not mapped: on a full disk a mapped file ends the process instead of raising.
+        with written_atomically(path) as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            with tqdm(total=len(self), unit="img", desc=self.folder.name, disable=None) as progress:
+                for batch in self._read_in_order(_CACHED_AT_ONCE):
+                    file.write(batch.numpy().tobytes())
+                    progress.update(len(batch))
+
+
+def _list_images(folder: Path) -> npt.NDArray[np.bytes_]:
+    """The images' names relative to the folder, sorted.
+
+    One array of bytes: a list of millions of strings would be copied into every worker, as reading
+    an object writes its reference count.
+    """
+    names: list[bytes] = []
+    try:
+        for parent, _, files in os.walk(folder, followlinks=True, onerror=_raise):
+            inner = os.path.relpath(parent, folder)
+            chosen = (f for f in files if f.lower().endswith(SUFFIXES) and not f.startswith("."))
+            names += (os.fsencode(os.path.normpath(os.path.join(inner, f))) for f in chosen)
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be listed: {one_line(error)}") from error
+    return np.sort(np.array(names, dtype=np.bytes_))
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -1,0 +1,61 @@
+"""Arrays of images in .npy files, mapped rather than read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..data import StoredImages
+from ._common import one_line
+
+
+class MappedArrays(StoredImages):
+    """The images of several .npy files, one after another: uint8 of [M,C,H,W] or [M,C*H*W].
+
+    Each process maps the files for itself when it first reads.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], counts: Sequence[int], image_shape: Sequence[int]
+    ) -> None:
+        self.paths = tuple(paths)
+        self.counts = tuple(counts)
+        self._shape = tuple(image_shape)
+        self._ends = np.cumsum(self.counts)
+        self._arrays: list[npt.NDArray[np.uint8]] | None = None
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+        return self._shape
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, i: int) -> Tensor:
+        i = range(len(self))[i]
+        part = int(np.searchsorted(self._ends, i, side="right"))
+        if self._arrays is None:
+            self._arrays = [self._map(*file) for file in zip(self.paths, self.counts, strict=True)]
+        image = self._arrays[part][i - int(self._ends[part])]  # counted from the part's end
+        return torch.from_numpy(np.array(image))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_arrays": None}  # pickled, a mapped array would be a whole copy
+
+    def _map(self, path: Path, count: int) -> npt.NDArray[np.uint8]:
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            if array.dtype != np.uint8:
+                raise ValueError(f"its dtype is {array.dtype}, must be uint8")
+            return array.reshape(count, *self._shape)
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(
+                f"{path} is damaged ({one_line(error)}): delete it, it will be made anew"
+            ) from error

@@ -1,0 +1,75 @@
+"""Image files decoded by Pillow, cut and resized: path -> uint8 [C,H,W]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ._common import check_choice, one_line
+
+MODES = {1: "L", 3: "RGB"}  # Pillow's names for images of 1 and 3 channels of 8 bits
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What is done with a decoded image.
+
+    crop       the part that is kept, (left, upper, right, lower); None: the middle square if there
+               is a `size`, else everything
+    size       height and width of the result, resized to bilinearly with antialiasing (as
+               torchvision's Resize does); None: not resized
+    expected   width and height that every file must have; None: any
+    channels   3, or 1 for grey
+    """
+
+    crop: tuple[int, int, int, int] | None = None
+    size: int | None = None
+    expected: tuple[int, int] | None = None
+    channels: int = 3
+
+    def __post_init__(self) -> None:
+        check_choice("channels", self.channels, tuple(MODES))
+        if self.size is not None and self.size < 1:
+            raise ValueError(f"size={self.size!r}: must be at least 1, or None")
+
+    def apply(self, image: Image.Image) -> Image.Image:
+        """The image of 8 bits a channel, upright, cut and resized."""
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"it has more than 8 bits a channel (mode {image.mode})")
+        image = ImageOps.exif_transpose(image)
+        if self.expected is not None and image.size != self.expected:
+            raise ValueError(f"it is {_sides(image.size)}, must be {_sides(self.expected)}")
+        if image.mode == "P":
+            image = image.convert("RGBA")  # a palette may hold transparent colours
+        image = image.convert(MODES[self.channels])  # transparency is dropped
+        if self.crop is not None or self.size is not None:
+            image = image.crop(self.crop or _middle_square(*image.size))
+        if self.size is not None:
+            image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
+        return image
+
+
+def read_image(path: Path, preparation: Preparation) -> Tensor:
+    """The prepared image of a file, uint8 [C,H,W]; ValueError with the file's name if it fails."""
+    try:
+        with Image.open(path) as image:
+            pixels = np.array(preparation.apply(image))  # [H,W] or [H,W,C]
+    except Exception as error:  # on damaged bytes a decoder can raise anything
+        raise ValueError(f"image {path} cannot be used: {one_line(error)}") from error
+    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    return torch.from_numpy(np.ascontiguousarray(pixels))
+
+
+def _middle_square(width: int, height: int) -> tuple[int, int, int, int]:
+    side = min(width, height)
+    left, upper = (width - side) // 2, (height - side) // 2
+    return left, upper, left + side, upper + side
+
+
+def _sides(size: tuple[int, int]) -> str:
+    return f"{size[0]} wide and {size[1]} high"
