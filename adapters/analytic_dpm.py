@@ -12,7 +12,7 @@ from torch import nn
 
 from adapters.experiment import Adapter, run
 from third_party.analytic_dpm.criterions import DDPMDSM, build_criterion
-from third_party.extended_analytic_dpm.schedule import Schedule
+from third_party.common.schedule import Schedule
 
 
 def _build_criterion(

@@ -25,12 +25,12 @@ from sa_plugin.gamma import Gamma
 from sa_plugin.loss import SALoss
 from sa_plugin.sampler import Sampler
 from sa_plugin.schedule import NoiseSchedule
-from third_party.extended_analytic_dpm.criterion_base import Criterion
-from third_party.extended_analytic_dpm.data import ImageDataset
-from third_party.extended_analytic_dpm.datasets import get_dataset
+from third_party.common.criterion_base import Criterion
+from third_party.common.data import ImageDataset
+from third_party.common.datasets import get_dataset
+from third_party.common.schedule import NamedSchedule
+from third_party.common.wrapper import DTWrapper
 from third_party.extended_analytic_dpm.methods import build_criterion, get_method
-from third_party.extended_analytic_dpm.schedule import NamedSchedule
-from third_party.extended_analytic_dpm.wrapper import DTWrapper
 
 logger = logging.getLogger(__name__)
 

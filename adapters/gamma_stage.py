@@ -9,7 +9,7 @@ import numpy as np
 from adapters.experiment import Experiment
 from adapters.stages import TrainStage
 from sa_plugin.gamma import Gamma, estimate_gamma
-from third_party.extended_analytic_dpm.data import BatchStream
+from third_party.common.data import BatchStream
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from third_party.extended_analytic_dpm.nets import (
+from third_party.common.nets import (
     Model,
     Model4Pretrained,
     UNetModel,

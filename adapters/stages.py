@@ -23,12 +23,12 @@ from adapters.registry import get_process
 from sa_plugin.gamma import Gamma
 from sa_plugin.hook import attach
 from sa_plugin.sampler import Sampler
-from third_party.extended_analytic_dpm.checkpoints import read_state
-from third_party.extended_analytic_dpm.criterion_base import Criterion
-from third_party.extended_analytic_dpm.data import BatchStream
-from third_party.extended_analytic_dpm.ema import EMA
+from third_party.common.checkpoints import read_state
+from third_party.common.criterion_base import Criterion
+from third_party.common.data import BatchStream
+from third_party.common.ema import EMA
+from third_party.common.training import Trainer
 from third_party.extended_analytic_dpm.methods import get_method
-from third_party.extended_analytic_dpm.training import Trainer
 
 logger = logging.getLogger(__name__)
 

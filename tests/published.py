@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from third_party.extended_analytic_dpm import nets
+from third_party.common import nets
 
 DATA = Path(__file__).parent / "data"
 PUBLISHED = json.loads((DATA / "models.json").read_text())

@@ -16,6 +16,7 @@ from adapters.experiment import Experiment, run
 from adapters.npr_dpm import NPR_DPM
 from adapters.sn_dpm import SN_DPM
 from sa_plugin.gamma import Gamma
+from sa_plugin.sampler import Sampler
 from tests.test_sn_dpm import DIGITS, read_log
 from third_party.analytic_dpm.criterions import DDPMDSM
 
@@ -111,6 +112,7 @@ def test_gamma_is_left_with_its_errors_and_in_the_hosts_format(finished):
     gamma = Gamma.load(folder / "gamma.npz")
     assert gamma.N == 100
     assert (gamma.stderr[1:] > 0).all()
+    assert gamma.values[1:].min() > 0.01  # a network that has learnt something
     assert np.array_equal(Gamma.load(folder / "ms_eps.pth").values, gamma.values)
     assert not (finished["analytic"] / "head").exists()
 
@@ -131,18 +133,21 @@ def test_gamma_is_that_of_the_averaged_network_on_the_data(finished):
 
 
 def test_the_optimal_rows_are_sampled_with_gamma(finished):
+    """The cells are those of a sampler made by hand; another Gamma gives other images."""
     host = experiment("analytic", finished["analytic"])
-    network, typ = host.stages()["base"].average()
-    cells = {}
-    for process in ("analytic_ddpm", "ddpm_small"):
-        gamma = Gamma.load(finished["analytic"] / "gamma/gamma.npz")
-        images = next(
-            host.sampler(process, 3, network, typ, gamma).stream(40, (1, 8, 8), batch_size=500)
+    wrapper = host.wrapper(*host.stages()["base"].average())
+    gamma = Gamma.load(finished["analytic"] / "gamma/gamma.npz")
+    for forward, clip_pixel in (("ddpm", 2), ("ddim", 1)):
+        options = {"forward": forward, "variance": "analytic", "steps": 6}
+        clip = {"clip_sigma_idx": 1, "clip_pixel": clip_pixel}
+        ours, other = (
+            Sampler(wrapper, host.schedule, gamma=values, **options, **clip)
+            for values in (gamma, np.ones(101))
         )
-        with np.load(finished["analytic"] / f"samples/{process}_3.npz") as arrays:
-            cells[process] = arrays["arr_0"]
-        assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), cells[process])
-    assert not np.array_equal(*cells.values())
+        with np.load(finished["analytic"] / f"samples/analytic_{forward}_6.npz") as arrays:
+            images = torch.from_numpy(arrays["arr_0"]).permute(0, 3, 1, 2)
+        assert torch.equal(next(ours.stream(40, (1, 8, 8), batch_size=500)), images)
+        assert not torch.equal(next(other.stream(40, (1, 8, 8), batch_size=500)), images)
 
 
 def test_the_noise_of_the_optimal_rows_is_clipped(finished):

@@ -13,7 +13,7 @@ from adapters.config import check_keys, read_command_line
 from adapters.features import check_names
 from adapters.registry import PROCESSES, build_network
 from configs import common
-from third_party.extended_analytic_dpm.datasets import DATASETS
+from third_party.common.datasets import DATASETS
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "configs").glob("*_sa.py"))

@@ -33,10 +33,10 @@ from tests.published import (
     save_sa_dpm_training,
     tiny,
 )
-from third_party.extended_analytic_dpm.checkpoints import read_state
-from third_party.extended_analytic_dpm.ema import EMA
+from third_party.common.checkpoints import read_state
+from third_party.common.ema import EMA
+from third_party.common.schedule import NamedSchedule
 from third_party.extended_analytic_dpm.methods import build_criterion
-from third_party.extended_analytic_dpm.schedule import NamedSchedule
 
 ROOT = Path(__file__).parent.parent
 

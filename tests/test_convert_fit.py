@@ -22,7 +22,7 @@ from tests.published import (
     save_sa_dpm_ema,
     tiny,
 )
-from third_party.extended_analytic_dpm.checkpoints import read_state
+from third_party.common.checkpoints import read_state
 
 ROOT = Path(__file__).parent.parent
 TINY_CONFIG = """
@@ -134,6 +134,8 @@ def test_a_network_of_no_family_is_refused(name: str, tmp_path: Path) -> None:
         {"down.0.x": [1]},
         {"down.4000000000.x": [1], "conv_in.weight": [4, 3, 3, 3]},
         {"input_blocks.0.0.weight": []},
+        {"input_blocks.900000000.x": [1], "input_blocks.0.0.weight": [4, 3, 3, 3]},
+        {"input_blocks." + "9" * 5000: [1], "input_blocks.0.0.weight": [4, 3, 3, 3]},
         {"input_blocks.0.0.weight": [0, 0], "input_blocks.1.0.in_layers.2.weight": [5]},
         {
             "conv_in.weight": [2**40, 3, 1],
@@ -204,6 +206,26 @@ def test_the_network_of_a_configuration(
         assert error.count("\n") == 1
         assert re.search(message, error), error
         assert not (tmp_path / "out.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("ch_mult", "attn_resolutions", "attended"),
+    [([1, 2, 2], [2], 0), ([1, 2], [8, 4], 1), ([1, 2], [], 1), ([1, 2, 2], [4, 2], 2)],
+)
+def test_attention_at_other_levels_is_told_by_name(
+    ch_mult: list[int], attn_resolutions: list[int], attended: int, tmp_path: Path
+) -> None:
+    """Also where no size of images gives the configuration's network such levels."""
+    changes = {"ch_mult": ch_mult, "resolution": 32, "attn_resolutions": [32 >> attended]}
+    torch.save(random_state(tiny(**changes)), tmp_path / "x.pth")
+    args = config_args("Model")[1] | {"ch_mult": ch_mult, "attn_resolutions": attn_resolutions}
+    config = Path(write_config(tmp_path, "ddpm_unet", args, "pretrained"))
+    with pytest.raises(ValueError, match=r"does not fit Model, .*down\.\d\.attn\.0\.norm"):
+        convert(
+            tmp_path / "x.pth",
+            tmp_path / "out.pth",
+            expected=partial(network_of_config, config),
+        )
 
 
 @pytest.mark.parametrize(

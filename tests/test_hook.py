@@ -8,9 +8,9 @@ from sa_plugin.hook import attach, detach
 from sa_plugin.loss import SALoss
 from sa_plugin.schedule import NoiseSchedule
 from tests.toys import images, over, toy_eps
+from third_party.common.schedule import NamedSchedule
+from third_party.common.wrapper import DTWrapper
 from third_party.extended_analytic_dpm.criterions import DTDSDM, DTDSM, DTDSDMErr
-from third_party.extended_analytic_dpm.schedule import NamedSchedule
-from third_party.extended_analytic_dpm.wrapper import DTWrapper
 
 HOST = NamedSchedule("linear", 100)
 SCHEDULE = NoiseSchedule.linear(100)

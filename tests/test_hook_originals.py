@@ -18,9 +18,9 @@ from sa_plugin.loss import SALoss
 from sa_plugin.schedule import NoiseSchedule
 from tests.toys import images
 from third_party.analytic_dpm import criterions as analytic
+from third_party.common.schedule import NamedSchedule
+from third_party.common.wrapper import DTWrapper
 from third_party.extended_analytic_dpm import criterions as extended
-from third_party.extended_analytic_dpm.schedule import NamedSchedule
-from third_party.extended_analytic_dpm.wrapper import DTWrapper
 
 ROOT = Path(__file__).parents[1]
 N = 100

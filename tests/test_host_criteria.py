@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from third_party.extended_analytic_dpm.criterion_base import Criterion
+from third_party.common.criterion_base import Criterion
+from third_party.common.nets import ddpm_unet, iddpm_unet
+from third_party.common.schedule import NamedSchedule, Schedule
+from third_party.common.wrapper import DTWrapper
 from third_party.extended_analytic_dpm.criterions import DTDSDM, DTDSM, DTDSDMErr
 from third_party.extended_analytic_dpm.methods import METHODS, build_criterion, load_trunk
-from third_party.extended_analytic_dpm.nets import ddpm_unet, iddpm_unet
-from third_party.extended_analytic_dpm.schedule import NamedSchedule, Schedule
-from third_party.extended_analytic_dpm.wrapper import DTWrapper
 
 DATA = Path(__file__).parent / "data"
 CRITERIA = json.loads((DATA / "criteria.json").read_text())

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from torch.utils.data import Dataset
 from torchvision.datasets import CIFAR10
 
-from third_party.extended_analytic_dpm import datasets
-from third_party.extended_analytic_dpm.data import (
+from third_party.common import datasets
+from third_party.common.data import (
     BatchStream,
     Images,
     InfiniteShuffle,
     to_unit_range,
 )
-from third_party.extended_analytic_dpm.datasets import get_dataset, register
+from third_party.common.datasets import get_dataset, register
 
 
 def numbered(count):

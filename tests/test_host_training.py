@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from third_party.extended_analytic_dpm import checkpoints, random_states
-from third_party.extended_analytic_dpm.checkpoints import DamagedCheckpoint
-from third_party.extended_analytic_dpm.criterion_base import Criterion
-from third_party.extended_analytic_dpm.data import BatchStream, to_unit_range
-from third_party.extended_analytic_dpm.ema import EMA
+from third_party.common import checkpoints, random_states
+from third_party.common.checkpoints import DamagedCheckpoint
+from third_party.common.criterion_base import Criterion
+from third_party.common.data import BatchStream, to_unit_range
+from third_party.common.ema import EMA
+from third_party.common.schedule import NamedSchedule
+from third_party.common.training import Trainer, TrainingDiverged
+from third_party.common.window import Window
 from third_party.extended_analytic_dpm.methods import build_criterion
-from third_party.extended_analytic_dpm.schedule import NamedSchedule
-from third_party.extended_analytic_dpm.training import Trainer, TrainingDiverged
-from third_party.extended_analytic_dpm.window import Window
 
 IMAGES = torch.arange(22 * 16, dtype=torch.int64).mul(37).remainder(256).to(torch.uint8)
 IMAGES = IMAGES.reshape(22, 1, 4, 4)

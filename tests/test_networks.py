@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from third_party.extended_analytic_dpm import nets
-from third_party.extended_analytic_dpm.nets import common, ddpm_unet, iddpm_unet
+from third_party.common import nets
+from third_party.common.nets import common, ddpm_unet, iddpm_unet
 
 DATA = Path(__file__).parent / "data"
 PUBLISHED = json.loads((DATA / "models.json").read_text())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.registry import build_network
-from third_party.extended_analytic_dpm.nets import (
+from third_party.common.nets import (
     Model,
     Model4Pretrained,
     UNetModel,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from adapters.published.files import compact, read_file, write_file
-from third_party.extended_analytic_dpm.checkpoints import Checkpoint, write_checkpoint
+from third_party.common.checkpoints import Checkpoint, write_checkpoint
 
 StateDict = dict[str, Tensor]
 

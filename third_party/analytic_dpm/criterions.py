@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..extended_analytic_dpm import methods
-from ..extended_analytic_dpm.criterion_base import Criterion, sum_squares
-from ..extended_analytic_dpm.schedule import FloatArray, Schedule
-from ..extended_analytic_dpm.wrapper import DTWrapper
+from ..common.criterion_base import Criterion, adam, sum_squares
+from ..common.schedule import FloatArray, Schedule
+from ..common.wrapper import DTWrapper
 
 
 class DDPMDSM(Criterion):
@@ -69,15 +68,14 @@ def build_criterion(
 
     grad_clip   largest norm of the gradient, None for no limit
     """
-    # The other host's training of the same network: its optimiser, under its names.
-    same = methods.build_criterion("pred_eps", schedule, model, lr=lr, grad_clip=grad_clip)
+    optimizers, lr_schedulers = adam(model, lr, grad_clip)
     criterion = DDPMDSM(
         schedule.betas,
         rescale_timesteps,
-        same.models,
-        same.optimizers,
-        same.lr_schedulers,
+        {"model": model},
+        optimizers,
+        lr_schedulers,
         shift1,
     )
-    criterion.grad_clip = same.grad_clip
+    criterion.grad_clip = grad_clip
     return criterion

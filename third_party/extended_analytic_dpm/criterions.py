@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from .criterion_base import Criterion, sum_squares
-from .schedule import Schedule
+from ..common.criterion_base import Criterion, sum_squares
+from ..common.schedule import Schedule
 
 Wrapper = Callable[..., Tensor | tuple[Tensor, Tensor]]
 

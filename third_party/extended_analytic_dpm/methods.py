@@ -10,13 +10,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from .checkpoints import read_state
+from ..common.checkpoints import read_state
+from ..common.criterion_base import adam
+from ..common.schedule import Schedule
+from ..common.wrapper import DTWrapper
 from .criterions import DTDSDM, DTDSM, DTDSDMErr
-from .schedule import Schedule
-from .wrapper import DTWrapper
 
 
 @dataclass(frozen=True)
@@ -76,22 +76,16 @@ def build_criterion(
     grad_clip   largest norm of the gradient, None for no limit
     """
     chosen = get_method(method)
-    if not lr > 0:
-        raise ValueError(f"lr={lr!r}: must be > 0")
-    if grad_clip is not None and not grad_clip > 0:
-        raise ValueError(f"grad_clip={grad_clip!r}: must be > 0, or None")
     if chosen.pretrained and trunk is None:
         raise ValueError(f"trunk=None: {method} needs the weights of a trained noise network")
     if trunk is not None:
         if not chosen.pretrained:
             raise ValueError(f"trunk: {method} trains the whole network, give None")
         load_trunk(model, trunk)
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
     states = (
         DTWrapper(model, chosen.typ, rescale_timesteps, shift1, schedule.N),
         {"model": model},
-        {"all": optimizer},
-        {"all": torch.optim.lr_scheduler.LambdaLR(optimizer, _constant)},
+        *adam(model, lr, grad_clip),
     )
     if issubclass(chosen.criterion, DTDSDM):
         criterion: DTDSM = chosen.criterion(schedule, ratio, *states)
@@ -129,7 +123,3 @@ def load_trunk(model: nn.Module, trunk: str | os.PathLike[str] | Mapping[str, Te
             listing = ", ".join(names[:10]) + more
             raise ValueError(f"{source} does not fit the network: it {what} {listing}")
     model.load_state_dict(dict(state), strict=False)
-
-
-def _constant(_: int) -> float:
-    return 1.0

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 
 class Criterion(ABC):
@@ -68,3 +68,19 @@ class Criterion(ABC):
 def sum_squares(x: Tensor) -> Tensor:
     """The squared norm of each image of `x` [B,...], [B]."""
     return x.square().flatten(1).sum(1)
+
+
+def adam(
+    model: nn.Module, lr: float, grad_clip: float | None
+) -> tuple[dict[str, Optimizer], dict[str, LRScheduler]]:
+    """Adam on what is trainable and a constant rate, under the hosts' names."""
+    if not lr > 0:
+        raise ValueError(f"lr={lr!r}: must be > 0")
+    if grad_clip is not None and not grad_clip > 0:
+        raise ValueError(f"grad_clip={grad_clip!r}: must be > 0, or None")
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
+    return {"all": optimizer}, {"all": LambdaLR(optimizer, _constant)}
+
+
+def _constant(_: int) -> float:
+    return 1.0
