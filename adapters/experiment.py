@@ -19,6 +19,7 @@ from ml_collections import FrozenConfigDict
 from torch import nn
 
 from adapters.config import claim_folder, read_command_line
+from adapters.convert import read_fitting
 from adapters.features import check_names
 from adapters.registry import PROCESSES, build_network, get_process
 from sa_plugin.gamma import Gamma
@@ -198,6 +199,7 @@ class Experiment:
         check_names(config.evaluate.features)
         self._check_head()
         self._check_gamma()
+        self._check_training("base", self.base_method)
         network = self.network(self.base_method, "meta")
         gamma = np.ones(self.schedule.N + 1) if self.adapter.needs == "gamma" else None
         for name in config.sample.processes:
@@ -217,7 +219,18 @@ class Experiment:
         if training not in HEAD_TRAININGS:
             raise ValueError(f"head.training must be one of {HEAD_TRAININGS}, got {training!r}")
         if not self.is_joint:
-            self.network(self.adapter.pretrained, "meta")
+            self._check_training("head", self.adapter.pretrained)
+
+    def _check_training(self, name: str, method: str) -> None:
+        """The network can be built, and has a start that fits it and a number of steps."""
+        settings, network = self.config[name], self.network(method, "meta")
+        if settings.iterations < (0 if settings.init_from else 1):
+            raise ValueError(
+                f"{name}.iterations must be >= 1, or 0 to take {name}.init_from as it is, "
+                f"got {settings.iterations!r}"
+            )
+        if settings.init_from:
+            read_fitting(settings.init_from, network)
 
     def _check_gamma(self) -> None:
         least = {"n_images": 2, "noises": 1, "batch_size": 1, "seed": 0}
@@ -252,7 +265,7 @@ def run(adapter: Adapter, argv: Sequence[str] | None = None) -> int:
         for stage in chosen:
             logger.info("%s: %s", stage.name, "done" if stage.is_done() else stage.plan())
             stage.run()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"{adapter.module}: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 from collections.abc import Callable
+from contextlib import closing
 from itertools import product
 from pathlib import Path
 
@@ -14,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from adapters import report
+from adapters.convert import load_published
 from adapters.evaluation import evaluate, summarise
 from adapters.experiment import Experiment
 from adapters.features import build_extractors, write_atomically
 from adapters.logs import TrainingLog
 from adapters.pictures import plot_metric, save_grid, save_labelled_grids
+from adapters.published.layouts import write_host
 from adapters.registry import get_process
 from sa_plugin.gamma import Gamma
 from sa_plugin.hook import attach
@@ -65,7 +68,11 @@ class TrainStage:
         if self._with_sa:
             term = f", SA-{loss.K} with lambda {loss.lam:g} ({loss.tau.weighting} weighting)"
         settings = self.settings
-        return f"{self.method}, {settings.iterations} x {settings.batch_size} images{term}"
+        start = f" from {settings.init_from}" if settings.init_from else ""
+        if settings.iterations == 0:
+            return f"{self.method}{start}, as it is"
+        images = f"{settings.iterations} x {settings.batch_size} images"
+        return f"{self.method}{start}, {images}{term}"
 
     def is_done(self) -> bool:
         """Whether the last checkpoint is there."""
@@ -77,29 +84,12 @@ class TrainStage:
             return
         if self.trunk is not None and not self.trunk.is_done():
             raise ValueError(f"stage {self.name!r} needs the result of stage {self.trunk.name!r}")
-        settings, experiment = self.settings, self.experiment
-        criterion = self._criterion()
-        log = TrainingLog(self.folder)
-        data = BatchStream(
-            experiment.dataset,
-            settings.batch_size,
-            experiment.config.seed,
-            device=experiment.device,
-        )
-        Trainer(
-            criterion,
-            EMA(criterion.models, settings.ema),
-            data,
-            self.folder,
-            n_iters=settings.iterations,
-            ckpt_every=settings.ckpt_every,
-            log_every=settings.log_every,
-            on_log=log,
-            seed=experiment.config.seed,
-            progress=experiment.progress,
-            keep=settings.keep or None,
-        ).run()
-        log.close()
+        if self.settings.iterations == 0:
+            network = self._criterion().models["model"]
+            write_host({"ema": network.state_dict()}, self._final_checkpoint)
+        else:
+            with closing(TrainingLog(self.folder)) as log:
+                self._trainer(self._criterion(), log).run()
 
     def average(self) -> tuple[nn.Module, str]:
         """The averaged network, in eval mode on the device, and its ``typ``."""
@@ -118,16 +108,40 @@ class TrainStage:
     def _final_checkpoint(self) -> Path:
         return self.folder / "ckpts" / f"{self.settings.iterations}.ckpt"
 
+    def _trainer(self, criterion: Criterion, log: TrainingLog) -> Trainer:
+        settings, experiment = self.settings, self.experiment
+        return Trainer(
+            criterion,
+            EMA(criterion.models, settings.ema),
+            BatchStream(
+                experiment.dataset,
+                settings.batch_size,
+                experiment.config.seed,
+                device=experiment.device,
+            ),
+            self.folder,
+            n_iters=settings.iterations,
+            ckpt_every=settings.ckpt_every,
+            log_every=settings.log_every,
+            on_log=log,
+            seed=experiment.config.seed,
+            progress=experiment.progress,
+            keep=settings.keep or None,
+        )
+
     @property
     def _with_sa(self) -> bool:
         return self.trunk is None and self.experiment.loss.lam > 0
 
     def _criterion(self) -> Criterion:
         time = self.experiment.config.time
+        network = self.experiment.network(self.method)
+        if self.settings.init_from:
+            load_published(self.settings.init_from, network)
         criterion = self.experiment.adapter.build_criterion(
             self.method,
             self.experiment.host_schedule,
-            self.experiment.network(self.method).to(self.experiment.device),
+            network.to(self.experiment.device),
             trunk=None if self.trunk is None else self.trunk.average_path,
             ratio=self.experiment.config.head.ratio,
             lr=self.settings.lr,

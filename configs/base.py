@@ -68,6 +68,9 @@ def base_config() -> ConfigDict:
 
 def _training() -> dict:
     return {
+        # Start from these weights: a checkpoint in any layout of docs/checkpoints.md; "": random.
+        # With iterations = 0 they are taken as they are.
+        "init_from": "",
         "iterations": 500_000,
         "batch_size": 128,
         "lr": 1e-4,
