@@ -223,3 +223,73 @@ def test_objectives_with_two_calls_are_refused():
     attach(criterion, SALoss(SCHEDULE))
     with pytest.raises(ValueError, match="called its network 2 times"):
         criterion.objective(X0)
+
+
+class Conditional(torch.nn.Module):
+    """A labelled network; its wrapper hands it the labels and gives both outputs in a list."""
+
+    def forward(self, x, t, y):
+        return (1.1 + over(y, x)) * toy_eps(x, t)
+
+
+class Labelled:
+    """A host's wrapper for it: a named argument, an attribute of its own, a list of outputs."""
+
+    typ = "eps"
+
+    def __init__(self) -> None:
+        self.model = Conditional()
+        self.seen = []
+
+    def __call__(self, x, n, *, y):
+        self.seen.append(y)
+        return [self.model(x, torch.as_tensor(n), y), None]
+
+
+class LabelledCriterion:
+    """A host whose objective takes labels and reads an attribute of its wrapper meanwhile."""
+
+    def __init__(self) -> None:
+        self.schedule = HOST
+        self.wrapper = Labelled()
+
+    def objective(self, v, y):
+        n, eps, xn = self.schedule.sample(v)
+        assert self.wrapper.typ == "eps"
+        return (eps - self.wrapper(xn, n, y=y)[0]).square().flatten(1).sum(1)
+
+
+def test_named_arguments_follow_and_lists_are_outputs():
+    labels = torch.linspace(0, 1, len(X0), dtype=torch.float64)
+    loss = SALoss(SCHEDULE, K=3, lam=0.5)
+    plain, hooked = LabelledCriterion(), attach(LabelledCriterion(), loss)
+    seed()
+    without = plain.objective(X0, labels)
+    seed()
+    values = hooked.objective(X0, labels)
+    assert len(hooked.wrapper.seen[0]) == len(X0)
+    assert set(torch.cat(hooked.wrapper.seen[1:]).tolist()) <= set(labels.tolist())
+    seed()
+    n, eps, xn = HOST.sample(X0)
+    network = hooked.wrapper.model
+    _, sa = loss.sa_term(
+        lambda x, n, y: network(x, n, y),
+        X0,
+        torch.from_numpy(n),
+        eps,
+        network(xn, torch.from_numpy(n), labels),
+        y=labels,
+    )
+    assert torch.allclose(values, without + 0.5 * sa, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("change", "accepted"), [(1e-7, True), (1e-5, False)])
+def test_the_schedules_must_agree_to_single_precision(change, accepted):
+    betas = HOST.betas[1:].copy()
+    betas[40] *= 1 + change
+    loss = SALoss(NoiseSchedule.from_betas(betas))
+    if accepted:
+        attach(criterion_of(DTDSM, Network(1)), loss)
+        return
+    with pytest.raises(ValueError, match="is not the host's"):
+        attach(criterion_of(DTDSM, Network(1)), loss)
