@@ -28,7 +28,7 @@ def experiment(method: str) -> ConfigDict:
     }
     config.base.update(iterations=3000, lr=1e-3, ema=0.998, ckpt_every=1000, keep=2)
     config.head.update(iterations=1000, lr=1e-3, ema=0.998, ckpt_every=500, keep=2)
-    config.gamma.update(n_images=600, batch_size=300)
+    config.gamma.update(n_images=300, batch_size=300)
     config.sample.update(n_images=2000, batch_size=500, steps=(5, 10, 25, 50, 100))
     config.evaluate.features = ("digit_classifier", "pixels")
     return config

@@ -1,0 +1,211 @@
+"""Do the second predictions learn the optimal variances? python -m benchmarks.heads
+
+For x_0 ~ N(mu, S), S diagonal, the optimal reverse variances are known: from t to s they are
+small(s, t) + weight(s, t) Cov[x_0 | x_t], Cov[x_0 | x_t] = cum_beta_t S / (cum_alpha_t S +
+cum_beta_t). The host's criteria train NPR and SN heads on it, on a frozen noise
+network and jointly with it; what the sampler would use is compared with the exact values.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import trange
+
+from adapters.registry import build_network
+from configs.digits_sn_sa import get_config
+from sa_plugin import NoiseSchedule
+from sa_plugin.reverse import ReverseCoefficients, reverse_moments
+from third_party.common.ema import EMA
+from third_party.common.schedule import NamedSchedule
+from third_party.common.wrapper import DTWrapper
+from third_party.extended_analytic_dpm.methods import build_criterion, get_method
+
+SHAPE = (1, 8, 8)
+STEPS = 10
+METHODS = {
+    "NPR, pretrained": ("npr", "pred_eps_epsc_pretrained"),
+    "SN, pretrained": ("sn", "pred_eps_eps2_pretrained"),
+    "NPR, joint": ("npr", "pred_eps_epsc"),
+    "SN, joint": ("sn", "pred_eps_eps2"),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The data: mean and variance of each pixel, float64 [1, 8, 8]; and how many steps it takes."""
+
+    mu: Tensor
+    S: Tensor
+    N: int = 1000
+
+    @classmethod
+    def two_halves(cls) -> Problem:
+        """A left half that hardly varies beside a right half that does."""
+        S = torch.full(SHAPE, 0.02, dtype=torch.float64)
+        S[..., SHAPE[-1] // 2 :] = 0.3
+        return cls(mu=torch.linspace(-0.5, 0.5, S.numel(), dtype=torch.float64).view(SHAPE), S=S)
+
+    def batches(self, size: int, seed: int) -> Iterator[Tensor]:
+        """Endless x_0, float32 [size, 1, 8, 8]."""
+        generator = torch.Generator().manual_seed(seed)
+        while True:
+            noise = torch.randn(size, *SHAPE, generator=generator, dtype=torch.float64)
+            yield (self.mu + self.S.sqrt() * noise).float()
+
+    def steps(self) -> list[tuple[int, ReverseCoefficients]]:
+        """(t, coefficients as 0-d tensors) of a DDPM sampler of STEPS steps, t descending."""
+        timesteps = np.linspace(1, self.N, STEPS).round().astype(int).tolist()
+        tables = ReverseCoefficients.build(NoiseSchedule.linear(self.N), timesteps).stack()
+        columns = (torch.from_numpy(column.copy()) for column in tables.T)
+        return [
+            (t, ReverseCoefficients.unstack(column))
+            for t, column in zip(reversed(timesteps), columns, strict=True)
+        ]
+
+    def exact(self, c: ReverseCoefficients) -> Tensor:
+        """The optimal reverse variance of each pixel."""
+        a, b = c.a**2, c.b**2
+        return c.small + c.cov_weight * b * self.S / (a * self.S + b)
+
+
+def train(
+    problem: Problem,
+    method: str,
+    iterations: int,
+    *,
+    trunk: dict[str, Tensor] | None = None,
+    batch_size: int = 128,
+    lr: float = 1e-3,
+    seed: int = 0,
+) -> nn.Module:
+    """The averaged network of one of the host's methods, in eval mode."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002, the host draws its steps from there
+    config, chosen = get_config(), get_method(method)
+    network = build_network(
+        config.network.name,
+        config.network.args.to_dict(),
+        SHAPE,
+        trunk_channels=chosen.trunk_channels(1),
+        head_channels=chosen.head_channels(1),
+    )
+    schedule = NamedSchedule("linear", problem.N)
+    criterion = build_criterion(method, schedule, network, trunk=trunk, lr=lr)
+    ema = EMA(criterion.models, 0.99)
+    data = problem.batches(batch_size, seed)
+    network.train()
+    for _ in trange(iterations, desc=method, disable=None):
+        criterion.update(data)
+        ema.update()
+    return ema.models["model"].eval()
+
+
+@torch.no_grad()
+def reverse_variances(
+    problem: Problem, network: nn.Module, method: str, variance: str, n_images: int = 1000
+) -> Tensor:
+    """What the sampler would use, as a mean over x_t: float64 [STEPS, 1, 8, 8], t descending."""
+    wrapper = DTWrapper(network, get_method(method).typ, N=problem.N)
+    x0 = next(problem.batches(n_images, seed=1)).double()
+    generator = torch.Generator().manual_seed(2)
+    means = []
+    for t, c in problem.steps():
+        eps = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
+        x = c.a * x0 + c.b * eps
+        first, second = wrapper(x.float(), torch.full((n_images,), t))
+        moments = reverse_moments(c, x, first.double(), second.double(), variance=variance)
+        means.append(moments.variance.mean(0))
+    return torch.stack(means)
+
+
+def learnt(problem: Problem, iterations: int, seed: int = 0) -> dict[str, Tensor]:
+    """Reverse variances by name: trained heads, DDPM's two fixed ones, and the exact ones."""
+    trunk = train(problem, "pred_eps", iterations, seed=seed).state_dict()
+    columns = [c for _, c in problem.steps()]
+    found = {
+        "exact": torch.stack([problem.exact(c) for c in columns]),
+        "DDPM small": torch.stack([c.small.expand(SHAPE) for c in columns]),
+        "DDPM big": torch.stack([c.big.expand(SHAPE) for c in columns]),
+    }
+    for name, (variance, method) in METHODS.items():
+        start = trunk if get_method(method).pretrained else None
+        network = train(problem, method, iterations, trunk=start, seed=seed)
+        found[name] = reverse_variances(problem, network, method, variance)
+    return found
+
+
+def errors(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Mean over pixels of |log(variance / exact)| at each step, [STEPS]; the noiseless last too."""
+    exact = found["exact"]
+    return {
+        name: (values / exact).log().abs().flatten(1).mean(1)
+        for name, values in found.items()
+        if name != "exact"
+    }
+
+
+def table(problem: Problem, found: dict[str, Tensor]) -> str:
+    """Markdown: each method's error at some steps and its mean over all but the last.
+
+    The last step, to x_0, has no variance to compare "DDPM small" in.
+    """
+    timesteps = [t for t, _ in problem.steps()]
+    shown = [0, 2, 4, 6, 8]
+    head = " | ".join(f"t = {timesteps[i]}" for i in shown)
+    lines = [f"| variance | {head} | mean |", "|---|" + "---:|" * (len(shown) + 1)]
+    for name, error in errors(found).items():
+        cells = [error[i] for i in shown] + [error[:-1].mean()]
+        lines.append(f"| {name} | " + " | ".join(f"{100 * cell:.1f} %" for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def draw(problem: Problem, found: dict[str, Tensor], path: Path) -> None:
+    """The variance over t, relative to DDPM's small one, for the two halves of the image."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    timesteps = [t for t, _ in problem.steps()][:-1]
+    half = SHAPE[-1] // 2
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
+    for axis, columns, title in zip(
+        axes,
+        (slice(0, half), slice(half, None)),
+        ("left half, S = 0.02", "right half, S = 0.3"),
+        strict=True,
+    ):
+        for name, values in found.items():
+            ratio = (values / found["DDPM small"])[:-1, ..., columns].flatten(1).mean(1)
+            style = {"exact": "k-", "DDPM small": "k:", "DDPM big": "k--"}.get(name, "o-")
+            axis.plot(timesteps, ratio, style, label=name, markersize=3, linewidth=1.2)
+        axis.set(title=title, xlabel="t", yscale="log")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("reverse variance / DDPM small's")
+    axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.heads", description=__doc__)
+    parser.add_argument("--iterations", type=int, default=1500, help="of each of five trainings")
+    parser.add_argument("--out", type=Path, default=Path("docs/figures/heads_gaussian.png"))
+    options = parser.parse_args(argv)
+    problem = Problem.two_halves()
+    found = learnt(problem, options.iterations)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    draw(problem, found, options.out)
+    print(table(problem, found))
+
+
+if __name__ == "__main__":
+    main()
