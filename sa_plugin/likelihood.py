@@ -95,35 +95,17 @@ def negative_elbo(
         ValueError: bad arguments; a network output of another shape, or not finite.
     """
     _check_images(x0)
-    check_whole("seed", seed, 0, _MOST)
-    check_whole("first", first, 0, _MOST)
-    if batch_size is not None:
-        check_whole("batch_size", batch_size, 1, _MOST)
+    _check_numbers(schedule, decoder_variance, seed, first, batch_size)
     options = {"predicts": predicts, "clip_x0": clip_x0, "avg_cov": avg_cov}
-    process = Sampler(
-        model,
-        schedule,
-        variance=variance,
-        steps=steps,
-        trajectory=trajectory,
-        gamma=gamma,
-        **options,
-    )
-    if decoder_variance is not None:
-        check_positive("decoder_variance", decoder_variance)
-    elif schedule.N < 2:
-        raise ValueError(
-            "decoder_variance must be given where N = 1: tilde_beta(1, 2) is not there"
-        )
+    path = {"steps": steps, "trajectory": trajectory, "gamma": gamma}
+    process = Sampler(model, schedule, variance=variance, **path, **options)
     bound = _Bound(process, variance, options, decoder_variance)
     done = []
     for part in parts_of(len(x0), batch_size or len(x0)):
         images = x0[part]
-        if noise is None:
-            random = BlockNoise(seed, first + part.start, images.shape, x0.dtype, x0.device)
-            draw = lambda k, random=random: random.draw()  # noqa: E731
-        else:
-            draw = noise_for(noise, tuple(x0.shape), part)
+        random = BlockNoise(seed, first + part.start, images.shape, x0.dtype, x0.device)
+        given = None if noise is None else noise_for(noise, tuple(x0.shape), part)
+        draw = given or (lambda k, random=random: random.draw())
         done.append(bound(images, draw, follow(model_kwargs, len(x0), part), progress))
     terms = torch.cat(done, dim=1)
     return NegativeElbo(terms.sum(0), terms)
@@ -274,4 +256,24 @@ def _check_images(x0: object) -> None:
         raise ValueError(
             "x0 must hold 8-bit values v as v / 127.5 - 1 in float32 or float64, "
             f"got {value!r} ({x0.dtype})"
+        )
+
+
+def _check_numbers(
+    schedule: NoiseSchedule,
+    decoder_variance: float | None,
+    seed: int,
+    first: int,
+    batch_size: int | None,
+) -> None:
+    check_whole("seed", seed, 0, _MOST)
+    check_whole("first", first, 0, _MOST)
+    if batch_size is not None:
+        check_whole("batch_size", batch_size, 1, _MOST)
+    if decoder_variance is not None:
+        check_positive("decoder_variance", decoder_variance)
+    elif schedule.N < 2:
+        raise ValueError(
+            "decoder_variance must be a number > 0 where N = 1, as there is no tilde_beta(1, 2); "
+            "got None"
         )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sa_plugin._batches import BlockNoise, noise_for, shown
 from sa_plugin._checks import check_whole
-from sa_plugin._tensors import DeviceTables, follow, note_bad, refuse_bad
+from sa_plugin._tensors import DeviceTables, note_bad, refuse_bad
 from sa_plugin.likelihood import divergence
 from sa_plugin.reverse import ReverseCoefficients, split_output
 from sa_plugin.sampler import Sampler
@@ -63,31 +63,29 @@ def pair_terms(
     options = {"variance": variance, "predicts": predicts, "clip_x0": clip_x0, "avg_cov": avg_cov}
     Sampler(model, schedule, steps=1, gamma=gamma, **options)  # looks at the options
     values = None if gamma is None else check_gamma(gamma, schedule.N)
-    shape = tuple(x0.shape)
-    random = BlockNoise(seed, 0, shape, x0.dtype, x0.device)
-    draw = (lambda t: random.draw()) if noise is None else noise_for(noise, shape, slice(None))
-    kwargs = follow(model_kwargs, len(x0), slice(None))
+    random = BlockNoise(seed, 0, x0.shape, x0.dtype, x0.device)
+    given = None if noise is None else noise_for(noise, tuple(x0.shape), slice(None))
+    draw = given or (lambda t: random.draw())
     terms = torch.zeros(schedule.N + 1, schedule.N + 1, dtype=torch.float64, device=x0.device)
     first_bad = torch.zeros((), dtype=torch.int64, device=x0.device)
     for t in shown(range(2, schedule.N + 1), schedule.N - 1, "step", progress):
         s = np.arange(1, t)
         table = ReverseCoefficients.between(schedule, s, np.full_like(s, t), gamma=values)
         stack = DeviceTables(stack=table.stack()).get("stack", x0.double())
-        a, b = stack[0, 0], stack[1, 0]
+        x = (stack[0, 0] * x0.double() + stack[1, 0] * draw(t).to(x0.device)).to(x0.dtype)
+        n = torch.full((len(x),), t, dtype=torch.int64, device=x.device)
         with torch.no_grad():
-            x = (a * x0.double() + b * draw(t).to(x0.device, torch.float64)).to(x0.dtype)
-            n = torch.full((len(x),), t, dtype=torch.int64, device=x.device)
-            output, second = split_output(model(x, n, **kwargs), x, variance)
+            output, second = split_output(model(x, n, **model_kwargs), x, variance)
             first_bad = note_bad(first_bad, t, output, second)
-            given = [None if y is None else y.double() for y in (x0, x, output, second)]
-            terms[1:t, t] = _means(stack, given, options)
+            known = [None if y is None else y.double() for y in (x0, x, output, second)]
+            terms[1:t, t] = _means(stack, known, options)
     refuse_bad(first_bad)
     return terms.cpu().numpy()
 
 
-def _means(stack: Tensor, given: list[Tensor | None], options: dict[str, Any]) -> Tensor:
+def _means(stack: Tensor, known: list[Tensor | None], options: dict[str, Any]) -> Tensor:
     """The cost of the pairs of ``stack`` [10, S] with one t: float64 [S], a mean over images."""
-    x0 = given[0]
+    x0 = known[0]
     rows = max(_AT_ONCE // x0.numel(), 1)
     means = []
     for part in stack.split(rows, dim=1):
@@ -95,7 +93,7 @@ def _means(stack: Tensor, given: list[Tensor | None], options: dict[str, Any]) -
         c = ReverseCoefficients.unstack(columns)
         # What depends on t alone stays a number, so that x's dimensions are the images' own.
         shared = {name: getattr(c, name).flatten()[0] for name in ("a", "b", "gamma")}
-        cost = divergence(ReverseCoefficients(**{**vars(c), **shared}), *given, **options)
+        cost = divergence(ReverseCoefficients(**{**vars(c), **shared}), *known, **options)
         means.append(cost.flatten(2).sum(2).mean(1))
     return torch.cat(means)
 
