@@ -69,8 +69,8 @@ def compare(groups: Mapping[str, Sequence[Metrics]]) -> str:
             for process in first
             for label, runs in groups.items()
         ]
-        table = _table(head, rows, left=len(head) - len(steps))
-        text.append(f"**{explain(name, cell)}**\n\n{table}")
+        rows_text = table(head, rows, left=len(head) - len(steps))
+        text.append(f"**{explain(name, cell)}**\n\n{rows_text}")
     return "\n".join(text)
 
 
@@ -92,7 +92,7 @@ def _entry(values: Sequence[float]) -> str:
     return f"{mean:.2f} ± {spread:.2f}"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
     """Markdown that reads well as plain text; the first ``left`` columns are words."""
     lines = [list(head), *map(list, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]

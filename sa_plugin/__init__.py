@@ -5,6 +5,7 @@ from sa_plugin.loss import SALoss
 
 from sa_plugin.gamma import Gamma, estimate_gamma
 from sa_plugin.hook import attach
+from sa_plugin.likelihood import NegativeElbo, bits_per_dim, negative_elbo
 from sa_plugin.loss import SALoss, SALossOutput, sequence_aware_loss
 from sa_plugin.sampler import Sampler
 from sa_plugin.schedule import NoiseSchedule
@@ -14,13 +15,16 @@ from sa_plugin.trajectory import choose_timesteps
 __version__ = "0.1.0"
 __all__ = [
     "Gamma",
+    "NegativeElbo",
     "NoiseSchedule",
     "SALoss",
     "SALossOutput",
     "Sampler",
     "TauTable",
     "attach",
+    "bits_per_dim",
     "choose_timesteps",
     "estimate_gamma",
+    "negative_elbo",
     "sequence_aware_loss",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,3 +54,12 @@ def noise_for(
         return drawn[part]
 
     return draw
+
+
+def shown(items: Iterable[Any], total: int, unit: str, progress: bool) -> Iterable[Any]:
+    """``items``, with a bar over them where ``progress`` asks for one."""
+    if not progress:
+        return items
+    from tqdm import tqdm  # optional, and slow to import
+
+    return tqdm(items, total=total, unit=unit)

@@ -24,3 +24,9 @@ def check_non_negative(name: str, value: object) -> None:
     """ValueError unless ``value`` is a finite number >= 0."""
     if not isinstance(value, numbers.Real) or not math.isfinite(value) or value < 0:
         raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+
+
+def check_positive(name: str, value: object) -> None:
+    """ValueError unless ``value`` is a finite number > 0."""
+    if not isinstance(value, numbers.Real) or not math.isfinite(value) or value <= 0:
+        raise ValueError(f"{name} must be a finite number > 0, got {value!r}")

@@ -27,6 +27,19 @@ def follow(kwargs: dict[str, Any], batch: int, chosen: Tensor | slice) -> dict[s
     }
 
 
+def note_bad(first_bad: Tensor, t: int, *outputs: Tensor | None) -> Tensor:
+    """The first step with a non-finite output, kept on the device; 0 as long as there is none."""
+    finite = torch.stack([o.isfinite().all() for o in outputs if o is not None]).all()
+    return torch.where(finite | (first_bad > 0), first_bad, t)
+
+
+def refuse_bad(first_bad: Tensor) -> None:
+    """ValueError naming the step that ``note_bad`` noted; waits for the device."""
+    n = int(first_bad)
+    if n:
+        raise ValueError(f"the network's output is not finite, first at step n = {n}")
+
+
 class DeviceTables:
     """Named float64 tables, each moved to a device and cast once."""
 

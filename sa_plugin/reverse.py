@@ -69,7 +69,31 @@ class ReverseCoefficients:
     ) -> ReverseCoefficients:
         """For ascending ``timesteps``; arXiv 2006.11239, eq. 7 (DDPM) and 2010.02502, eq. 12."""
         visited = np.array([0, *timesteps])
-        t, s = visited[:0:-1], visited[-2::-1]
+        return cls.between(
+            schedule,
+            visited[-2::-1],
+            visited[:0:-1],
+            forward=forward,
+            eta=eta,
+            gamma=gamma,
+            clip_until=int(visited[clip_sigma_idx]),
+            clip_pixel=clip_pixel,
+        )
+
+    @classmethod
+    def between(
+        cls,
+        schedule: NoiseSchedule,
+        s: NDArray[np.int64],
+        t: NDArray[np.int64],
+        *,
+        forward: str = "ddpm",
+        eta: float = 0.0,
+        gamma: NDArray[np.float64] | None = None,
+        clip_until: int = 0,
+        clip_pixel: float = 2,
+    ) -> ReverseCoefficients:
+        """The same for any pairs s < t, [K] each; the noise clip acts where s <= clip_until."""
         alpha_t, alpha_s = schedule.cum_alphas[t], schedule.cum_alphas[s]
         beta_t, beta_s = schedule.cum_betas[t], schedule.cum_betas[s]
         skip_beta = schedule.skip_beta(s, t)
@@ -84,7 +108,6 @@ class ReverseCoefficients:
             x_weight = np.zeros_like(beta_t)
             eps_weight = np.sqrt(np.maximum(beta_s - small, 0))
             cov_weight = covariance_weight_ddim(alpha_s, alpha_t, beta_s, beta_t, small)
-        clipped = s <= visited[clip_sigma_idx]
         return cls(
             a=np.sqrt(alpha_t),
             b=np.sqrt(beta_t),
@@ -95,7 +118,7 @@ class ReverseCoefficients:
             big=skip_beta,
             cov_weight=cov_weight,
             gamma=np.full(len(t), np.nan) if gamma is None else gamma[t],
-            limit=np.where(clipped, pixel_variance_limit(clip_pixel), np.inf),
+            limit=np.where(s <= clip_until, pixel_variance_limit(clip_pixel), np.inf),
         )
 
     def stack(self) -> NDArray[np.float64]:
@@ -106,6 +129,10 @@ class ReverseCoefficients:
     def unstack(cls, rows: Sequence[Any]) -> ReverseCoefficients:
         """From values in the order of ``stack``: all tables, or one step's column."""
         return cls(*rows)
+
+    def mean(self, x0: Any, x: Any, eps: Any) -> Any:
+        """Of q(x_s | x_t, x_0) for the true x_0 and eps, of p(x_s | x_t) for the predicted."""
+        return self.x0_weight * x0 + self.x_weight * x + self.eps_weight * eps
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +170,7 @@ def reverse_moments(
     x0 = to_x0(output, x, c.a, c.b, predicts)
     if clip_x0:
         x0 = x0.clamp(-1, 1)
-    mean = c.x0_weight * x0 + c.x_weight * x + c.eps_weight * eps
+    mean = c.mean(x0, x, eps)
     if variance in ("small", "big"):
         sigma2 = c.small if variance == "small" else c.big
     elif variance == "iddpm":

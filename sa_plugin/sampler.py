@@ -7,7 +7,7 @@ reported at the end of the batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,9 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from sa_plugin._batches import BlockNoise, noise_for, parts_of
+from sa_plugin._batches import BlockNoise, noise_for, parts_of, shown
 from sa_plugin._checks import check_choice, check_non_negative, check_whole
-from sa_plugin._tensors import DeviceTables, follow
+from sa_plugin._tensors import DeviceTables, follow, note_bad, refuse_bad
 from sa_plugin.prediction import PREDICTS
 from sa_plugin.reverse import ReverseCoefficients, reverse_moments, split_output
 from sa_plugin.schedule import NoiseSchedule
@@ -162,7 +162,7 @@ class Sampler:
                 first=first + part.start,
                 **follow(model_kwargs, shape[0], part),
             )
-            for step in _shown(chain, len(self.timesteps), "step", progress):
+            for step in shown(chain, len(self.timesteps), "step", progress):
                 x = step.x_s
             done.append(x)
         return done[0] if len(done) == 1 else torch.cat(done)
@@ -227,7 +227,7 @@ class Sampler:
                     **follow(model_kwargs, n_images, part),
                 )
             )
-            for part in _shown(parts, len(parts), "batch", progress)
+            for part in shown(parts, len(parts), "batch", progress)
         )
 
     def _chain(
@@ -240,7 +240,7 @@ class Sampler:
             with torch.no_grad():
                 n = torch.full((len(x),), t, dtype=torch.int64, device=x.device)
                 output, second = split_output(self.model(x, n, **kwargs), x, self._variance)
-                first_bad = _note_bad(first_bad, t, output, second)
+                first_bad = note_bad(first_bad, t, output, second)
                 c = ReverseCoefficients.unstack(stack[:, k].unbind())
                 moments = reverse_moments(
                     c, x, output, second, variance=self._variance, **self._options
@@ -250,20 +250,12 @@ class Sampler:
                     x_s = x_s + moments.variance.sqrt() * draw(k).to(x)
             yield ReverseStep(t, s, x, x_s, moments.x0, moments.eps)
             x = x_s
-        n_bad = int(first_bad)
-        if n_bad:
-            raise ValueError(f"the network's output is not finite, first at step n = {n_bad}")
+        refuse_bad(first_bad)
 
 
 def to_uint8(x: Tensor) -> Tensor:
     """[-1, 1] -> 0..255, rounded and cut off, on x's device."""
     return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def _note_bad(first_bad: Tensor, t: int, *outputs: Tensor | None) -> Tensor:
-    """The first step with a non-finite output, kept on the device; 0 as long as there is none."""
-    finite = torch.stack([o.isfinite().all() for o in outputs if o is not None]).all()
-    return torch.where(finite | (first_bad > 0), first_bad, t)
 
 
 def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:
@@ -282,11 +274,3 @@ def _check_x_init(x_init: Tensor | None, shape: tuple[int, ...]) -> None:
             f"x_init must be floating point of shape {shape}, "
             f"got {x_init.dtype} of shape {tuple(x_init.shape)}"
         )
-
-
-def _shown(items: Iterable[Any], total: int, unit: str, progress: bool) -> Iterable[Any]:
-    if not progress:
-        return items
-    from tqdm import tqdm  # optional, and slow to import
-
-    return tqdm(items, total=total, unit=unit)

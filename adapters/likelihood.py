@@ -1,0 +1,274 @@
+"""Bits per dimension of a finished training: python -m adapters.likelihood --config configs/FILE.py
+
+Takes the networks (and Gamma) that the configuration's experiment has left in its folder; further
+options: ``--help_likelihood``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import logging
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adapters.analytic_dpm import ANALYTIC_DPM
+from adapters.config import CONFIG_FILE, CommandLine, claim_folder, read_command_line
+from adapters.experiment import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Adapter, Experiment
+from adapters.features import write_atomically
+from adapters.npr_dpm import NPR_DPM
+from adapters.registry import PROCESSES, get_process
+from adapters.report import table as table_of
+from adapters.sn_dpm import SN_DPM
+from sa_plugin.likelihood import bits_per_dim, mean_with_error, negative_elbo
+from third_party.common.data import ImageDataset, to_unit_range
+from third_party.common.datasets import get_dataset
+
+logger = logging.getLogger(__name__)
+
+MODULE = "adapters.likelihood"
+FOLDER = "likelihood"  # of the terms' arrays, below the run's
+RESULT = "likelihood.json"
+ADAPTERS: dict[str, Adapter] = {a.needs: a for a in (ANALYTIC_DPM, NPR_DPM, SN_DPM)}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the cells have in common; results of other settings are not mixed.
+
+    Attributes:
+        split: of the dataset, "train" or a name that the dataset knows.
+        n_images: its first ones.
+        seed: of the noise.
+        trajectory: kind, as the experiment's samples.
+    """
+
+    split: str
+    n_images: int
+    seed: int
+    trajectory: str
+    clip_x0: bool
+    avg_cov: bool
+
+
+class _Parser(argparse.ArgumentParser):
+    """One whose errors are ValueErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command, program name first; 0, or 2 with one line for bad input."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    try:
+        own, rest = _parser().parse_known_args(list(argv[1:]))
+        line = read_command_line([argv[0], *rest], (), MODULE)
+        cells = LikelihoodCells(_experiment(line), own)
+        if line.dry_run:
+            print(cells.plan())
+            return 0
+        cells.run()
+        print(cells.table())
+    except ValueError as error:
+        print(f"{MODULE}: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print(f"{MODULE}: interrupted; the same command continues it", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog=f"python -m {MODULE}", add_help=False, allow_abbrev=False)
+    parser.add_argument("--help_likelihood", action="help", help="this")
+    words = lambda text: tuple(text.split(","))  # noqa: E731
+    add = parser.add_argument
+    add("--variances", type=words, help="some of small,big and the host's; default: all three")
+    add("--steps", type=words, help="lengths of trajectories; default: sample.steps")
+    add("--split", default="train", help="train (default), or another of the dataset: test, val")
+    add("--n_images", type=int, default=500, help="the first of the split; default: 500")
+    add("--batch_size", type=int, default=250, help="images in a network call; default: 250")
+    add("--noise_seed", type=int, default=0, help="default: 0")
+    return parser
+
+
+def _experiment(line: CommandLine) -> Experiment:
+    """The finished experiment that the command line describes."""
+    needs = {get_process(name).needs for name in line.config.sample.processes} - {None}
+    if len(needs) != 1:
+        hosts = sorted(name for name, row in PROCESSES.items() if row.needs)
+        raise ValueError(f"sample.processes must tell the host by a row among {hosts}")
+    adapter = ADAPTERS[needs.pop()]
+    if not (line.workdir / CONFIG_FILE).exists():
+        raise ValueError(f"{line.workdir} holds no run: run python -m {adapter.module} first")
+    claim_folder(line.workdir, adapter.recorded(line.config))
+    return Experiment(adapter, line.config, line.workdir, line.device, line.progress)
+
+
+class LikelihoodCells:
+    """The bound of every cell (variance x steps) on the same images and the same noise.
+
+    Args:
+        experiment: finished up to the stage before ``sample``.
+        own: the command line's own options.
+
+    Raises:
+        ValueError: an option that is not possible, or results of other settings in the folder.
+    """
+
+    def __init__(self, experiment: Experiment, own: argparse.Namespace) -> None:
+        config, adapter = experiment.config, experiment.adapter
+        self.experiment = experiment
+        optimal = {"gamma": "analytic", "epsc": "npr", "eps2": "sn"}[adapter.needs]
+        self.variances = own.variances or ("small", "big", optimal)
+        for name in self.variances:
+            if name not in ("small", "big", optimal):
+                raise ValueError(
+                    f"--variances must be some of small,big,{optimal} for {adapter.module}, "
+                    f"got {name!r}"
+                )
+        self.steps = _whole_numbers("--steps", own.steps or config.sample.steps)
+        for name, low in (("n_images", 2), ("batch_size", 1), ("noise_seed", 0)):
+            if getattr(own, name) < low:
+                raise ValueError(f"--{name} must be >= {low}, got {getattr(own, name)}")
+        self.batch_size = own.batch_size
+        self.dataset = _dataset(experiment, own.split)
+        sample = config.sample
+        self.settings = Settings(
+            split=own.split,
+            n_images=min(own.n_images, len(self.dataset)),
+            seed=own.noise_seed,
+            trajectory=sample.trajectory,
+            clip_x0=sample.clip_x0,
+            avg_cov=sample.avg_cov,
+        )
+        self.path = experiment.workdir / RESULT
+        self.stored = self._read()
+
+    @property
+    def missing(self) -> list[tuple[str, int]]:
+        """(variance, steps) of the cells that are not stored."""
+        every = [(variance, steps) for variance in self.variances for steps in self.steps]
+        return [cell for cell in every if str(cell[1]) not in self.stored.get(cell[0], {})]
+
+    def plan(self) -> str:
+        """What is left to do, in one line."""
+        missing = self.missing
+        calls = sum(steps for _, steps in missing) * self.settings.n_images
+        images = f"{self.settings.n_images} images of {self.settings.split!r}"
+        return f"likelihood: {len(missing)} cells of {images}, {calls:.3g} network evaluations"
+
+    def run(self) -> None:
+        """Compute the cells that are not stored."""
+        if not self.missing:
+            return
+        logger.info("%s", self.plan())
+        stages = self.experiment.stages()
+        gamma = stages["gamma"].result() if "gamma" in stages else None
+        plain = stages["base"].average()
+        optimal = stages["head"].average() if "head" in stages else plain
+        for variance, steps in self.missing:
+            logger.info("likelihood: %s, %d steps", variance, steps)
+            network, typ = plain if variance in ("small", "big") else optimal
+            model = self.experiment.wrapper(network, typ)
+            self._store(variance, steps, self._terms(model, variance, steps, gamma))
+
+    def table(self) -> str:
+        """Bits per dimension with their standard errors over images, in Markdown."""
+        chosen = {v: [self.stored[v][str(s)] for s in self.steps] for v in self.variances}
+        rows = [
+            [v, *(f"{cell['bits_per_dim']:.3f} ± {cell['stderr']:.3f}" for cell in cells)]
+            for v, cells in chosen.items()
+        ]
+        settings = self.settings
+        title = f"bits per dimension (lower is better), {settings.n_images} {settings.split} images"
+        return f"**{title}**\n\n" + table_of(["steps", *map(str, self.steps)], rows, left=1)
+
+    def _terms(self, model: Callable[..., Any], variance: str, steps: int, gamma: Any) -> Tensor:
+        """float64 [steps+1, n_images]."""
+        experiment, settings = self.experiment, self.settings
+        first, done = 0, []
+        for x0 in self._batches():
+            bound = negative_elbo(
+                model,
+                experiment.schedule,
+                x0.to(experiment.device),
+                variance=variance,
+                steps=steps,
+                trajectory=settings.trajectory,
+                gamma=gamma,
+                clip_x0=settings.clip_x0,
+                avg_cov=settings.avg_cov,
+                seed=settings.seed,
+                first=first,
+                progress=experiment.progress,
+            )
+            first += len(x0)
+            done.append(bound.terms.cpu())
+        return torch.cat(done, dim=1)
+
+    def _batches(self) -> Iterator[Tensor]:
+        """The split's first images as 8-bit values in [-1, 1]."""
+        left = self.settings.n_images
+        batches = self.dataset.uint8_batches(self.batch_size)
+        for batch in islice(batches, math.ceil(left / self.batch_size)):
+            yield to_unit_range(batch[:left])
+            left -= len(batch)
+
+    def _store(self, variance: str, steps: int, terms: Tensor) -> None:
+        """The arrays first: a cell that the table lists has them."""
+        dims = math.prod(self.experiment.image_shape)
+        mean, stderr = mean_with_error(bits_per_dim(terms.sum(0), dims))
+        content = io.BytesIO()
+        np.savez_compressed(content, terms=terms.numpy())
+        name = f"{FOLDER}/{variance}_{steps}.npz"
+        write_atomically(self.experiment.workdir / name, content.getvalue())
+        cell = {"bits_per_dim": float(mean), "stderr": float(stderr), "terms": name}
+        self.stored.setdefault(variance, {})[str(steps)] = cell
+        result = {"settings": vars(self.settings), "cells": self.stored}
+        write_atomically(self.path, (json.dumps(result, indent=2) + "\n").encode())
+
+    def _read(self) -> dict[str, dict[str, dict[str, Any]]]:
+        if not self.path.exists():
+            return {}
+        try:
+            result = json.loads(self.path.read_text())
+            there, cells = result["settings"], result["cells"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.path} cannot be read; remove it: {error}") from error
+        for name, here in vars(self.settings).items():
+            if there.get(name) != here:
+                raise ValueError(
+                    f"{self.path} holds results of another {name} ({there.get(name)!r} there, "
+                    f"{here!r} here); move it away to compute others"
+                )
+        return cells
+
+
+def _dataset(experiment: Experiment, split: str) -> ImageDataset:
+    if split == "train":
+        return experiment.dataset
+    data = experiment.config.data
+    options = {} if data.check_md5 else {"check_md5": False}
+    return get_dataset(data.name, data.root, split=split, **options)
+
+
+def _whole_numbers(name: str, values: Sequence[Any]) -> tuple[int, ...]:
+    try:
+        return tuple(int(value) for value in values)
+    except ValueError as error:
+        raise ValueError(f"{name} must be whole numbers, got {','.join(values)!r}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,102 @@
+"""What each step s <- t of DDPM's reverse process costs in the bound, for ``dp_vb`` trajectories.
+
+The cost of a step depends on its two ends alone, and the network's answer on t alone, so that N
+evaluations an image give the costs of all N (N - 1) / 2 steps (arXiv 2106.03802).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from sa_plugin._batches import BlockNoise, noise_for, shown
+from sa_plugin._checks import check_whole
+from sa_plugin._tensors import DeviceTables, note_bad, refuse_bad
+from sa_plugin.likelihood import divergence
+from sa_plugin.reverse import ReverseCoefficients, split_output
+from sa_plugin.sampler import Sampler
+from sa_plugin.schedule import NoiseSchedule
+from sa_plugin.variance import check_gamma
+
+_AT_ONCE = 2**22  # numbers of one float64 intermediate: 32 MiB
+_MOST = 2**63 - 1
+
+
+def pair_terms(
+    model: Callable[..., Any],
+    schedule: NoiseSchedule,
+    x0: Tensor,
+    *,
+    variance: str = "small",
+    gamma: ArrayLike | None = None,
+    predicts: str = "eps",
+    clip_x0: bool = True,
+    avg_cov: bool = False,
+    seed: int = 0,
+    noise: Callable[[int], Tensor] | None = None,
+    progress: bool = False,
+    **model_kwargs: Any,
+) -> NDArray[np.float64]:
+    """Mean over images of KL(q(x_s | x_t, x_0) || p(x_s | x_t)) in nats, [N+1, N+1], at [s, t].
+
+    Entries without 1 <= s < t are 0. For ``choose_timesteps(N, steps, "dp_vb", terms=...)``: of all
+    trajectories from 1 to N that path has the least sum of these, and so the least bound.
+
+    Args:
+        model, variance, gamma, predicts, clip_x0, avg_cov, model_kwargs: as in ``negative_elbo``.
+        x0: images [B, ...], floating point, on the network's device; one network call for each t.
+        seed: of the noise, a draw for each image and t.
+        noise: gives the draw of step t instead, [B, ...].
+        progress: show a bar over t (needs tqdm).
+
+    Raises:
+        ValueError: bad arguments; a network output of another shape, or not finite.
+    """
+    if not isinstance(x0, Tensor) or x0.ndim < 2 or not x0.is_floating_point() or len(x0) == 0:
+        raise ValueError(f"x0 must hold floating-point images [B, ...], got {_told(x0)}")
+    check_whole("seed", seed, 0, _MOST)
+    options = {"variance": variance, "predicts": predicts, "clip_x0": clip_x0, "avg_cov": avg_cov}
+    Sampler(model, schedule, steps=1, gamma=gamma, **options)  # looks at the options
+    values = None if gamma is None else check_gamma(gamma, schedule.N)
+    random = BlockNoise(seed, 0, x0.shape, x0.dtype, x0.device)
+    given = None if noise is None else noise_for(noise, tuple(x0.shape), slice(None))
+    draw = given or (lambda t: random.draw())
+    terms = torch.zeros(schedule.N + 1, schedule.N + 1, dtype=torch.float64, device=x0.device)
+    first_bad = torch.zeros((), dtype=torch.int64, device=x0.device)
+    for t in shown(range(2, schedule.N + 1), schedule.N - 1, "step", progress):
+        s = np.arange(1, t)
+        table = ReverseCoefficients.between(schedule, s, np.full_like(s, t), gamma=values)
+        stack = DeviceTables(stack=table.stack()).get("stack", x0.double())
+        x = (stack[0, 0] * x0.double() + stack[1, 0] * draw(t).to(x0.device)).to(x0.dtype)
+        n = torch.full((len(x),), t, dtype=torch.int64, device=x.device)
+        with torch.no_grad():
+            output, second = split_output(model(x, n, **model_kwargs), x, variance)
+            first_bad = note_bad(first_bad, t, output, second)
+            known = [None if y is None else y.double() for y in (x0, x, output, second)]
+            terms[1:t, t] = _means(stack, known, options)
+    refuse_bad(first_bad)
+    return terms.cpu().numpy()
+
+
+def _means(stack: Tensor, known: list[Tensor | None], options: dict[str, Any]) -> Tensor:
+    """The cost of the pairs of ``stack`` [10, S] with one t: float64 [S], a mean over images."""
+    x0 = known[0]
+    rows = max(_AT_ONCE // x0.numel(), 1)
+    means = []
+    for part in stack.split(rows, dim=1):
+        columns = [column.reshape(-1, *[1] * x0.ndim) for column in part]
+        c = ReverseCoefficients.unstack(columns)
+        # What depends on t alone stays a number, so that x's dimensions are the images' own.
+        shared = {name: getattr(c, name).flatten()[0] for name in ("a", "b", "gamma")}
+        cost = divergence(ReverseCoefficients(**{**vars(c), **shared}), *known, **options)
+        means.append(cost.flatten(2).sum(2).mean(1))
+    return torch.cat(means)
+
+
+def _told(x0: object) -> str:
+    return f"{x0.dtype} {tuple(x0.shape)}" if isinstance(x0, Tensor) else type(x0).__name__
