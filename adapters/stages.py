@@ -23,6 +23,7 @@ from adapters.registry import get_process
 from sa_plugin.gamma import Gamma
 from sa_plugin.hook import attach
 from sa_plugin.sampler import Sampler
+from third_party.common import distributed
 from third_party.common.checkpoints import read_state
 from third_party.common.criterion_base import Criterion
 from third_party.common.data import BatchStream
@@ -85,10 +86,14 @@ class TrainStage:
             settings.batch_size,
             experiment.config.seed,
             device=experiment.device,
+            part=(distributed.rank(), distributed.world_size()),
         )
+        ema = EMA(criterion.models, settings.ema)
+        if distributed.world_size() > 1:
+            criterion.parallelise()
         Trainer(
             criterion,
-            EMA(criterion.models, settings.ema),
+            ema,
             data,
             self.folder,
             n_iters=settings.iterations,
@@ -135,6 +140,7 @@ class TrainStage:
             rescale_timesteps=time.rescale_timesteps,
             shift1=time.shift1,
         )
+        criterion.configure(self.experiment.step_options(self.name))
         return attach(criterion, self.experiment.loss) if self._with_sa else criterion
 
 

@@ -146,6 +146,16 @@ def test_an_overflow_is_the_scaler_s_business():
     assert all(bool(p.isfinite().all()) for p in after)
 
 
+def test_compiled_networks_keep_their_names_and_averages():
+    v, model = images(), network()
+    names = list(model.state_dict())
+    criterion = criterion_for(model, v, StepOptions(compile=True), K=2)
+    average = EMA(criterion.models).models["model"]
+    assert list(model.state_dict()) == list(average.state_dict()) == names
+    assert model._compiled_call_impl is not None
+    assert average._compiled_call_impl is None
+
+
 @pytest.mark.parametrize("host", ["analytic", "extended"])
 def test_networks_can_be_replaced_in_what_the_objective_calls(host):
     build = analytic.build_criterion if host == "analytic" else None
