@@ -26,15 +26,18 @@ from sa_plugin.gamma import Gamma
 from sa_plugin.loss import SALoss
 from sa_plugin.sampler import Sampler
 from sa_plugin.schedule import NoiseSchedule
+from third_party.common import distributed
 from third_party.common.criterion_base import Criterion
-from third_party.common.data import ImageDataset
+from third_party.common.data import ImageDataset, check_world
 from third_party.common.datasets import get_dataset
 from third_party.common.schedule import NamedSchedule
+from third_party.common.step_options import StepOptions
 from third_party.common.wrapper import DTWrapper
 from third_party.extended_analytic_dpm.methods import build_criterion, get_method
 
 logger = logging.getLogger(__name__)
 
+TRAININGS = ("base", "head")
 HEAD_TRAININGS = ("pretrained", "joint")
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -172,6 +175,15 @@ class Experiment:
             device=self.device,
         )
 
+    def step_options(self, name: str) -> StepOptions:
+        """How the steps of the training called ``name`` are computed."""
+        settings, world = self.config[name], distributed.world_size()
+        keys = ("channels_last", "compile", "precision", "accumulate")
+        options = StepOptions(**{key: settings[key] for key in keys})
+        check_world(settings.batch_size, world)
+        options.check_batch(settings.batch_size // world)
+        return options
+
     def stages(self) -> dict[str, Stage]:
         """The stages in order."""
         from adapters.gamma_stage import GammaStage
@@ -231,6 +243,7 @@ class Experiment:
             )
         if settings.init_from:
             read_fitting(settings.init_from, network)
+        self.step_options(name)
 
     def _check_gamma(self) -> None:
         least = {"n_images": 2, "noises": 1, "batch_size": 1, "seed": 0}
@@ -252,19 +265,22 @@ def run(adapter: Adapter, argv: Sequence[str] | None = None) -> int:
 
     0: done; 2: bad input, told in one line; 130: interrupted, to be continued by the same command.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    first = distributed.is_first()
+    level = logging.INFO if first else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", force=True)
     try:
         line = read_command_line(sys.argv if argv is None else argv, adapter.stages, adapter.module)
-        experiment = Experiment(adapter, line.config, line.workdir, line.device, line.progress)
+        device = distributed.local_device(line.device)
+        experiment = Experiment(adapter, line.config, line.workdir, device, line.progress)
         stages = experiment.stages()
         chosen = [stages[name] for name in line.stages or stages if name in stages]
         if line.dry_run:
-            _print_plan(experiment, chosen)
+            if first:
+                _print_plan(experiment, chosen)
             return 0
-        claim_folder(line.workdir, adapter.recorded(line.config))
-        for stage in chosen:
-            logger.info("%s: %s", stage.name, "done" if stage.is_done() else stage.plan())
-            stage.run()
+        distributed.start(device)
+        distributed.on_first(claim_folder, line.workdir, adapter.recorded(line.config))
+        _run_all(chosen)
     except (ValueError, OSError) as error:
         print(f"{adapter.module}: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -272,6 +288,23 @@ def run(adapter: Adapter, argv: Sequence[str] | None = None) -> int:
         print(f"{adapter.module}: interrupted; the same command continues it", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
+
+
+def _run_all(stages: Sequence[Stage]) -> None:
+    """The stages in order; several processes train together, the first one does the rest."""
+    together = [stage for stage in stages if stage.name in TRAININGS]
+    for stage in together:
+        _run_one(stage)
+        distributed.gather(None)  # none goes on before the first has written the result
+    distributed.stop()
+    for stage in stages if distributed.is_first() else ():
+        if stage not in together:
+            _run_one(stage)
+
+
+def _run_one(stage: Stage) -> None:
+    logger.info("%s: %s", stage.name, "done" if stage.is_done() else stage.plan())
+    stage.run()
 
 
 def _print_plan(experiment: Experiment, stages: Sequence[Stage]) -> None:

@@ -26,6 +26,7 @@ from adapters.registry import get_process
 from sa_plugin.gamma import Gamma
 from sa_plugin.hook import attach
 from sa_plugin.sampler import Sampler
+from third_party.common import distributed
 from third_party.common.checkpoints import read_state
 from third_party.common.criterion_base import Criterion
 from third_party.common.data import BatchStream
@@ -84,12 +85,12 @@ class TrainStage:
             return
         if self.trunk is not None and not self.trunk.is_done():
             raise ValueError(f"stage {self.name!r} needs the result of stage {self.trunk.name!r}")
-        if self.settings.iterations == 0:
-            network = self._criterion().models["model"]
-            write_host({"ema": network.state_dict()}, self._final_checkpoint)
-        else:
+        if self.settings.iterations > 0:
             with closing(TrainingLog(self.folder)) as log:
                 self._trainer(self._criterion(), log).run()
+        elif distributed.is_first():
+            network = self._criterion().models["model"]
+            write_host({"ema": network.state_dict()}, self._final_checkpoint)
 
     def average(self) -> tuple[nn.Module, str]:
         """The averaged network, in eval mode on the device, and its ``typ``."""
@@ -110,14 +111,18 @@ class TrainStage:
 
     def _trainer(self, criterion: Criterion, log: TrainingLog) -> Trainer:
         settings, experiment = self.settings, self.experiment
+        ema = EMA(criterion.models, settings.ema)
+        if distributed.world_size() > 1:
+            criterion.parallelise()
         return Trainer(
             criterion,
-            EMA(criterion.models, settings.ema),
+            ema,
             BatchStream(
                 experiment.dataset,
                 settings.batch_size,
                 experiment.config.seed,
                 device=experiment.device,
+                part=(distributed.rank(), distributed.world_size()),
             ),
             self.folder,
             n_iters=settings.iterations,
@@ -149,6 +154,7 @@ class TrainStage:
             rescale_timesteps=time.rescale_timesteps,
             shift1=time.shift1,
         )
+        criterion.configure(self.experiment.step_options(self.name))
         return attach(criterion, self.experiment.loss) if self._with_sa else criterion
 
 

@@ -79,4 +79,9 @@ def _training() -> dict:
         "log_every": 100,
         "ckpt_every": 10_000,
         "keep": 0,  # checkpoints kept; 0: all
+        # How a step is computed; see third_party.common.step_options and docs/training.md.
+        "channels_last": False,
+        "compile": False,
+        "precision": "float32",  # or "bf16", "fp16"
+        "accumulate": 1,  # parts that a process cuts its batch into
     }

@@ -14,6 +14,7 @@ from third_party.common.criterion_base import Criterion
 from third_party.common.data import BatchStream, to_unit_range
 from third_party.common.ema import EMA
 from third_party.common.schedule import NamedSchedule
+from third_party.common.step_options import StepOptions
 from third_party.common.training import Trainer, TrainingDiverged
 from third_party.common.window import Window
 from third_party.extended_analytic_dpm.methods import build_criterion
@@ -464,6 +465,56 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, value):
     assert list(checkpoints.checkpoint_paths(tmp_path / "ckpts")) == [7]
     assert list(logs) == [5, 10]
     assert isinstance(error.value, ValueError)
+
+
+def test_the_term_that_is_not_finite_is_named(tmp_path):
+    criterion = Counting({12: float("inf")})
+    objective = criterion.objective
+
+    def with_terms(v):
+        loss = objective(v)
+        criterion.statistics["sa_loss"] = loss.mean()
+        return loss
+
+    criterion.objective = with_terms
+    expected = r"the loss \(by its term sa_loss\) is not finite at iteration 12; .*7\.ckpt"
+    with pytest.raises(TrainingDiverged, match=expected):
+        counting_trainer(tmp_path, criterion).run()
+
+
+def test_a_gradient_that_is_not_finite_is_named(tmp_path):
+    """By its norm, where it is clipped: before the loss, which follows a step later."""
+    criterion = Counting()
+    objective, criterion.grad_clip = criterion.objective, 1.0
+
+    def overflow(v):
+        loss = objective(v)
+        if criterion.step != 9:
+            return loss
+        return loss + torch.sqrt(0 * criterion.models["model"].weight.sum())
+
+    criterion.objective = overflow
+    with pytest.raises(TrainingDiverged, match=r"the gradient's norm is not finite at iteration 9"):
+        counting_trainer(tmp_path, criterion).run()
+
+
+def test_a_run_in_fp16_continues_to_the_same_bytes(tmp_path):
+    """With the scale of the gradients, which changes where one overflows."""
+
+    def trainer(folder):
+        new = make_trainer(folder)
+        new.criterion.configure(StepOptions(precision="fp16"))
+        new.criterion.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30, growth_interval=3)
+        return new
+
+    unbroken = trainer(tmp_path / "unbroken")
+    unbroken.run()
+    for stop in (5, 9):
+        interrupt_at(trainer(tmp_path / "broken"), stop)
+    broken = trainer(tmp_path / "broken")
+    broken.run()
+    assert everything(broken) == everything(unbroken)
+    assert broken.criterion.scaler.state_dict() == unbroken.criterion.scaler.state_dict()
 
 
 def test_divergence_before_the_first_checkpoint(tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy.typing as npt
 from torch import Tensor, nn
@@ -53,6 +53,10 @@ class DDPMDSM(Criterion):
         dsm = sum_squares(eps - eps_model(xn, n))
         self._record("dsm", dsm)
         return dsm
+
+    def replace_networks(self, wrap: Callable[[nn.Module], nn.Module]) -> None:
+        """Let the objective call `wrap(network)`; `models` keeps the networks themselves."""
+        self.eps_model = wrap(self.eps_model)
 
 
 def build_criterion(

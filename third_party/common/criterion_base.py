@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from .step_options import StepOptions
 
 
 class Criterion(ABC):
@@ -31,30 +35,95 @@ class Criterion(ABC):
         self.lr_schedulers = dict(lr_schedulers)
         self.statistics: dict[str, Tensor] = {}
         self.grad_clip: float | None = None
+        self.options = StepOptions()
+        self.scaler: torch.amp.GradScaler | None = None
+        self._parallel: list[DistributedDataParallel] = []
 
     @abstractmethod
     def objective(self, v: Tensor) -> Tensor:
         """The loss of each image of `v` [B,C,H,W] in [-1, 1], [B]."""
 
+    def configure(self, options: StepOptions) -> None:
+        """Compute the steps from now on as `options` say."""
+        self.options = options
+        for model in self.models.values():
+            if options.channels_last:
+                model.to(memory_format=torch.channels_last)
+            if options.compile:
+                model.compile()  # in place: the names of the weights stay
+        fp16 = options.precision == "fp16"
+        self.scaler = torch.amp.GradScaler(self.device.type) if fp16 else None
+
+    def parallelise(self) -> None:
+        """Average gradients over the processes of the group: once a step, during its backward."""
+
+        def wrap(model: nn.Module) -> nn.Module:
+            devices = None if self.device.type == "cpu" else [self.device]
+            # Buffers differ between processes as they would between batches.
+            parallel = DistributedDataParallel(model, devices, broadcast_buffers=False)
+            self._parallel.append(parallel)
+            return parallel
+
+        self.replace_networks(wrap)
+
+    def replace_networks(self, wrap: Callable[[nn.Module], nn.Module]) -> None:
+        """Let the objective call `wrap(network)`; `models` keeps the networks themselves."""
+        raise ValueError(f"{type(self).__name__} cannot run in several processes")
+
     def update(self, data_loader: Iterator[Tensor]) -> None:
         """Take the next batch and make one step of every optimiser and learning rate."""
-        v = next(data_loader).to(self.device, non_blocking=True)
-        loss = self.objective(v).mean()  # through the instance: a hook may have replaced it
+        layout = torch.channels_last if self.options.channels_last else torch.preserve_format
+        v = next(data_loader).to(self.device, non_blocking=True, memory_format=layout)
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if self.grad_clip is not None:
-            self._clip_gradients(self.grad_clip)
-        for optimizer in self.optimizers.values():
-            optimizer.step()
+        if self.options.accumulate == 1:
+            self.statistics["loss"] = self._backward(v)
+        else:
+            self._backward_in_parts(v.chunk(self.options.accumulate))
+        self._apply_gradients()
         for lr_scheduler in self.lr_schedulers.values():
             lr_scheduler.step()
-        self.statistics["loss"] = loss.detach()
 
     @property
     def device(self) -> torch.device:
         """Where the networks are."""
         return next(next(iter(self.models.values())).parameters()).device
+
+    def _backward(self, v: Tensor, share: float = 1.0) -> Tensor:
+        """Add `share` of the gradient of the mean loss of `v`; that mean, detached."""
+        dtype = self.options.dtype
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            loss = self.objective(v).mean()  # through the instance: a hook may have replaced it
+        scaled = loss * share
+        (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
+        return loss.detach()
+
+    def _backward_in_parts(self, parts: tuple[Tensor, ...]) -> None:
+        """The parts' gradients added up, reduced over processes with the last one; mean figures."""
+        images = sum(map(len, parts))
+        means: dict[str, Tensor] = {}
+        for i, part in enumerate(parts):
+            share = len(part) / images
+            with ExitStack() as stack:
+                for parallel in self._parallel if i < len(parts) - 1 else ():
+                    stack.enter_context(parallel.no_sync())
+                self.statistics["loss"] = self._backward(part, share)
+            for name, value in self.statistics.items():
+                means[name] = means.get(name, 0.0) + share * value
+        self.statistics.update(means)
+
+    def _apply_gradients(self) -> None:
+        if self.grad_clip is not None:
+            for optimizer in self.optimizers.values() if self.scaler is not None else ():
+                self.scaler.unscale_(optimizer)
+            self._clip_gradients(self.grad_clip)
+        for optimizer in self.optimizers.values():
+            if self.scaler is None:
+                optimizer.step()
+            else:
+                self.scaler.step(optimizer)  # left out where a gradient overflowed
+        if self.scaler is not None:
+            self.scaler.update()
 
     def _clip_gradients(self, limit: float) -> None:
         parameters = [p for model in self.models.values() for p in model.parameters()]
@@ -78,7 +147,8 @@ def adam(
         raise ValueError(f"lr={lr!r}: must be > 0")
     if grad_clip is not None and not grad_clip > 0:
         raise ValueError(f"grad_clip={grad_clip!r}: must be > 0, or None")
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trainable, lr=lr, fused=True)
     return {"all": optimizer}, {"all": LambdaLR(optimizer, _constant)}
 
 

@@ -13,6 +13,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Protocol
 
 import numpy as np
@@ -167,6 +168,7 @@ class BatchStream(Iterator[Tensor]):
               Otherwise a map-style dataset of images [C,H,W], or tuples that begin with one: read
               by `workers` processes (default: `default_workers()`). It must give
               the same image for the same index, or a continued run differs from an unbroken one.
+    part      (rank, world): of every batch only the rank-th of so many equal parts is given out
     """
 
     def __init__(
@@ -177,11 +179,14 @@ class BatchStream(Iterator[Tensor]):
         *,
         device: torch.device | str = "cpu",
         workers: int | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         _check_batch_size(batch_size)
+        check_world(batch_size, part[1])
         if isinstance(dataset, Tensor):
             dataset = Images(dataset)
         self.batch_size = batch_size
+        self.part = part
         self.device = torch.device(device)
         self.workers = default_workers() if workers is None else workers
         self._shuffle = InfiniteShuffle(len(dataset), seed)  # type: ignore[arg-type]
@@ -207,8 +212,11 @@ class BatchStream(Iterator[Tensor]):
         self._position += 1
         return to_unit_range(batch)
 
+    def _part(self, start: int) -> _Part:
+        return _Part(self._shuffle, self.batch_size, self.part, start)
+
     def _gather(self) -> Tensor:
-        indices = self._shuffle.take(self._position * self.batch_size, self.batch_size)
+        indices = self._part(0).indices(self._position)
         return self._images[torch.from_numpy(indices).to(self.device, non_blocking=True)]
 
     def _load(self) -> Tensor:
@@ -224,19 +232,41 @@ class BatchStream(Iterator[Tensor]):
     def _start_loader(self) -> Iterator[Any]:
         if isinstance(self._dataset, StoredImages):
             self._dataset.prepare()
-        shuffle = self._shuffle
-        start = self._position * self.batch_size
         loader = DataLoader(
             self._dataset,
-            batch_size=self.batch_size,
-            sampler=InfiniteShuffle(shuffle.length, shuffle.seed, start),
+            batch_size=self.batch_size // self.part[1],
+            sampler=self._part(self._position),
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
             # Without one of its own the loader would draw from the global generator, and a
             # continued run, which starts one loader more, would see other noise.
-            generator=torch.Generator().manual_seed(shuffle.seed),
+            generator=torch.Generator().manual_seed(self._shuffle.seed),
         )
         return _plain_errors(loader)
+
+
+class _Part(Sampler[int]):
+    """The indices of one part of every batch, from the `start`-th batch on.
+
+    It does not hold the stream: the loader's workers end when nothing refers to them.
+    """
+
+    def __init__(
+        self, shuffle: InfiniteShuffle, batch_size: int, part: tuple[int, int], start: int = 0
+    ) -> None:
+        self.shuffle = shuffle
+        self.batch_size = batch_size
+        self.part = part
+        self.start = start
+
+    def indices(self, position: int) -> npt.NDArray[np.int64]:
+        """Which images of the `position`-th batch."""
+        rank, size = self.part[0], self.batch_size // self.part[1]
+        return self.shuffle.take(position * self.batch_size + rank * size, size)
+
+    def __iter__(self) -> Iterator[int]:
+        for position in count(self.start):
+            yield from self.indices(position).tolist()
 
 
 def _plain_errors(loader: DataLoader[Any]) -> Iterator[Any]:
@@ -254,6 +284,14 @@ def _plain_errors(loader: DataLoader[Any]) -> Iterator[Any]:
         error.__traceback__ = None
     del batches
     raise ValueError(message.splitlines()[-1].removeprefix("ValueError: "))
+
+
+def check_world(batch_size: int, world: int) -> None:
+    """ValueError unless so many processes can share a batch equally."""
+    if batch_size % world:
+        raise ValueError(
+            f"batch_size={batch_size!r}: must be a multiple of the number of processes, {world}"
+        )
 
 
 def _check_batch_size(batch_size: int) -> None:

@@ -25,14 +25,18 @@ class EMA:
             for name, model in models.items()
         }
         self._sources = dict(models)
+        # Listed once: walking a network takes longer than averaging a small one.
+        self._pairs = [
+            (list(self.models[name].parameters()), list(model.parameters()))
+            for name, model in models.items()
+        ]
 
     @torch.no_grad()
     def update(self) -> None:
         """Take in the networks' present weights."""
+        for averages, weights in self._pairs:
+            torch._foreach_lerp_(averages, weights, weight=1 - self.rate)
         for name, average in self.models.items():
-            source = self._sources[name]
-            torch._foreach_lerp_(
-                list(average.parameters()), list(source.parameters()), weight=1 - self.rate
-            )
-            for kept, buffer in zip(average.buffers(), source.buffers(), strict=True):
+            buffers = self._sources[name].buffers()
+            for kept, buffer in zip(average.buffers(), buffers, strict=True):
                 kept.copy_(buffer)

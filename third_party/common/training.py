@@ -1,7 +1,8 @@
 """The training loop of the hosts: steps, average, log, checkpoints, and continuing from them.
 
 A run that was stopped anywhere continues from its newest checkpoint; on the CPU its weights are
-byte for byte those of a run that was never stopped.
+byte for byte those of a run that was never stopped. The same holds for several processes (see
+distributed.py): each has its own random states and its own part of every batch.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import random_states
+from . import distributed, random_states
 from .checkpoints import Checkpoint, newest_checkpoint, prune, write_checkpoint
 from .criterion_base import Criterion
 from .ema import EMA
@@ -95,9 +96,8 @@ class Trainer:
         """Train up to `n_iters`, from the newest checkpoint on; a finished run is only loaded."""
         start = self._continue()
         self._set_train()
-        with tqdm(
-            total=self.n_iters, initial=start, unit="it", disable=not self.progress
-        ) as progress:
+        hidden = not (self.progress and distributed.is_first())
+        with tqdm(total=self.n_iters, initial=start, unit="it", disable=hidden) as progress:
             for iteration in range(start + 1, self.n_iters + 1):
                 self.criterion.update(self.data)
                 self.ema.update()
@@ -111,21 +111,41 @@ class Trainer:
         # Only here does the loop wait for the device.
         if not (log or save or self._window.is_full):
             return
-        bad = self._window.read("loss")
-        if bad is not None:
-            raise TrainingDiverged("the loss", bad, self._last_good)
+        self._stop_if_not_finite()
         if log:
-            means = self._window.means()
+            means = _mean_of(distributed.gather(self._window.means()))
             progress.set_postfix({name: f"{mean:.4g}" for name, mean in means.items()})
             self._call(self.on_log, iteration, means)
         if save:
             self._last_good = self._save(iteration)
             self._call(self.on_checkpoint, iteration, self._last_good)
 
+    def _stop_if_not_finite(self) -> None:
+        """Raise in all processes where the loss, or the gradient's norm, of any was not finite."""
+        watched = ["loss"] if self.criterion.scaler is not None else ["loss", "grad_norm"]
+        self._window.read("loss")
+        found = self._window.first_bad
+        first = min((found[name] for name in watched if name in found), default=None)
+        terms = sorted(name for name, iteration in found.items() if iteration == first)
+        stops = [stop for stop in distributed.gather((first, terms)) if stop[0] is not None]
+        if stops:
+            iteration, terms = min(stops)
+            others = ", ".join(name for name in terms if name not in watched)
+            what = "the loss" if "loss" in terms else "the gradient's norm"
+            what += f" (by its term {others})" if others else ""
+            raise TrainingDiverged(what, iteration, self._last_good)
+
     def _save(self, iteration: int) -> Path:
         # A finite loss can still have an infinite gradient.
         if not all(_is_finite(m) for m in self._networks()):
             raise TrainingDiverged("a weight", iteration, self._last_good)
+        own = {"random": random_states.capture(), "window": self._window.state_dict()}
+        first, *others = distributed.gather(own)
+        path = self.ckpts / f"{iteration}.ckpt"
+        if not distributed.is_first():
+            return path
+        scaler = self.criterion.scaler
+        resume = first | {"data_position": self.data.position, "others": others}
         checkpoint = Checkpoint(
             iteration=iteration,
             best_val_loss=self._best_val_loss,
@@ -133,13 +153,9 @@ class Trainer:
                 part: {name: owner.state_dict() for name, owner in owners.items()}
                 for part, owners in self._parts().items()
             },
-            resume={
-                "random": random_states.capture(),
-                "data_position": self.data.position,
-                "window": self._window.state_dict(),
-            },
+            resume=resume | ({} if scaler is None else {"scaler": scaler.state_dict()}),
         )
-        path = write_checkpoint(self.ckpts, checkpoint)
+        write_checkpoint(self.ckpts, checkpoint)
         prune(self.ckpts, self.keep, upto=iteration)
         return path
 
@@ -149,7 +165,7 @@ class Trainer:
         parts = self._parts()
         found = newest_checkpoint(self.ckpts, parts, limit=self.n_iters)
         if found is None:
-            random_states.seed_everything(self.seed)
+            random_states.seed_everything(distributed.own_seed(self.seed))
             self.data.position = 0
             return 0
         path, checkpoint = found
@@ -161,15 +177,26 @@ class Trainer:
             raise ValueError(f"{path} is of another network or optimiser: {error}") from error
         self._best_val_loss = checkpoint.best_val_loss
         self._last_good = path
-        if checkpoint.resume is None:
-            logger.warning("%s holds no random states: continuing with others", path)
-            random_states.seed_everything(self.seed + checkpoint.iteration)
+        self._resume(path, checkpoint)
+        return checkpoint.iteration
+
+    def _resume(self, path: Path, checkpoint: Checkpoint) -> None:
+        """Go back to the states beside the weights, if the checkpoint holds those of this run."""
+        resume = checkpoint.resume or {}
+        states = [resume, *resume.get("others", [])] if resume else []
+        if len(states) != distributed.world_size():
+            held = f"those of {len(states)} processes" if states else "no random states"
+            logger.warning("%s holds %s: continuing with others", path, held)
+            seed = self.seed + checkpoint.iteration
+            random_states.seed_everything(distributed.own_seed(seed))
             self.data.position = checkpoint.iteration
         else:
-            random_states.restore(checkpoint.resume["random"])
-            self.data.position = checkpoint.resume["data_position"]
-            self._window.load_state_dict(checkpoint.resume["window"])
-        return checkpoint.iteration
+            own = states[distributed.rank()]
+            random_states.restore(own["random"])
+            self._window.load_state_dict(own["window"])
+            self.data.position = resume["data_position"]
+        if self.criterion.scaler is not None and "scaler" in resume:
+            self.criterion.scaler.load_state_dict(resume["scaler"])
 
     def _parts(self) -> dict[str, dict[str, Any]]:
         return {
@@ -187,7 +214,7 @@ class Trainer:
             model.train()
 
     def _call(self, callback: Callable[..., None] | None, *arguments: Any) -> None:
-        if callback is not None:
+        if callback is not None and distributed.is_first():
             with random_states.preserved():
                 callback(*arguments)
             self._set_train()  # it may have looked at the network in eval mode
@@ -195,3 +222,8 @@ class Trainer:
 
 def _is_finite(model: nn.Module) -> bool:
     return all(torch.stack([p.detach().isfinite().all() for p in model.parameters()]).tolist())
+
+
+def _mean_of(means: list[dict[str, float]]) -> dict[str, float]:
+    """The mean over processes of every statistic."""
+    return {name: sum(m[name] for m in means) / len(means) for name in means[0]}

@@ -22,6 +22,7 @@ class Window:
         self._steps = 0
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
+        self.first_bad: dict[str, int] = {}  # of the last `read`: iterations that were not finite
 
     def add(self, iteration: int, statistics: Mapping[str, Tensor | float]) -> None:
         """Take in the statistics of one step."""
@@ -39,17 +40,16 @@ class Window:
         """Fetch what was added; the first iteration whose `watched` statistic is not finite."""
         if self._steps and watched not in self._pending:
             raise ValueError(f"the criterion's statistics hold no {watched!r}")
-        first_bad = None
+        self.first_bad = {}
         for name, entries in self._pending.items():
             values = _to_floats([value for _, value in entries])
             self._sums[name] = self._sums.get(name, 0.0) + sum(values)
             self._counts[name] = self._counts.get(name, 0) + len(values)
-            if name == watched:
-                pairs = zip(entries, values, strict=True)
-                bad = (iteration for (iteration, _), v in pairs if not math.isfinite(v))
-                first_bad = next(bad, None)
+            for (iteration, _), value in zip(entries, values, strict=True):
+                if not math.isfinite(value):
+                    self.first_bad.setdefault(name, iteration)
         self._pending, self._steps = {}, 0
-        return first_bad
+        return self.first_bad.get(watched)
 
     def means(self) -> dict[str, float]:
         """The means of what was read, after which the window starts anew."""

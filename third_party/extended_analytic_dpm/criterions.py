@@ -57,6 +57,10 @@ class DTDSM(Criterion):
         """The objective from its parts."""
         return dsm
 
+    def replace_networks(self, wrap: Callable[[nn.Module], nn.Module]) -> None:
+        """Let the objective call `wrap(network)`; `models` keeps the networks themselves."""
+        self.wrapper.model = wrap(self.wrapper.model)
+
 
 class DTDSDM(DTDSM):
     """|eps - eps_pred|^2 + ratio |eps^2 - eps2_pred|^2.
