@@ -149,8 +149,8 @@ def default_workdir(config: FrozenConfigDict) -> Path:
     return Path("runs") / config.name / f"{label}_seed{config.seed}"
 
 
-def claim_folder(workdir: Path, config: FrozenConfigDict) -> None:
-    """Write the resolved configuration into ``workdir``.
+def claim_folder(workdir: Path, config: FrozenConfigDict, *, option: str = "--workdir") -> None:
+    """Write the resolved configuration into ``workdir``, which ``option`` names.
 
     Raises:
         ValueError: the folder holds a run of another configuration, or files that are no run.
@@ -158,14 +158,14 @@ def claim_folder(workdir: Path, config: FrozenConfigDict) -> None:
     path = workdir / CONFIG_FILE
     resolved = json.loads(json.dumps(config.to_dict()))
     if path.exists():
-        _check_same(path, resolved)
+        _check_same(path, resolved, option)
         return
     if workdir.exists() and any(workdir.iterdir()):
-        raise ValueError(f"{workdir} is not empty and holds no {CONFIG_FILE}; give --workdir")
+        raise ValueError(f"{workdir} is not empty and holds no {CONFIG_FILE}; give {option}")
     write_atomically(path, json.dumps(resolved, indent=2, sort_keys=True).encode() + b"\n")
 
 
-def _check_same(path: Path, resolved: dict[str, Any]) -> None:
+def _check_same(path: Path, resolved: dict[str, Any], option: str) -> None:
     try:
         there = flatten(json.loads(path.read_text()))
     except (ValueError, AttributeError) as error:
@@ -179,7 +179,7 @@ def _check_same(path: Path, resolved: dict[str, Any]) -> None:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise ValueError(
             f"{path.parent} holds a run of another configuration ({shown}{more}); give another "
-            "--workdir"
+            f"{option}"
         )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -155,13 +155,20 @@ class Experiment:
         return DTWrapper(network, typ, time.rescale_timesteps, time.shift1, self.schedule.N)
 
     def sampler(
-        self, process: str, steps: int, network: nn.Module, typ: str, gamma: Gamma | None = None
+        self,
+        process: str,
+        steps: int,
+        network: nn.Module,
+        typ: str,
+        gamma: Gamma | None = None,
+        *,
+        call: Callable[[DTWrapper], Callable[..., Any]] = lambda wrapper: wrapper,
     ) -> Sampler:
-        """The sampler of a row and a column of the tables."""
+        """The sampler of a row and a column of the tables; ``call`` may change how it calls."""
         row, sample = get_process(process), self.config.sample
         optimal = row.needs is not None
         return Sampler(
-            self.wrapper(network, typ),
+            call(self.wrapper(network, typ)),
             self.schedule,
             gamma=gamma,
             forward=row.forward,

@@ -205,10 +205,10 @@ class SampleStage:
         if not missing:
             return
         gamma = None if self.gamma is None else self.gamma()
-        averages = {stage: stage.average() for stage in {self._stage_of(p) for p, _ in missing}}
+        averages = {stage: stage.average() for stage in {self.stage_of(p) for p, _ in missing}}
         for process, steps in missing:
             logger.info("sample: %s, %d steps", get_process(process).title, steps)
-            network, typ = averages[self._stage_of(process)]
+            network, typ = averages[self.stage_of(process)]
             sampler = self.experiment.sampler(process, steps, network, typ, gamma)
             self._sample(sampler, self.path(process, steps))
         self._draw_overview()
@@ -225,7 +225,8 @@ class SampleStage:
         with np.load(path) as arrays:
             return torch.from_numpy(arrays["arr_0"]).permute(0, 3, 1, 2)
 
-    def _stage_of(self, process: str) -> TrainStage:
+    def stage_of(self, process: str) -> TrainStage:
+        """The stage whose network a process samples with."""
         return self.plain if get_process(process).needs is None else self.second
 
     def _sample(self, sampler: Sampler, path: Path) -> None:

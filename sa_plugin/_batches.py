@@ -9,7 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sa_plugin._checks import check_whole
+
 BLOCK = 64  # images that share a noise generator
+MOST = 2**63 - 1  # the largest seed or image number
 
 
 class BlockNoise:
@@ -63,3 +66,23 @@ def shown(items: Iterable[Any], total: int, unit: str, progress: bool) -> Iterab
     from tqdm import tqdm  # optional, and slow to import
 
     return tqdm(items, total=total, unit=unit)
+
+
+def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """``shape`` as whole numbers [B, ...] of at least 1, or ValueError."""
+    if len(shape) == 0:
+        raise ValueError("shape must hold the batch size and an image's shape, got ()")
+    for size in shape:
+        check_whole("every size in shape", size, 1, MOST)
+    return tuple(int(size) for size in shape)
+
+
+def check_x_init(x_init: Tensor | None, shape: tuple[int, ...]) -> None:
+    """ValueError unless ``x_init``, if given, is floating point of this shape."""
+    if x_init is None:
+        return
+    if tuple(x_init.shape) != shape or not x_init.is_floating_point():
+        raise ValueError(
+            f"x_init must be floating point of shape {shape}, "
+            f"got {x_init.dtype} of shape {tuple(x_init.shape)}"
+        )

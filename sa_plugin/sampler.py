@@ -15,16 +15,23 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from sa_plugin._batches import BlockNoise, noise_for, parts_of, shown
+from sa_plugin._batches import (
+    MOST,
+    BlockNoise,
+    check_shape,
+    check_x_init,
+    noise_for,
+    parts_of,
+    shown,
+)
 from sa_plugin._checks import check_choice, check_non_negative, check_whole
+from sa_plugin._execution import NetworkCall, module_of, to_host
 from sa_plugin._tensors import DeviceTables, follow, note_bad, refuse_bad
 from sa_plugin.prediction import PREDICTS
 from sa_plugin.reverse import ReverseCoefficients, reverse_moments, split_output
 from sa_plugin.schedule import NoiseSchedule
 from sa_plugin.trajectory import resolve_trajectory
 from sa_plugin.variance import check_gamma, check_variance
-
-_MOST = 2**63 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +51,7 @@ class Sampler:
 
     The network is called as ``model(x [B, ...], n int64 [B] in 1..N, **model_kwargs)`` and returns
     eps in x's shape, or the pair (eps, second). Gradients are off. Its train/eval mode is the
-    caller's affair and left alone: put it into eval mode first, unless dropout is meant. The same
-    holds for autocast and torch.compile: wrap the call, or the model.
+    caller's affair and left alone: put it into eval mode first, unless dropout is meant.
 
     Args:
         forward: "ddpm" (arXiv 2006.11239) or "ddim" (2010.02502) with ``eta`` in [0, 1].
@@ -62,6 +68,8 @@ class Sampler:
             the clean image, so 0 means never) noise moves a value by clip_pixel grey levels of 255
             on average at most.
         device: where to sample; by default where the model's parameters are, else the CPU.
+        channels_last, autocast, compile: how the network is run; see ``NetworkCall``. The chain
+            itself keeps its precision and, but for ``compile``, every formula its order.
 
     Raises:
         ValueError: an unknown or impossible option, or a gamma that is missing or unusable.
@@ -84,6 +92,9 @@ class Sampler:
         clip_sigma_idx: int = 0,
         clip_pixel: float = 2,
         device: torch.device | str | None = None,
+        channels_last: bool = False,
+        autocast: str | None = None,
+        compile: bool = False,
     ) -> None:
         check_variance(variance, forward, eta)
         check_choice("predicts", predicts, PREDICTS)
@@ -92,6 +103,9 @@ class Sampler:
             raise ValueError("variance 'analytic' needs gamma (estimate_gamma gives it), got None")
         values = None if gamma is None else check_gamma(gamma, schedule.N)
         self.model = model
+        self._network = NetworkCall(
+            model, channels_last=channels_last, autocast=autocast, compile=compile
+        )
         self.schedule = schedule
         self.timesteps = resolve_trajectory(schedule, steps, trajectory, values)
         check_whole("clip_sigma_idx", clip_sigma_idx, 0, len(self.timesteps))
@@ -115,8 +129,8 @@ class Sampler:
         """Where samples are drawn."""
         if self._device is not None:
             return torch.device(self._device)
-        owner = getattr(self.model, "__self__", self.model)  # a module's bound method
-        parameters = owner.parameters() if isinstance(owner, torch.nn.Module) else ()
+        module = module_of(self.model)
+        parameters = () if module is None else module.parameters()
         return next((p.device for p in parameters), torch.device("cpu"))
 
     def sample(
@@ -148,10 +162,10 @@ class Sampler:
         Raises:
             ValueError: bad arguments; a network output of another shape, or not finite.
         """
-        shape = _check_shape(shape)
+        shape = check_shape(shape)
         if batch_size is not None:
-            check_whole("batch_size", batch_size, 1, _MOST)
-        _check_x_init(x_init, shape)
+            check_whole("batch_size", batch_size, 1, MOST)
+        check_x_init(x_init, shape)
         done = []
         for part in parts_of(shape[0], batch_size or shape[0]):
             chain = self.iterate(
@@ -164,7 +178,7 @@ class Sampler:
             )
             for step in shown(chain, len(self.timesteps), "step", progress):
                 x = step.x_s
-            done.append(x)
+            done.append(x.contiguous())
         return done[0] if len(done) == 1 else torch.cat(done)
 
     def iterate(
@@ -185,14 +199,14 @@ class Sampler:
         A non-finite network output is reported after the last step, in order not to wait for the
         device in between.
         """
-        shape = _check_shape(shape)
-        check_whole("seed", seed, 0, _MOST)
-        check_whole("first", first, 0, _MOST)
-        _check_x_init(x_init, shape)
+        shape = check_shape(shape)
+        check_whole("seed", seed, 0, MOST)
+        check_whole("first", first, 0, MOST)
+        check_x_init(x_init, shape)
         dtype = torch.float32 if x_init is None else x_init.dtype
         random = BlockNoise(seed, first, shape, dtype, self.device)
         start = random.draw()  # also where x_init is given: the steps' noise stays the same
-        x = start if x_init is None else x_init.to(self.device)
+        x = self._network.arrange(start if x_init is None else x_init.to(self.device))
         draw = (lambda k: random.draw()) if noise is None else noise_for(noise, shape, slice(None))
         return self._chain(x, draw, model_kwargs)
 
@@ -205,20 +219,22 @@ class Sampler:
         batch_size: int,
         first: int = 0,
         progress: bool = False,
+        host: bool = False,
         **model_kwargs: Any,
     ) -> Iterator[Tensor]:
         """Images first..first + n_images - 1, made as they are asked for.
 
-        Yields uint8 batches [<= batch_size, *image_shape] on the sampler's device, values 0..255;
-        arguments as in ``sample``, ``progress`` counting batches.
+        Yields uint8 batches [<= batch_size, *image_shape], values 0..255, on the sampler's device
+        or, with ``host``, in the CPU's memory, where each is copied while the next one is made.
+        Arguments as in ``sample``, ``progress`` counting batches.
         """
-        check_whole("n_images", n_images, 1, _MOST)
-        check_whole("batch_size", batch_size, 1, _MOST)
-        check_whole("seed", seed, 0, _MOST)
-        check_whole("first", first, 0, _MOST)
-        _, *size = _check_shape((n_images, *image_shape))
+        check_whole("n_images", n_images, 1, MOST)
+        check_whole("batch_size", batch_size, 1, MOST)
+        check_whole("seed", seed, 0, MOST)
+        check_whole("first", first, 0, MOST)
+        _, *size = check_shape((n_images, *image_shape))
         parts = parts_of(n_images, batch_size)
-        return (
+        batches = (
             to_uint8(
                 self.sample(
                     (part.stop - part.start, *size),
@@ -229,6 +245,7 @@ class Sampler:
             )
             for part in shown(parts, len(parts), "batch", progress)
         )
+        return to_host(batches) if host else batches
 
     def _chain(
         self, x: Tensor, draw: Callable[[int], Tensor], kwargs: dict[str, Any]
@@ -239,7 +256,7 @@ class Sampler:
         for k, (t, s) in enumerate(zip(descending, [*descending[1:], 0], strict=True)):
             with torch.no_grad():
                 n = torch.full((len(x),), t, dtype=torch.int64, device=x.device)
-                output, second = split_output(self.model(x, n, **kwargs), x, self._variance)
+                output, second = split_output(self._network(x, n, **kwargs), x, self._variance)
                 first_bad = note_bad(first_bad, t, output, second)
                 c = ReverseCoefficients.unstack(stack[:, k].unbind())
                 moments = reverse_moments(
@@ -256,21 +273,3 @@ class Sampler:
 def to_uint8(x: Tensor) -> Tensor:
     """[-1, 1] -> 0..255, rounded and cut off, on x's device."""
     return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    if len(shape) == 0:
-        raise ValueError("shape must hold the batch size and an image's shape, got ()")
-    for size in shape:
-        check_whole("every size in shape", size, 1, _MOST)
-    return tuple(int(size) for size in shape)
-
-
-def _check_x_init(x_init: Tensor | None, shape: tuple[int, ...]) -> None:
-    if x_init is None:
-        return
-    if tuple(x_init.shape) != shape or not x_init.is_floating_point():
-        raise ValueError(
-            f"x_init must be floating point of shape {shape}, "
-            f"got {x_init.dtype} of shape {tuple(x_init.shape)}"
-        )

@@ -1,0 +1,165 @@
+"""Where sampled images go: a folder of PNG files, one .npz, or tar shards.
+
+Each takes its images in units that are written whole or not at all, so that what lies on the disk
+says what is missing. The bytes depend on the images alone: no dates, no owners, no order.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from adapters.features import write_atomically
+from sa_plugin._batches import BLOCK
+
+Images = NDArray[np.uint8]  # [n, H, W, C]
+
+
+class Output(Protocol):
+    """A place for ``n_images`` images. ``unit``: how many are written together, a block at least.
+
+    Units are counted from 0; the last one may be shorter.
+    """
+
+    unit: int
+    n_images: int
+
+    def missing(self) -> list[int]:
+        """The units that are not there yet, ascending."""
+
+    def write(self, unit: int, images: Images) -> None:
+        """Put a unit there; any process may, in any order."""
+
+    def finish(self) -> None:
+        """What one process does when no unit is missing; a second time it changes nothing."""
+
+
+def units_of(n_images: int, unit: int) -> int:
+    """How many units hold ``n_images``."""
+    return -(-n_images // unit)
+
+
+def encode_png(image: Images) -> bytes:
+    """One image [H, W, 1 or 3] as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+class PngFolder:
+    """``00000000.png``, ``00000001.png``, … in one folder."""
+
+    unit = BLOCK
+
+    def __init__(self, folder: Path, n_images: int) -> None:
+        self.folder = folder
+        self.n_images = n_images
+
+    def missing(self) -> list[int]:
+        """The units of which an image is not there."""
+        there = {path.name for path in self.folder.glob("*.png")}
+        gone = {i // self.unit for i in range(self.n_images) if _png_name(i) not in there}
+        return sorted(gone)
+
+    def write(self, unit: int, images: Images) -> None:
+        """Put a unit's images there, each under its number."""
+        for i, image in enumerate(images, start=unit * self.unit):
+            write_atomically(self.folder / _png_name(i), encode_png(image))
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
+
+
+class TarShards:
+    """``shard-000000.tar``, … of ``unit`` PNG files each, as WebDataset reads them."""
+
+    def __init__(self, folder: Path, n_images: int, unit: int = 16 * BLOCK) -> None:
+        if unit < BLOCK or unit % BLOCK:
+            raise ValueError(f"--shard_size must be a multiple of {BLOCK}, got {unit}")
+        self.folder = folder
+        self.n_images = n_images
+        self.unit = unit
+
+    def missing(self) -> list[int]:
+        """The shards that are not there."""
+        shards = range(units_of(self.n_images, self.unit))
+        return [i for i in shards if not self._path(i).exists()]
+
+    def write(self, unit: int, images: Images) -> None:
+        """Put a shard there."""
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for i, image in enumerate(images, start=unit * self.unit):
+                content = encode_png(image)
+                entry = tarfile.TarInfo(_png_name(i))  # owner and time stay 0
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+        write_atomically(self._path(unit), buffer.getvalue())
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
+
+    def _path(self, unit: int) -> Path:
+        return self.folder / f"shard-{unit:06d}.tar"
+
+
+class NpzFile:
+    """``samples.npz`` with ``arr_0``, uint8 [n, H, W, C]; until it is whole, ``parts/``."""
+
+    unit = BLOCK
+
+    def __init__(self, folder: Path, n_images: int) -> None:
+        self.path = folder / "samples.npz"
+        self.parts = folder / "parts"
+        self.n_images = n_images
+
+    def missing(self) -> list[int]:
+        """The parts that are not there; none where the file is whole."""
+        if self.path.exists():
+            return []
+        parts = range(units_of(self.n_images, self.unit))
+        return [i for i in parts if not self._part(i).exists()]
+
+    def write(self, unit: int, images: Images) -> None:
+        """Put a part there."""
+        buffer = io.BytesIO()
+        np.save(buffer, images)
+        write_atomically(self._part(unit), buffer.getvalue())
+
+    def finish(self) -> None:
+        """Join the parts, one in memory at a time, and take them away."""
+        if not self.path.exists():
+            temporary = self.path.with_name(f".{self.path.name}.tmp")
+            try:
+                self._join(temporary)
+                temporary.replace(self.path)
+            finally:
+                temporary.unlink(missing_ok=True)
+        shutil.rmtree(self.parts, ignore_errors=True)
+
+    def _join(self, path: Path) -> None:
+        entry = zipfile.ZipInfo("arr_0.npy")  # dated 1980
+        shape = (self.n_images, *np.load(self._part(0)).shape[1:])
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        with (
+            zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive,
+            archive.open(entry, "w", force_zip64=True) as stream,
+        ):
+            np.lib.format.write_array_header_1_0(stream, header)
+            for unit in range(units_of(self.n_images, self.unit)):
+                stream.write(np.load(self._part(unit)).tobytes())
+
+    def _part(self, unit: int) -> Path:
+        return self.parts / f"{unit:08d}.npy"
+
+
+def _png_name(i: int) -> str:
+    return f"{i:08d}.png"

@@ -1,0 +1,76 @@
+"""Several processes that share a run, as torchrun starts them; one process without it.
+
+Sampling needs no communication but at its beginning and its end, and of nothing on a device: gloo
+serves GPUs and CPUs alike.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+_PATIENCE = timedelta(days=30)  # one process may finish long before another
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's number, how many there are, and its number on its machine."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """This process's part of ``items``: contiguous, in the order of the ranks."""
+        n = len(items)
+        return items[n * self.rank // self.world : n * (self.rank + 1) // self.world]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Everyone's value, by rank; waits for the slowest."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def first(self, work: Callable[[], T]) -> T | None:
+        """Done by process 0 while the others wait; an error of its ValueErrors is everyone's."""
+        result, error = None, None
+        if self.rank == 0:
+            try:
+                result = work()
+            except (ValueError, OSError) as raised:
+                error = raised
+        error = self.gather(error)[0]
+        if error is not None:
+            raise error
+        return result
+
+    def device(self, name: str) -> str:
+        """A device of its own for each process of a machine, where the name leaves it open."""
+        return f"cuda:{self.local_rank}" if name == "cuda" and self.world > 1 else name
+
+
+@contextmanager
+def processes() -> Iterator[Processes]:
+    """The processes torchrun has started, from its environment variables."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Processes()
+        return
+    rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local % torch.cuda.device_count())
+    dist.init_process_group("gloo", timeout=_PATIENCE)
+    try:
+        yield Processes(rank, world, local)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,124 @@
+"""Images of a run by this process: the missing units, sampled in batches and written beside.
+
+On the CPU a network's last bits depend on how many images it gets at once. There it is always
+handed slices of one size, in which an image always has the same place: the same bytes for any
+batch size and any number of processes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adapters.outputs import Images, Output
+from sa_plugin._batches import BLOCK
+from sa_plugin.sampler import Sampler
+
+_PENDING = 2  # units waiting to be written
+
+
+def slice_size(image_shape: Sequence[int]) -> int:
+    """Images in a network call on the CPU: 64 of 32x32 pixels, fewer where they are larger.
+
+    A power of two up to the 64 of a block, told by the shape alone.
+    """
+    pixels = image_shape[1] * image_shape[2]
+    fitting = max(1, min(BLOCK, BLOCK * 32 * 32 // pixels))
+    return 1 << (fitting.bit_length() - 1)
+
+
+def in_slices(network: Callable[..., Any], size: int) -> Callable[..., Any]:
+    """``network`` called with ``size`` images at a time; the batch must be a multiple of it."""
+
+    def call(x: Tensor, n: Tensor) -> Any:
+        outputs = [network(*part) for part in zip(x.split(size), n.split(size), strict=True)]
+        if isinstance(outputs[0], Tensor):
+            return torch.cat(outputs)
+        return tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))
+
+    call.model = getattr(network, "model", network)  # found by the sampler, for its device
+    return call
+
+
+def runs_of(units: Sequence[int]) -> list[range]:
+    """Ascending numbers as contiguous ranges."""
+    runs: list[range] = []
+    for unit in units:
+        if runs and runs[-1].stop == unit:
+            runs[-1] = range(runs[-1].start, unit + 1)
+        else:
+            runs.append(range(unit, unit + 1))
+    return runs
+
+
+def images_of(
+    sampler: Sampler,
+    image_shape: Sequence[int],
+    first: int,
+    count: int,
+    *,
+    seed: int,
+    batch_size: int,
+    multiple: int,
+    progress: bool = False,
+) -> Iterator[Tensor]:
+    """Images first..first + count - 1 as uint8 batches [B, C, H, W] in the CPU's memory.
+
+    Sampled in a number that is a multiple of ``multiple``; what is too much is dropped.
+    """
+    batch_size = -(-batch_size // multiple) * multiple
+    padded = -(-count // multiple) * multiple
+    left = count
+    options = {"seed": seed, "batch_size": batch_size, "first": first, "progress": progress}
+    for batch in sampler.stream(padded, image_shape, host=True, **options):
+        yield batch[:left]
+        left -= len(batch[:left])
+
+
+def cut(batches: Iterable[Tensor], size: int) -> Iterator[Images]:
+    """Batches [B, C, H, W] of any length as arrays [size, H, W, C], the last one shorter."""
+    waiting: list[Tensor] = []
+    held = 0
+    for batch in batches:
+        waiting.append(batch)
+        held += len(batch)
+        while held >= size:
+            joined = torch.cat(waiting)
+            yield _as_images(joined[:size])
+            waiting, held = [joined[size:]], held - size
+    if held:
+        yield _as_images(torch.cat(waiting))
+
+
+def write_missing(
+    output: Output, units: Sequence[int], images: Callable[[int, int], Iterable[Tensor]]
+) -> None:
+    """Make ``units`` and write them while the next ones are made.
+
+    Args:
+        images: (first, count) -> these images in batches.
+
+    What was finished when something fails is written all the same.
+    """
+    pending: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(max_workers=1) as pool:  # leaving waits for what is pending
+        for run in runs_of(units):
+            first = run.start * output.unit
+            count = min(run.stop * output.unit, output.n_images) - first
+            pieces = cut(images(first, count), output.unit)
+            for unit, piece in zip(run, pieces, strict=True):
+                pending.append(pool.submit(output.write, unit, piece))
+                while len(pending) > _PENDING:
+                    pending.popleft().result()
+        while pending:
+            pending.popleft().result()
+
+
+def _as_images(batch: Tensor) -> Images:
+    return np.ascontiguousarray(batch.permute(0, 2, 3, 1).numpy())

@@ -1,0 +1,172 @@
+"""Images of one cell of the tables, by any number of processes:
+
+    python -m adapters.sample --config configs/FILE.py --out FOLDER --process NAME --steps K
+    torchrun --nproc_per_node N -m adapters.sample ...the same
+
+The network is that of the trained run (``--workdir``), or ``--weights``. The same command continues
+an interrupted run; ``--config.sample.batch_size`` and the number of processes may change meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ml_collections import FrozenConfigDict
+from torch import Tensor
+
+from adapters.analytic_dpm import ANALYTIC_DPM
+from adapters.config import claim_folder, read_command_line
+from adapters.experiment import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Adapter, Experiment
+from adapters.npr_dpm import NPR_DPM
+from adapters.outputs import NpzFile, Output, PngFolder, TarShards
+from adapters.processes import Processes, processes
+from adapters.produce import images_of, in_slices, slice_size, write_missing
+from adapters.registry import get_process
+from adapters.sn_dpm import SN_DPM
+from sa_plugin.gamma import Gamma
+from sa_plugin.sampler import Sampler
+from third_party.common.checkpoints import read_state
+from third_party.extended_analytic_dpm.methods import get_method
+
+MODULE = "adapters.sample"
+EXIT_FAILED = 1
+OUTPUTS = {"png": PngFolder, "npz": NpzFile, "tar": TarShards}
+ADAPTERS = (SN_DPM, NPR_DPM, ANALYTIC_DPM)
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Our own options, and the rest for ``read_command_line``."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {MODULE}",
+        description="Sample the images of one cell; other options as of the adapters.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the images")
+    parser.add_argument("--process", required=True, help="a row of the tables: ddpm_small, ...")
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--format", choices=sorted(OUTPUTS), default="png")
+    parser.add_argument("--weights", type=Path, help="a plain state dict instead of a trained run")
+    parser.add_argument("--gamma", type=Path, help="Gamma instead of that of a trained run")
+    return parser.parse_known_args(list(argv[1:]))
+
+
+def adapter_of(config: FrozenConfigDict) -> Adapter:
+    """The host whose optimal variance the configuration's rows name; SN-DPM's if they name none."""
+    needs = {get_process(name).needs for name in config.sample.processes}
+    return next((adapter for adapter in ADAPTERS if adapter.needs in needs), SN_DPM)
+
+
+class Cell:
+    """One reverse process and number of steps of an experiment, and the files it rests on."""
+
+    def __init__(self, experiment: Experiment, args: argparse.Namespace) -> None:
+        self.experiment = experiment
+        self.args = args
+        self.stage = experiment.stages()["sample"]
+        self.network = self.stage.stage_of(args.process)
+        self.weights = args.weights or self.network.average_path
+        if not self.weights.is_file():
+            raise ValueError(f"there is no file of weights {self.weights}: train, or --weights")
+
+    def identity(self) -> FrozenConfigDict:
+        """All that decides the images, and the kind of output."""
+        config = self.experiment.config.to_dict()
+        for name in ("batch_size", "processes", "steps"):
+            del config["sample"][name]
+        names = {name: getattr(self.args, name) for name in ("process", "steps", "format")}
+        digest = hashlib.sha256(self.weights.read_bytes()).hexdigest()
+        kind = self.experiment.device.type
+        return FrozenConfigDict({**config, "cell": {**names, "weights": digest, "device": kind}})
+
+    def sampler(self) -> Sampler:
+        """The sampler; on the CPU its network gets slices of one size."""
+        experiment, args = self.experiment, self.args
+        method = self.network.method
+        network = experiment.network(method)
+        network.load_state_dict(read_state(self.weights))
+        sampler = experiment.sampler(
+            args.process,
+            args.steps,
+            network.to(experiment.device).eval(),
+            get_method(method).typ,
+            self._gamma(),
+            call=lambda net: in_slices(net, self.multiple) if self.multiple > 1 else net,
+        )
+        return sampler
+
+    @property
+    def multiple(self) -> int:
+        """Images in a network call on the CPU; elsewhere 1, for no bound."""
+        on_cpu = self.experiment.device.type == "cpu"
+        return slice_size(self.experiment.image_shape) if on_cpu else 1
+
+    def images(self, sampler: Sampler, first: int, count: int) -> Iterable[Tensor]:
+        """Images first..first + count - 1 in batches."""
+        sample = self.experiment.config.sample
+        return images_of(
+            sampler,
+            self.experiment.image_shape,
+            first,
+            count,
+            seed=sample.seed,
+            batch_size=sample.batch_size,
+            multiple=self.multiple,
+            progress=self.experiment.progress,
+        )
+
+    def _gamma(self) -> Gamma | None:
+        if get_process(self.args.process).needs != "gamma":
+            return None
+        return Gamma.load(self.args.gamma) if self.args.gamma else self.stage.gamma()
+
+
+def sample(argv: Sequence[str], group: Processes) -> None:
+    """One process's part of a run; errors are raised."""
+    args, rest = parse(argv)
+    line = read_command_line([argv[0], *rest], (), MODULE)
+    device = group.device(line.device)
+    progress = line.progress and group.rank == 0
+    experiment = Experiment(adapter_of(line.config), line.config, line.workdir, device, progress)
+    cell = Cell(experiment, args)
+    output: Output = OUTPUTS[args.format](args.out, line.config.sample.n_images)
+    group.first(lambda: _claim(args.out, cell))
+    missing = group.first(output.missing)
+    units = group.share(group.gather(missing)[0])
+    if units:
+        sampler = cell.sampler()
+        write_missing(output, units, lambda first, count: cell.images(sampler, first, count))
+    group.gather(None)
+    group.first(output.finish)
+    if group.rank == 0:
+        print(f"{output.n_images} images in {args.out}")
+
+
+def _claim(folder: Path, cell: Cell) -> None:
+    claim_folder(folder, cell.identity(), option="--out")
+    for path in folder.rglob(".*.tmp"):  # of processes that were killed while they wrote
+        path.unlink()
+
+
+def main(argv: Sequence[str]) -> int:
+    """0: done; 1: no room or no file; 2: bad input or network; 130: interrupted."""
+    try:
+        with processes() as group:
+            sample(argv, group)
+    except ValueError as error:
+        print(f"{MODULE}: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except OSError as error:
+        print(f"{MODULE}: {error}; the same command continues it", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print(f"{MODULE}: interrupted; the same command continues it", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,94 @@
+"""What the benchmarks share: the machine in words, its matrix peak, networks, spread."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from adapters.registry import build_network
+from configs import cifar10, digits
+
+# Image shapes as the data have them; the sizes of the networks come from the configurations.
+NETWORKS = {"cifar10": (cifar10, (3, 32, 32)), "digits": (digits, (1, 8, 8))}
+
+
+def network(name: str, device: str, seed: int = 0) -> tuple[nn.Module, tuple[int, ...]]:
+    """A configuration's noise network with random weights, in eval mode, and its image shape."""
+    module, shape = NETWORKS[name]
+    chosen = module.experiment("sn").network
+    torch.manual_seed(seed)
+    built = build_network(chosen.name, chosen.args.to_dict(), shape, trunk_channels=shape[0])
+    for parameter in built.parameters():  # the last layers start at zero, which NaN checks like
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.01)
+    return built.to(device).eval(), shape
+
+
+def synchronise(device: str) -> None:
+    """Wait for what has been launched."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(work: Any, device: str) -> float:
+    """Wall-clock time of ``work()``, in seconds."""
+    synchronise(device)
+    start = time.perf_counter()
+    work()
+    synchronise(device)
+    return time.perf_counter() - start
+
+
+def flop_of_call(net: nn.Module, x: Tensor, t: Tensor) -> int:
+    """FLOP of one network call (a multiply-add counts as two)."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(x, t)
+    return counter.get_total_flops()
+
+
+def matmul_peak(device: str, dtype: torch.dtype, repeats: int = 5) -> float:
+    """FLOP/s of the fastest of several square matrix products."""
+    size = 8192 if torch.device(device).type == "cuda" else 2048
+    a = torch.randn(size, size, device=device).to(dtype)
+    work = lambda: a @ a  # noqa: E731
+    work()
+    return 2 * size**3 / min(seconds_of(work, device) for _ in range(repeats))
+
+
+def peak_memory(device: str) -> float:
+    """MiB: the device's peak since the last reset, or the whole process's on the CPU."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def describe(device: str) -> str:
+    """The machine in one line."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        found = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = found[0].split(":", 1)[1].strip() if found else name
+    if torch.device(device).type == "cuda":
+        name = f"{torch.cuda.get_device_name(device)} beside {name}"
+    load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
+    return (
+        f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s), "
+        f"PyTorch {torch.__version__}{load}"
+    )
+
+
+def spread(values: Sequence[float], form: str = "{:.3f}") -> str:
+    """median (least to largest)."""
+    low, high = min(values), max(values)
+    return f"{form.format(median(values))} ({form.format(low)} to {form.format(high)})"

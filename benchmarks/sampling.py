@@ -1,0 +1,181 @@
+"""The sampler against other loops round the same network: python -m benchmarks.sampling
+
+In one run, the ways taken in turn, round after round, so that a change of the machine's speed hits
+all of them; a ratio is taken within a round. The ways:
+
+    sampler    sa_plugin's, DDPM small and DDIM
+    host       the hosts' way of looping: float32, coefficients from NumPy at each step, two
+               statistics of each step read back
+    diffusers  DDPMScheduler and DDIMScheduler, where that package is installed
+    calls      the network alone, as often
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import importlib.util
+from collections.abc import Callable
+from statistics import median
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks import machine
+from sa_plugin import NoiseSchedule, Sampler
+
+Network = Callable[[Tensor, Tensor], Tensor]
+N = 1000
+BASE = {"ddpm": "sampler ddpm", "ddim": "sampler ddim"}
+
+
+def host_loop(
+    net: Network, schedule: NoiseSchedule, timesteps: list[int], x: Tensor, forward: str
+) -> Tensor:
+    """A step as the hosts take it: scalars from NumPy tables, statistics to the host each time."""
+    statistics = []
+    for t, s in zip(timesteps[::-1], [*timesteps[-2::-1], 0], strict=True):
+        n = torch.from_numpy(np.full(len(x), t)).to(x.device)
+        eps = net(x, n)
+        a_t, b_t = schedule.cum_alphas[t], schedule.cum_betas[t]
+        a_s, b_s = schedule.cum_alphas[s], schedule.cum_betas[s]
+        x0 = ((x - float(np.sqrt(b_t)) * eps) / float(np.sqrt(a_t))).clamp(-1, 1)
+        if forward == "ddpm":
+            skip = schedule.skip_beta(s, t)
+            mean = float(skip * np.sqrt(a_s) / b_t) * x0
+            mean = mean + float(np.sqrt(schedule.skip_alpha(s, t)) * b_s / b_t) * x
+            sigma2 = schedule.tilde_beta(s, t)
+        else:
+            mean = float(np.sqrt(a_s)) * x0 + float(np.sqrt(b_s)) * eps
+            sigma2 = 0.0
+        statistics.append((x0.mean().cpu().item(), eps.square().mean().cpu().item()))
+        x = mean + float(np.sqrt(sigma2)) * torch.randn_like(x) if s and sigma2 else mean
+    return x
+
+
+def diffusers_loop(net: Network, steps: int, x: Tensor, forward: str) -> Tensor:
+    """The loop of diffusers' documentation round the same network (t = n - 1)."""
+    from diffusers import DDIMScheduler, DDPMScheduler
+
+    options = {"num_train_timesteps": N, "beta_schedule": "linear", "clip_sample": True}
+    scheduler = (DDPMScheduler if forward == "ddpm" else DDIMScheduler)(**options)
+    scheduler.set_timesteps(steps, device=x.device)
+    for t in scheduler.timesteps:
+        x = scheduler.step(net(x, (t + 1).expand(len(x))), t, x).prev_sample
+    return x
+
+
+def build_ways(net: Network, args: argparse.Namespace, shape: tuple[int, ...]) -> dict:
+    """Each way as a function of no arguments that makes a batch of images."""
+    schedule = NoiseSchedule.linear(N)
+    size = (args.batch, *shape)
+    options = {"channels_last": args.channels_last, "autocast": "bf16" if args.bf16 else None}
+    net, plain = copy.deepcopy(net), net  # channels_last rearranges the weights
+    samplers = {
+        forward: Sampler(
+            net, schedule, forward=forward, steps=args.steps, compile=args.compile, **options
+        )
+        for forward in BASE
+    }
+    timesteps = samplers["ddpm"].timesteps
+    start = torch.randn(size, device=args.device)
+    n = torch.full((args.batch,), 500, device=args.device)
+    ways = {BASE[f]: lambda f=f: samplers[f].sample(size) for f in BASE}
+    for f in BASE:
+        ways[f"host {f}"] = lambda f=f: host_loop(plain, schedule, timesteps, start, f)
+    if importlib.util.find_spec("diffusers"):
+        for f in BASE:
+            ways[f"diffusers {f}"] = lambda f=f: diffusers_loop(plain, args.steps, start, f)
+    call = samplers["ddpm"]._network  # the network as the sampler runs it
+    image = call.arrange(start)
+    ways["calls"] = lambda: [call(image, n) for _ in range(args.steps)]
+    return ways
+
+
+def measure(
+    ways: dict[str, Callable], rounds: int, device: str
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Seconds by way and round, and each way's peak memory on a GPU (MiB)."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    memory = {}
+    cuda = torch.device(device).type == "cuda"
+    with torch.no_grad():
+        for work in ways.values():
+            work()  # warm up, compile
+        gc.disable()
+        for k in range(rounds):
+            names = list(ways) if k % 2 == 0 else list(ways)[::-1]
+            for name in names:
+                if cuda:
+                    torch.cuda.reset_peak_memory_stats(device)
+                seconds[name].append(machine.seconds_of(ways[name], device))
+                memory[name] = machine.peak_memory(device)
+            gc.collect()
+        gc.enable()
+    return seconds, memory
+
+
+def report(seconds: dict[str, list[float]], memory: dict, args: argparse.Namespace) -> None:
+    """A table in Markdown: images per second, and time over the sampler's in the same round."""
+    print("| way | images/s | time / sampler's | over bare calls, % |")
+    print("|-----|---------:|-----------------:|-------------------:|")
+    for name, times in seconds.items():
+        base = seconds[BASE["ddim" if name.endswith("ddim") else "ddpm"]]
+        ratio = machine.spread([t / b for t, b in zip(times, base, strict=True)])
+        over = [100 * (t / c - 1) for t, c in zip(times, seconds["calls"], strict=True)]
+        print(f"| {name} | {args.batch / median(times):.3f} | {ratio} | ", end="")
+        print(f"{machine.spread(over, '{:.2f}')} |")
+    if "diffusers ddpm" not in seconds:
+        print("| diffusers | not installed | | |")
+    if torch.device(args.device).type == "cuda":
+        print("\nPeak memory, MiB: " + ", ".join(f"{k} {v:.0f}" for k, v in memory.items()))
+    else:
+        print(f"\nPeak memory of the whole process: {max(memory.values()):.0f} MiB")
+
+
+def main() -> None:
+    args = parse()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    print(machine.describe(args.device))
+    net, shape = machine.network(args.network, args.device)
+    x = torch.randn(args.batch, *shape, device=args.device)
+    flop = machine.flop_of_call(net, x, torch.full((args.batch,), 500, device=args.device))
+    dtype = torch.bfloat16 if args.bf16 else torch.float32
+    peak = machine.matmul_peak(args.device, dtype)
+    ways = build_ways(net, args, shape)
+    seconds, memory = measure(ways, args.rounds, args.device)
+    print(
+        f"{args.network} network, batch {args.batch}, {args.steps} steps, {args.rounds} rounds, "
+        f"channels_last {args.channels_last}, bf16 {args.bf16}, compile {args.compile}\n"
+    )
+    report(seconds, memory, args)
+    rate = flop * args.steps / median(seconds[BASE["ddpm"]])
+    print(
+        f"{flop / args.batch / 1e9:.3f} GFLOP an image and call; the sampler achieves "
+        f"{rate / 1e9:.1f} GFLOP/s, {100 * rate / peak:.0f} % of the {peak / 1e9:.1f} GFLOP/s "
+        f"of a {dtype} matrix product"
+    )
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--network", choices=sorted(machine.NETWORKS), default="cifar10")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=0, help="default: PyTorch's choice")
+    for name in ("channels_last", "bf16", "compile"):
+        parser.add_argument(f"--{name}", action="store_true", help="of the sampler and the calls")
+    args = parser.parse_args()
+    for name in ("batch", "steps", "rounds"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+    return args
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""adapters.sample: the same bytes however the work is cut, shared, or interrupted."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from adapters.outputs import NpzFile, PngFolder, TarShards
+from adapters.produce import cut, runs_of, slice_size
+from adapters.sample import main
+
+ROOT = Path(__file__).parent.parent
+CONFIG = ["--config", "configs/digits_sn_sa.py", "--config.network.args.model_channels=8"]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Random weights of the tiny network, as a trained run would have left them."""
+    from configs import digits
+    from third_party.common.nets import UNetModel
+
+    config = digits.experiment("sn").network.args.to_dict() | {"model_channels": 8}
+    torch.manual_seed(0)
+    network = UNetModel(**config, in_channels=1, out_channels=1)
+    for parameter in network.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    path = tmp_path_factory.mktemp("weights") / "weights.pth"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def arguments(out, weights, *more, n=150, batch=500, steps=3, form="png"):
+    return [
+        *CONFIG, "--device", "cpu", "--noprogress", "--out", str(out), "--weights", str(weights),
+        "--process", "ddpm_small", "--steps", str(steps), "--format", form,
+        f"--config.sample.n_images={n}", f"--config.sample.batch_size={batch}", *more,
+    ]  # fmt: skip
+
+
+def run(*args, **options):
+    return main(["sample", *arguments(*args, **options)])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("form", ["png", "npz", "tar"])
+def test_bytes_do_not_depend_on_the_batch_and_a_run_continues(tmp_path, weights, form):
+    assert run(tmp_path / "a", weights, form=form) == 0
+    assert run(tmp_path / "b", weights, form=form, batch=64) == 0
+    whole = contents(tmp_path / "a")
+    assert contents(tmp_path / "b") == whole
+    assert len(whole) == {"png": 151, "npz": 2, "tar": 2}[form]
+    for name in list(whole)[::2]:
+        if name != "config.json":
+            next((tmp_path / "b").rglob(name)).unlink()
+    assert run(tmp_path / "b", weights, form=form, batch=1) == 0
+    assert contents(tmp_path / "b") == whole
+
+
+def test_another_run_is_refused_in_one_line(tmp_path, weights, capsys):
+    assert run(tmp_path / "a", weights, n=3) == 0
+    capsys.readouterr()
+    assert run(tmp_path / "a", weights, n=3, steps=4) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "cell.steps is 3 there, 4 here" in error
+    assert "--out" in error
+
+
+def test_a_full_disk_keeps_what_is_there(tmp_path, weights, monkeypatch, capsys):
+    write = PngFolder.write
+
+    def full(self, unit, images):
+        if unit == 1:
+            raise OSError(28, "No space left on device")
+        write(self, unit, images)
+
+    monkeypatch.setattr(PngFolder, "write", full)
+    assert run(tmp_path / "a", weights) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert len(list((tmp_path / "a").glob("*.png"))) >= 64
+    monkeypatch.undo()
+    assert run(tmp_path / "a", weights) == 0
+    assert len(list((tmp_path / "a").glob("*.png"))) == 150
+
+
+def test_nan_names_the_step(tmp_path, weights, capsys):
+    state = torch.load(weights)
+    state = {name: value * float("nan") for name, value in state.items()}
+    torch.save(state, tmp_path / "nan.pth")
+    assert run(tmp_path / "a", tmp_path / "nan.pth") == 2
+    assert "not finite, first at step n = 1000" in capsys.readouterr().err
+
+
+def test_missing_weights(tmp_path, capsys):
+    assert run(tmp_path / "a", tmp_path / "no.pth") == 2
+    assert "no.pth" in capsys.readouterr().err
+
+
+def test_small_parts():
+    assert runs_of([1, 2, 3, 7, 9, 10]) == [range(1, 4), range(7, 8), range(9, 11)]
+    assert [slice_size((3, s, s)) for s in (8, 32, 64, 256)] == [64, 64, 16, 1]
+    batches = [torch.full((n, 1, 2, 2), n, dtype=torch.uint8) for n in (5, 1, 7)]
+    assert [len(part) for part in cut(iter(batches), 4)] == [4, 4, 4, 1]
+    with pytest.raises(ValueError, match="shard_size"):
+        TarShards(Path("x"), 10, 65)
+
+
+def test_npz_is_what_numpy_reads(tmp_path):
+    images = np.arange(100 * 4, dtype=np.uint8).reshape(100, 2, 2, 1)
+    output = NpzFile(tmp_path, 100)
+    output.write(1, images[64:])
+    assert output.missing() == [0]
+    output.write(0, images[:64])
+    output.finish()
+    assert not output.missing()
+    with np.load(tmp_path / "samples.npz") as arrays:
+        assert np.array_equal(arrays["arr_0"], images)
+
+
+def command(*args, processes=1, **options):
+    several = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    start = several if processes > 1 else []
+    return [sys.executable, *start, "-m", "adapters.sample", *arguments(*args, **options)]
+
+
+@pytest.mark.slow
+def test_two_processes_and_ten_kills(tmp_path, weights):
+    options = {"n": 1000, "steps": 20}
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    assert run(tmp_path / "one", weights, **options) == 0
+    whole = contents(tmp_path / "one")
+    two = command(tmp_path / "two", weights, processes=2, batch=64, **options)
+    subprocess.run(two, cwd=ROOT, env=env, check=True, capture_output=True)
+    assert contents(tmp_path / "two") == whole
+    killed = command(tmp_path / "killed", weights, batch=64, **options)
+    for seed in range(10):
+        process = subprocess.Popen(killed, cwd=ROOT, env=env, stderr=subprocess.DEVNULL)
+        time.sleep(random.Random(seed).uniform(3, 9))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(killed, cwd=ROOT, env=env, check=True, capture_output=True)
+    assert contents(tmp_path / "killed") == whole
