@@ -291,7 +291,7 @@ def test_bits_and_errors():
         ({"model": lambda x, n: x[:1]}, r"input's shape \(2, 3\), got \(1, 3\)"),
         ({"model": lambda x, n: x / (n[0] - 34)}, "not finite, first at step n = 34"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_refuses(options, message):
     arguments = {"model": toy_eps, "schedule": LINEAR, "x0": gray(2, 3), "steps": 4, **options}

@@ -95,7 +95,7 @@ def test_the_noise_is_seeded_and_its_own_at_each_step():
         ({"noise": lambda t: torch.zeros(1, 3)}, r"noise\(k\) must have shape \(5, 3\)"),
         ({"model": lambda x, n: x / (n[0] - 4)}, "not finite, first at step n = 4"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_refuses(options, message):
     arguments = {"model": toy_eps, "x0": X0, **options}
