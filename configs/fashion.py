@@ -5,7 +5,8 @@ the number of operations, 3.3e12 a training step of SA-2: on a slower GPU shorte
 
     --config.base.iterations=5000 --config.head.iterations=1000 --config.sample.n_images=2000
 
-and to see it run on a CPU, with 0.1M parameters in a few minutes, by
+and to see every stage run on a CPU, with 0.1M parameters in three minutes (too short to learn: the
+images are noise), by
 
     --config.network.args.model_channels=16 --config.network.args.num_groups=8
     --config.network.args.num_res_blocks=1 --config.network.args.channel_mult="(1,2)"

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from benchmarks.heads import METHODS, Problem, errors, learnt
+from benchmarks.heads import Problem, errors, learnt
 
 
 def test_the_exact_variance_is_bayes():
@@ -26,11 +26,9 @@ def problem_cum_alpha(n):
 
 
 @pytest.mark.slow
-def test_learnt_variances_come_close_to_the_exact_ones():
+def test_jointly_learnt_variances_come_close_to_the_exact_ones():
     """Mean of |log(variance / exact)| over pixels and steps; DDPM's own two are far off."""
-    problem = Problem.two_halves()
-    found = errors(learnt(problem, iterations=400))
+    found = errors(learnt(Problem.two_halves(), iterations=600, names=["NPR, joint", "SN, joint"]))
     means = {name: float(error[:-1].mean()) for name, error in found.items()}
-    for name in METHODS:
-        assert means[name] < 0.1, means
-        assert means[name] < 0.5 * min(means["DDPM small"], means["DDPM big"]), means
+    assert max(means["NPR, joint"], means["SN, joint"]) < 0.1, means
+    assert min(means["DDPM small"], means["DDPM big"]) > 0.2, means
