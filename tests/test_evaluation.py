@@ -61,7 +61,8 @@ class TestImages:
         assert to_uint8(x).tolist() == [0, 0, 128, 191, 255, 255]
 
     def test_digits_are_the_data_set_within_rounding(self, digits: tuple[Tensor, Tensor]) -> None:
-        sklearn_datasets = pytest.importorskip("sklearn.datasets")
+        from sklearn import datasets as sklearn_datasets
+
         data = sklearn_datasets.load_digits()
         images, labels = digits
         assert images.shape == (1797, 1, 8, 8)

@@ -93,8 +93,9 @@ def extractor(surroundings: None) -> Extractor:
 
 def activations(folder: Path, network: nn.Module, images: Tensor) -> np.ndarray:
     """What pytorch-fid makes of the images saved as PNG files in ``folder``: [B, 2048]."""
-    image_module = pytest.importorskip("PIL.Image")
-    fid_score = pytest.importorskip("pytorch_fid.fid_score")
+    from PIL import Image as image_module
+    from pytorch_fid import fid_score
+
     paths = [folder / f"{i:03d}.png" for i in range(len(images))]
     for path, image in zip(paths, images, strict=True):
         levels = image.permute(1, 2, 0).squeeze(2).numpy()  # [H, W, 3], or [H, W] if grey
