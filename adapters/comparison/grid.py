@@ -1,0 +1,219 @@
+"""What a comparison asks for: trainings and cells, named by all that decides their numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import Any
+
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from adapters.analytic_dpm import ANALYTIC_DPM
+from adapters.config import EXPERIMENT, Schema, check_keys, default_workdir
+from adapters.experiment import Adapter
+from adapters.npr_dpm import NPR_DPM
+from adapters.registry import get_process
+from adapters.sn_dpm import SN_DPM
+from configs.comparison import base_comparison
+
+# Sections by which cells differ from each other, and keys that change no number.
+SAMPLING = ("sample", "evaluate", "head", "gamma")
+WITHOUT_EFFECT = {
+    "data": ("root", "check_md5"),
+    "base": ("log_every", "ckpt_every", "keep"),
+    "head": ("log_every", "ckpt_every", "keep", "training"),
+    "gamma": ("batch_size",),
+    "sample": ("batch_size", "processes", "steps"),
+}
+# What each host's optimal variance rests on besides the noise network: a section of its own.
+ADAPTERS: dict[str | None, tuple[str, Adapter]] = {
+    None: ("sn", SN_DPM),  # DDPM and DDIM need no host in particular
+    "eps2": ("sn", SN_DPM),
+    "epsc": ("npr", NPR_DPM),
+    "gamma": ("analytic", ANALYTIC_DPM),
+}
+COMPARISON = Schema(
+    expected=base_comparison,
+    free=("trainings", "samplings", "parts", "published", "experiment.network.args"),
+    workdir=lambda config: f"runs/compare/{config.store}",
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A training and a way to sample: what a table compares. Written "TRAINING/SAMPLING"."""
+
+    training: str
+    sampling: str = "default"
+
+    @classmethod
+    def parse(cls, text: str) -> Line:
+        """From "TRAINING" or "TRAINING/SAMPLING"."""
+        training, _, sampling = text.partition("/")
+        return cls(training, sampling or "default")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One set of images: whose seed, by which process, in how many steps."""
+
+    line: Line
+    seed: int
+    process: str
+    steps: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """A table: see ``configs.comparison.part``."""
+
+    key: str
+    title: str
+    lines: tuple[Line, ...]
+    processes: tuple[str, ...]
+    steps: tuple[int, ...]
+
+    def cells(self, seed: int) -> Iterator[Cell]:
+        """Its cells of a seed."""
+        for line, process, steps in product(self.lines, self.processes, self.steps):
+            yield Cell(line, seed, process, steps)
+
+
+class Grid:
+    """A checked comparison.
+
+    Raises:
+        ValueError: a key that is missing or of another type, a name that nothing has.
+    """
+
+    def __init__(self, config: FrozenConfigDict) -> None:
+        self.config = config
+        for key in ("name", "store"):
+            if not config[key] or "/" in config[key]:
+                raise ValueError(f"{key} must be a name without /, got {config[key]!r}")
+        if not config.seeds or len(set(config.seeds)) < len(config.seeds):
+            raise ValueError(f"seeds must be numbers that differ, got {config.seeds}")
+        self.parts = tuple(self._part(key) for key in config.parts)
+        for line in [line for part in self.parts for line in part.lines]:
+            _has("trainings", config.trainings, line.training)
+            _has("samplings", config.samplings, line.sampling)
+        for name in config.gap.trainings:
+            _has("trainings", config.trainings, name)
+        if not self.parts and not config.gap.trainings:
+            raise ValueError("parts and gap.trainings must not both be empty")
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of the trainings; each is also that of its samples."""
+        return tuple(self.config.seeds)
+
+    @cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        """All cells, each once, seed by seed."""
+        every = (cell for s in self.seeds for part in self.parts for cell in part.cells(s))
+        return tuple(dict.fromkeys(every))
+
+    def title(self, line: Line) -> str:
+        """How tables call a line."""
+        training = self.config.trainings[line.training].title
+        sampling = self.config.samplings[line.sampling].title
+        return f"{training}, {sampling}" if sampling else training
+
+    def experiment(self, line: Line, seed: int, process: str | None = None) -> FrozenConfigDict:
+        """The experiment of a line and a seed, with the one row ``process`` in its table."""
+        config = ConfigDict(self.config.experiment.to_dict())
+        overrides = self.config.trainings[line.training]["set"]
+        _override(config, f"trainings.{line.training}.set", overrides)
+        sampling = self.config.samplings[line.sampling]["set"]
+        _override(config.sample, f"samplings.{line.sampling}.set", sampling)
+        config.seed = config.sample.seed = seed
+        config.sample.processes = (process or "ddpm_small",)
+        frozen = FrozenConfigDict(config)
+        check_keys(frozen, EXPERIMENT)
+        if frozen.head.training != "pretrained":
+            raise ValueError(
+                "experiment.head.training must be 'pretrained': every row samples with one noise "
+                f"network, got {frozen.head.training!r}"
+            )
+        return frozen
+
+    def eps_scale(self, line: Line) -> float:
+        """What the predicted eps is multiplied by; 0 for the fitted constant."""
+        return self.config.samplings[line.sampling].eps_scale
+
+    def _part(self, key: str) -> Part:
+        given = self.config.parts[key].to_dict()
+        try:
+            lines = tuple(Line.parse(text) for text in given.pop("lines"))
+            part = Part(key, lines=lines, **given)
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"parts.{key} must have title, lines, processes and steps: {error}"
+            ) from error
+        for process in part.processes:
+            get_process(process)
+        return part
+
+
+def training_name(config: FrozenConfigDict) -> str:
+    """A folder's name for a noise network: readable, and told by all that decides its weights."""
+    sections = {k: v for k, v in config.to_dict().items() if k not in (*SAMPLING, "name")}
+    if not config.sa.lam:
+        sections["sa"] = {"lam": 0.0}  # the baseline, whatever the other keys
+    return f"{default_workdir(config).name}_{digest(sections)}"
+
+
+def second_name(config: FrozenConfigDict, needs: str) -> str:
+    """The same for what an optimal variance rests on, below the noise network's folder."""
+    name, adapter = ADAPTERS[needs]
+    section = "gamma" if adapter.needs == "gamma" else "head"
+    return f"{name}_{digest({section: config[section].to_dict()})}"
+
+
+def cell_name(config: FrozenConfigDict, cell: Cell, eps_scale: Mapping[str, Any] | float) -> str:
+    """The same for a cell, below its training's."""
+    needs = get_process(cell.process).needs
+    decides = {
+        "sample": config.sample.to_dict(),
+        "evaluate": config.evaluate.to_dict(),
+        "second": second_name(config, needs) if needs else None,
+        "eps_scale": eps_scale,
+    }
+    return f"{cell.process}_{cell.steps}_{digest(decides)}"
+
+
+def digest(sections: Mapping[str, Any]) -> str:
+    """Ten hexadecimal digits of all values that have an effect."""
+    kept = {
+        name: _without(section, WITHOUT_EFFECT.get(name, ()))
+        for name, section in sections.items()
+    }
+    text = json.dumps(kept, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def _without(section: Any, keys: tuple[str, ...]) -> Any:
+    return {k: v for k, v in section.items() if k not in keys} if keys else section
+
+
+def _override(config: ConfigDict, name: str, keys: Mapping[str, Any]) -> None:
+    """Set existing keys, nested ones too, to values of their types."""
+    for key, value in keys.items():
+        here = f"{name}.{key}"
+        if key not in config:
+            raise ValueError(f"{here}: there is no such key to set")
+        if isinstance(config[key], ConfigDict):
+            _override(config[key], here, value)
+            continue
+        if type(value) is not type(config[key]):
+            raise ValueError(f"{here} must be a {type(config[key]).__name__}, got {value!r}")
+        config[key] = value
+
+
+def _has(name: str, mapping: Mapping[str, Any], key: str) -> None:
+    if key not in mapping:
+        raise ValueError(f"{name} must be among {sorted(mapping)}, got {key!r}")

@@ -1,0 +1,138 @@
+"""Every key that a comparison has, and the parts from which the papers' tables are put together.
+
+A comparison is a grid: trainings x seeds x reverse processes x steps, each cell computed once. Cells
+lie in a store by what decides them, so that comparisons of one store share them. Numbers and strings
+only.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs.base import base_config
+
+# The rows of the SA paper's Tables 1 and 2: each as B and SA.
+ROWS = (
+    "ddpm_small",
+    "ddpm_big",
+    "analytic_ddpm",
+    "npr_ddpm",
+    "sn_ddpm",
+    "ddim",
+    "analytic_ddim",
+    "npr_ddim",
+    "sn_ddim",
+)
+CONTROLLED = ("ddpm_small", "ddim")  # the rows of the controls
+COLUMNS = (10, 25, 50, 100, 200, 1000)
+
+
+def base_comparison() -> ConfigDict:
+    """An empty comparison of an experiment still to be named."""
+    config = ConfigDict(
+        {
+            "name": "",  # of the report
+            "title": "",
+            "store": "",  # trainings and cells lie in runs/compare/STORE
+            # What all trainings share; its sections `seed` and `sample.seed` are set by `seeds`.
+            "experiment": base_config(),
+            "seeds": (0,),  # of weights, data order and noise in training, and of the samples
+            # key -> {"title": ..., "set": keys of the experiment that differ}
+            "trainings": {},
+            # How cells are sampled: key -> {"title", "set": keys of experiment.sample that differ,
+            # "eps_scale": the predicted eps is multiplied by it; 0: by the constant fitted below}
+            "samplings": {"default": sampling("")},
+            # key -> {"title", "lines", "processes", "steps"}; see part().
+            "parts": {},
+            # The constant that minimises the first metric of one cell, on images of another seed.
+            "eps_scale": {
+                "process": "ddpm_small",
+                "steps": 10,
+                "n_images": 1000,
+                "low": 0.9,
+                "high": 1.05,
+                "evaluations": 10,
+            },
+            # Figure 4: the total gap from x_start, for these trainings.
+            "gap": {"trainings": (), "start": 300, "n_images": 256, "batch_size": 64},
+            # Other people's numbers: key -> {"title", "metric", "source", "values": {"10": ...}}
+            "published": {},
+            # Metrics that the report has tables of; (): all that were measured.
+            "metrics": (),
+        }
+    )
+    return config.lock()
+
+
+def training(title: str, **sections: dict) -> dict:
+    """A training and the keys of the experiment in which it differs."""
+    return {"title": title, "set": sections}
+
+
+def sampling(title: str, *, eps_scale: float = 1.0, **keys: object) -> dict:
+    """A way to sample and the keys of experiment.sample in which it differs."""
+    return {"title": title, "eps_scale": eps_scale, "set": keys}
+
+
+def part(
+    title: str, lines: tuple[str, ...], processes: tuple[str, ...], steps: tuple[int, ...]
+) -> dict:
+    """A table: each process with each line, a training or "TRAINING/SAMPLING", over the steps.
+
+    The first line is what the others are compared with.
+    """
+    return {"title": title, "lines": lines, "processes": processes, "steps": steps}
+
+
+def baseline() -> dict:
+    """The host's own training."""
+    return training("B", sa={"lam": 0.0})
+
+
+def equal_compute(iterations: int, K: int = 2) -> dict:
+    """The baseline with as many network calls as SA-K makes in ``iterations`` steps."""
+    return training("B, equal compute", sa={"lam": 0.0}, base={"iterations": iterations * K})
+
+
+def sa(K: int = 2, lam: float = 1.0, **keys: object) -> dict:
+    """SA-K; ``keys`` of the section sa."""
+    options = "".join(f", {name} {value}" for name, value in keys.items())
+    title = f"SA-{K}" + (f", lambda {lam:g}" if lam != 1.0 else "") + options
+    return training(title, sa={"K": K, "lam": lam, **keys})
+
+
+def control_samplings() -> dict[str, dict]:
+    """The ways to sample that tell SA from simpler causes."""
+    return {
+        "default": sampling(""),
+        "scaled": sampling("eps scaled by a fitted constant", eps_scale=0.0),
+        "unclipped": sampling("x_0 not clipped", clip_x0=False),
+    }
+
+
+def tables_1_and_2(
+    config: ConfigDict, experiment: ConfigDict, steps: tuple[int, ...] = COLUMNS
+) -> None:
+    """B and SA in all rows, and the controls in DDPM's and DDIM's."""
+    K, lam = experiment.sa.K, experiment.sa.lam
+    config.experiment = experiment
+    config.trainings = {
+        "b": baseline(),
+        "sa": sa(K, lam),
+        "b_equal": equal_compute(experiment.base.iterations, K),
+        "sa_one": sa(K, lam, backprop="one"),
+        "sa_theorem1": sa(K, lam, weighting="theorem1"),
+        "sa_relative": sa(K, lam, weighting="relative"),
+        "sa_shared": sa(K, lam, noise="shared"),
+        "sa_chain": sa(K, lam, noise="chain"),
+    }
+    config.samplings = control_samplings()
+    forms = ("b", "sa", "sa_one", "sa_theorem1", "sa_relative", "sa_shared", "sa_chain")
+    unclipped = ("b/unclipped", "sa/unclipped")
+    config.parts = {
+        "main": part("Equal iterations", ("b", "sa"), ROWS, steps),
+        "compute": part("Equal compute", ("b_equal", "sa"), ROWS, steps),
+        "scaled": part("B with eps scaled", ("b/scaled", "sa"), CONTROLLED, steps),
+        "unclipped": part("x_0 not clipped", unclipped, CONTROLLED, steps),
+        "forms": part("Forms of the SA loss", forms, CONTROLLED, steps),
+    }
