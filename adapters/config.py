@@ -9,7 +9,7 @@ import difflib
 import json
 import re
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,20 @@ from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 from adapters.features import write_atomically
 from configs.base import base_config
 
-FREE = ("network.args",)  # keys below these are checked by what they are handed to
 CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What a kind of configuration file must hold.
+
+    ``expected``: makes one with every key and its default. ``free``: keys below these are checked
+    by what they are handed to. ``workdir``: its output folder where none is given.
+    """
+
+    expected: Callable[[], ConfigDict]
+    free: tuple[str, ...]
+    workdir: Callable[[FrozenConfigDict], str | Path]
 
 
 @dataclass(frozen=True)
@@ -36,8 +48,10 @@ class CommandLine:
     progress: bool
 
 
-def read_command_line(argv: Sequence[str], stages: Sequence[str], module: str) -> CommandLine:
-    """Parse ``argv`` (program name first).
+def read_command_line(
+    argv: Sequence[str], stages: Sequence[str], module: str, schema: Schema | None = None
+) -> CommandLine:
+    """Parse ``argv`` (program name first); the configuration is an experiment's by default.
 
     Raises:
         ValueError: an unknown flag, key or stage, a value of another type, a missing file.
@@ -54,10 +68,11 @@ def read_command_line(argv: Sequence[str], stages: Sequence[str], module: str) -
     if chosen is None:
         raise ValueError(f"a configuration is needed: python -m {module} --config configs/FILE.py")
     config = FrozenConfigDict(chosen)
-    check_keys(config)
+    schema = schema or EXPERIMENT
+    check_keys(config, schema)
     return CommandLine(
         config=config,
-        workdir=Path(values["workdir"].value or default_workdir(config)).absolute(),
+        workdir=Path(values["workdir"].value or schema.workdir(config)).absolute(),
         stages=_chosen(values["stage"].value, stages),
         dry_run=values["dry_run"].value,
         device=values["device"].value or _default_device(),
@@ -109,14 +124,19 @@ def _default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def check_keys(config: FrozenConfigDict) -> None:
-    """ValueError unless the keys are base_config()'s, with values of their types."""
-    expected, given = flatten(base_config()), flatten(config)
+def check_keys(config: FrozenConfigDict, schema: Schema | None = None) -> None:
+    """ValueError unless the keys are the schema's, with values of their types."""
+    schema = schema or EXPERIMENT
+    expected, given = flatten(schema.expected()), flatten(config)
+
+    def is_free(key: str) -> bool:
+        return key in schema.free or key.startswith(tuple(f"{free}." for free in schema.free))
+
     for key in given:
-        if key not in expected and not key.startswith(tuple(f"{free}." for free in FREE)):
+        if key not in expected and not is_free(key):
             raise ValueError(f"unknown configuration key {key!r}{_did_you_mean(key, expected)}")
     for key, default in expected.items():
-        if key in FREE:
+        if is_free(key):
             continue
         if key not in given:
             raise ValueError(f"configuration key {key!r} is missing")
@@ -147,6 +167,9 @@ def default_workdir(config: FrozenConfigDict) -> Path:
     if config.base.init_from:
         label += "_warm"
     return Path("runs") / config.name / f"{label}_seed{config.seed}"
+
+
+EXPERIMENT = Schema(expected=base_config, free=("network.args",), workdir=default_workdir)
 
 
 def claim_folder(workdir: Path, config: FrozenConfigDict, *, option: str = "--workdir") -> None:

@@ -44,6 +44,7 @@ def base_comparison() -> ConfigDict:
             "samplings": {"default": sampling("")},
             # key -> {"title", "lines", "processes", "steps"}; see part().
             "parts": {},
+            "tables": (),  # the parts to compute, in the report's order
             # The constant that minimises the first metric of one cell, on images of another seed.
             "eps_scale": {
                 "process": "ddpm_small",
@@ -136,3 +137,4 @@ def tables_1_and_2(
         "unclipped": part("x_0 not clipped", unclipped, CONTROLLED, steps),
         "forms": part("Forms of the SA loss", forms, CONTROLLED, steps),
     }
+    config.tables = ("main", "compute", "scaled", "unclipped", "forms")

@@ -97,14 +97,16 @@ class Grid:
                 raise ValueError(f"{key} must be a name without /, got {config[key]!r}")
         if not config.seeds or len(set(config.seeds)) < len(config.seeds):
             raise ValueError(f"seeds must be numbers that differ, got {config.seeds}")
-        self.parts = tuple(self._part(key) for key in config.parts)
+        for key in config.tables:
+            _has("tables", config.parts, key)
+        self.parts = tuple(self._part(key) for key in config.tables)
         for line in [line for part in self.parts for line in part.lines]:
             _has("trainings", config.trainings, line.training)
             _has("samplings", config.samplings, line.sampling)
         for name in config.gap.trainings:
             _has("trainings", config.trainings, name)
         if not self.parts and not config.gap.trainings:
-            raise ValueError("parts and gap.trainings must not both be empty")
+            raise ValueError("tables and gap.trainings must not both be empty")
 
     @property
     def seeds(self) -> tuple[int, ...]:

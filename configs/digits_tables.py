@@ -1,0 +1,44 @@
+"""Tables 1 and 2 on scikit-learn's digits, with controls and gap curves: two cores, under 40 minutes.
+
+Fewer images and steps than configs/digits.py has, so that three seeds and the controls fit.
+"""
+
+from configs import digits
+from configs.comparison import (
+    CONTROLLED,
+    ROWS,
+    base_comparison,
+    baseline,
+    control_samplings,
+    equal_compute,
+    part,
+    sa,
+)
+
+
+def get_config():
+    config = base_comparison()
+    config.name = config.store = "digits"
+    config.title = "The SA loss and optimal reverse variances on digits"
+    config.seeds = (0, 1, 2)
+    config.experiment = digits.experiment("sn")
+    config.experiment.sample.n_images = 1000
+    config.trainings = {
+        "b": baseline(),
+        "sa": sa(),
+        "b_equal": equal_compute(config.experiment.base.iterations),
+        "sa_one": sa(backprop="one"),
+    }
+    config.samplings = control_samplings()
+    steps = (5, 10, 25, 50)
+    unclipped = ("b/unclipped", "sa/unclipped")
+    config.parts = {
+        "main": part("Equal iterations", ("b", "sa"), ROWS, steps),
+        "compute": part("Equal compute", ("b_equal", "sa"), CONTROLLED, steps),
+        "one": part("One backward pass", ("sa", "sa_one"), CONTROLLED, steps),
+        "scaled": part("B with eps scaled", ("b/scaled", "sa"), CONTROLLED, steps),
+        "unclipped": part("x_0 not clipped", unclipped, CONTROLLED, steps),
+    }
+    config.tables = ("main", "compute", "one", "scaled", "unclipped")
+    config.gap.trainings = ("b", "sa")
+    return config
