@@ -22,7 +22,7 @@ def plot_gap(
     path: str | Path,
     curves: Mapping[str, Sequence[GapCurve]],
     *,
-    quantity: str = "total",
+    quantity: str = "distance",
     title: str | None = None,
 ) -> None:
     """The gap over the steps of the reverse chain, a line for each label, as a PNG.
@@ -30,8 +30,9 @@ def plot_gap(
     Args:
         curves: label (a training) -> the curves of its seeds. Several are drawn as their mean with
             a band of one standard deviation either way, a single one with its standard error.
-        quantity: "total", what the steps so far add to the gap at x_1 (Theorem 1), or "distance",
-            how far x_{n-1} is from the true chain's.
+        quantity: "distance", how far x_{n-1} is from the true chain's, or "total", what the steps
+            so far add to the gap at x_1 (Theorem 1), on a logarithmic axis: nearly all of it comes
+            with the last few steps. Both end in the same number, the total gap.
 
     Raises:
         ValueError: nothing to draw, an unknown quantity, or curves of different steps.
@@ -50,7 +51,10 @@ def plot_gap(
         handles += axes.plot(steps, mean, color=colour, linestyle=dash, linewidth=1.8)
         axes.fill_between(steps, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
     axes.invert_xaxis()  # as the chain runs
-    axes.set_ylim(bottom=0)
+    if quantity == "total":
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
     axes.set_xlabel("step n", color=_INK)
     axes.set_ylabel(QUANTITIES[quantity][2], color=_INK)
     if title:

@@ -40,6 +40,7 @@ def test_lines_and_bands(quantity, factor, tmp_path, figures):
         assert np.asarray(picture.convert("RGB")).std() > 0
     (axes,) = figures[0].axes
     assert axes.xaxis_inverted()
+    assert axes.get_yscale() == {"total": "log", "distance": "linear"}[quantity]
     assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["B", "SA-2"]
     rise = factor * np.arange(1.0, 6)
     lines = [line.get_xydata() for line in axes.lines]
