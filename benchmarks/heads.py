@@ -3,7 +3,8 @@
 For x_0 ~ N(mu, S), S diagonal, the optimal reverse variances are known: from t to s they are
 small(s, t) + weight(s, t) Cov[x_0 | x_t], Cov[x_0 | x_t] = cum_beta_t S / (cum_alpha_t S +
 cum_beta_t). The host's criteria train NPR and SN heads on it, on a frozen noise
-network and jointly with it; what the sampler would use is compared with the exact values.
+network ("simple" and "complex" heads) and jointly with it; what the sampler would use is compared
+with the exact values.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ from third_party.extended_analytic_dpm.methods import build_criterion, get_metho
 
 SHAPE = (1, 8, 8)
 STEPS = 10
-METHODS = {
-    "NPR, pretrained": ("npr", "pred_eps_epsc_pretrained"),
-    "SN, pretrained": ("sn", "pred_eps_eps2_pretrained"),
-    "NPR, joint": ("npr", "pred_eps_epsc"),
-    "SN, joint": ("sn", "pred_eps_eps2"),
+METHODS = {  # the variance, the host's method, the head's mode where there is one
+    "NPR, simple head": ("npr", "pred_eps_epsc_pretrained", "simple"),
+    "SN, simple head": ("sn", "pred_eps_eps2_pretrained", "simple"),
+    "NPR, complex head": ("npr", "pred_eps_epsc_pretrained", "complex"),
+    "SN, complex head": ("sn", "pred_eps_eps2_pretrained", "complex"),
+    "NPR, joint": ("npr", "pred_eps_epsc", ""),
+    "SN, joint": ("sn", "pred_eps_eps2", ""),
 }
 
 
@@ -81,6 +84,7 @@ def train(
     iterations: int,
     *,
     trunk: dict[str, Tensor] | None = None,
+    head_mode: str = "simple",
     batch_size: int = 128,
     lr: float = 1e-3,
     seed: int = 0,
@@ -95,6 +99,7 @@ def train(
         SHAPE,
         trunk_channels=chosen.trunk_channels(1),
         head_channels=chosen.head_channels(1),
+        head_mode=head_mode,
     )
     schedule = NamedSchedule("linear", problem.N)
     criterion = build_criterion(method, schedule, network, trunk=trunk, lr=lr)
@@ -126,11 +131,21 @@ def reverse_variances(
 
 
 def learnt(
-    problem: Problem, iterations: int, names: Sequence[str] = tuple(METHODS), seed: int = 0
+    problem: Problem,
+    iterations: int,
+    names: Sequence[str] = tuple(METHODS),
+    *,
+    head_iterations: int | None = None,
+    head_lr: float = 1e-3,
+    seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Reverse variances by name: trained heads, DDPM's two fixed ones, and the exact ones."""
+    """Reverse variances by name: trained heads, DDPM's two fixed ones, and the exact ones.
+
+    ``iterations`` are those of the noise network under the heads and of joint training;
+    ``head_iterations`` those of each head, by default as many.
+    """
     trunk = None
-    if any(get_method(METHODS[name][1]).pretrained for name in names):
+    if any(METHODS[name][2] for name in names):
         trunk = train(problem, "pred_eps", iterations, seed=seed).state_dict()
     columns = [c for _, c in problem.steps()]
     found = {
@@ -139,9 +154,12 @@ def learnt(
         "DDPM big": torch.stack([c.big.expand(SHAPE) for c in columns]),
     }
     for name in names:
-        variance, method = METHODS[name]
-        start = trunk if get_method(method).pretrained else None
-        network = train(problem, method, iterations, trunk=start, seed=seed)
+        variance, method, mode = METHODS[name]
+        if mode:
+            options = {"trunk": trunk, "head_mode": mode, "lr": head_lr, "seed": seed}
+            network = train(problem, method, head_iterations or iterations, **options)
+        else:
+            network = train(problem, method, iterations, seed=seed)
         found[name] = reverse_variances(problem, network, method, variance)
     return found
 
@@ -202,11 +220,20 @@ def draw(problem: Problem, found: dict[str, Tensor], path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.heads", description=__doc__)
-    parser.add_argument("--iterations", type=int, default=600, help="of each of five trainings")
+    parser.add_argument("--iterations", type=int, default=600, help="of a noise network")
+    parser.add_argument("--head_iterations", type=int, help="of a head; default: --iterations")
+    parser.add_argument("--head_lr", type=float, default=1e-3)
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--out", type=Path, default=Path("docs/figures/heads_gaussian.png"))
     options = parser.parse_args(argv)
     problem = Problem.two_halves()
-    found = learnt(problem, options.iterations)
+    found = learnt(
+        problem,
+        options.iterations,
+        options.methods,
+        head_iterations=options.head_iterations,
+        head_lr=options.head_lr,
+    )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     draw(problem, found, options.out)
     print(table(problem, found))

@@ -4,6 +4,7 @@ from sa_plugin.loss import SALoss
 """
 
 from sa_plugin.gamma import Gamma, estimate_gamma
+from sa_plugin.gap import GapCurve, gap_along_chain, theorem2_bounds, total_gap
 from sa_plugin.hook import attach
 from sa_plugin.likelihood import NegativeElbo, bits_per_dim, negative_elbo
 from sa_plugin.loss import SALoss, SALossOutput, sequence_aware_loss
@@ -15,6 +16,7 @@ from sa_plugin.trajectory import choose_timesteps
 __version__ = "0.1.0"
 __all__ = [
     "Gamma",
+    "GapCurve",
     "NegativeElbo",
     "NoiseSchedule",
     "SALoss",
@@ -25,6 +27,9 @@ __all__ = [
     "bits_per_dim",
     "choose_timesteps",
     "estimate_gamma",
+    "gap_along_chain",
     "negative_elbo",
     "sequence_aware_loss",
+    "theorem2_bounds",
+    "total_gap",
 ]

@@ -32,3 +32,14 @@ def test_jointly_learnt_variances_come_close_to_the_exact_ones():
     means = {name: float(error[:-1].mean()) for name, error in found.items()}
     assert max(means["NPR, joint"], means["SN, joint"]) < 0.1, means
     assert min(means["DDPM small"], means["DDPM big"]) > 0.2, means
+
+
+@pytest.mark.slow
+def test_complex_heads_on_a_frozen_network_come_close_to_the_exact_variances():
+    """The noise network has learnt nothing of the second prediction; its features suffice."""
+    names = ["NPR, complex head", "SN, complex head"]
+    found = errors(learnt(Problem.two_halves(), iterations=600, names=names))
+    means = {name: float(error[:-1].mean()) for name, error in found.items()}
+    assert means["NPR, complex head"] < 0.05, means
+    assert means["SN, complex head"] < 0.1, means
+    assert min(means["DDPM small"], means["DDPM big"]) > 0.2, means

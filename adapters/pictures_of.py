@@ -1,0 +1,122 @@
+"""Pictures of a finished run's chains: python -m adapters.pictures_of --config configs/FILE.py
+
+Leaves in the run's folder, below ``pictures/``: ``strip_PROCESS_STEPS.png``, some images on their
+way from noise, for every process of the configuration, and ``variances_STEPS.png``, the reverse
+variances of its DDPM processes over n. Further options: ``--help_pictures``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from adapters.config import CONFIG_FILE, CommandLine, claim_folder, read_command_line
+from adapters.experiment import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Experiment
+from adapters.registry import get_process
+from adapters.sample import adapter_of
+from adapters.strips import film_strip, plot_variances, reverse_variances, save_film_strip
+from sa_plugin.sampler import Sampler
+from third_party.common.data import to_unit_range
+
+logger = logging.getLogger(__name__)
+
+MODULE = "adapters.pictures_of"
+FOLDER = "pictures"
+
+
+class _Parser(argparse.ArgumentParser):
+    """One whose errors are ValueErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command, program name first; 0, or 2 with one line for bad input."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    try:
+        own, rest = _parser().parse_known_args(list(argv[1:]))
+        for name, low in (("images", 1), ("columns", 2), ("variance_images", 1)):
+            if getattr(own, name) < low:
+                raise ValueError(f"--{name} must be >= {low}, got {getattr(own, name)}")
+        line = read_command_line([argv[0], *rest], (), MODULE)
+        _draw(_finished(line), own)
+    except (ValueError, OSError) as error:
+        print(f"{MODULE}: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog=f"python -m {MODULE}", add_help=False, allow_abbrev=False)
+    parser.add_argument("--help_pictures", action="help", help="this")
+    add = parser.add_argument
+    add("--steps", type=int, help="of the trajectory; default: the largest of sample.steps")
+    add("--images", type=int, default=4, help="in a strip; default: 4")
+    add("--columns", type=int, default=10, help="steps shown in a strip; default: 10")
+    add("--variance_images", type=int, default=200, help="for the variances; default: 200")
+    return parser
+
+
+def _finished(line: CommandLine) -> Experiment:
+    """The experiment that the command line describes, its folder left as it is."""
+    adapter = adapter_of(line.config)
+    if not (line.workdir / CONFIG_FILE).exists():
+        raise ValueError(f"{line.workdir} holds no run: run python -m {adapter.module} first")
+    claim_folder(line.workdir, adapter.recorded(line.config))
+    return Experiment(adapter, line.config, line.workdir, line.device, line.progress)
+
+
+def _draw(experiment: Experiment, own: argparse.Namespace) -> None:
+    config, stage = experiment.config, experiment.stages()["sample"]
+    steps = max(config.sample.steps) if own.steps is None else own.steps
+    gamma = None if stage.gamma is None else stage.gamma()
+    processes = config.sample.processes
+    averages = {s: s.average() for s in {stage.stage_of(name) for name in processes}}
+    folder = experiment.workdir / FOLDER
+    shape = (own.images, *experiment.image_shape)
+    curves = {}
+    for name in processes:
+        row = get_process(name)
+        sampler = experiment.sampler(name, steps, *averages[stage.stage_of(name)], gamma)
+        strip = film_strip(sampler, shape, columns=own.columns, seed=config.sample.seed)
+        path = folder / f"strip_{name}_{steps}.png"
+        save_film_strip(path, strip, heading=f"{row.title}, {steps} steps")
+        logger.info("%s", path)
+        if row.forward == "ddpm":
+            curves[row.title] = _variances(experiment, sampler, row.variance, gamma, own)
+    if len(curves) > 1 and steps > 1:
+        path = folder / f"variances_{steps}.png"
+        plot_variances(path, curves, title=f"{config.name}, {steps} steps")
+        logger.info("%s", path)
+
+
+def _variances(
+    experiment: Experiment, sampler: Sampler, variance: str, gamma: object, own: argparse.Namespace
+) -> dict[int, float]:
+    """Of a row of the tables, on the first images of the training data."""
+    sample = experiment.config.sample
+    if len(sampler.timesteps) < 2:
+        return {}
+    return reverse_variances(
+        sampler.model,
+        experiment.schedule,
+        to_unit_range(next(experiment.dataset.uint8_batches(own.variance_images))).to(
+            experiment.device
+        ),
+        sampler.timesteps,
+        variance=variance,
+        gamma=None if gamma is None else gamma.values,
+        clip_x0=sample.clip_x0,
+        avg_cov=sample.avg_cov,
+        seed=sample.seed,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
