@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from adapters.pictures import _COLOURS, _DASHES, _INK, _write_figure
+from adapters.pictures import COLOURS, DASHES, INK, write_figure
 from sa_plugin.gap import GapCurve
 
 QUANTITIES = {
@@ -46,8 +46,8 @@ def plot_gap(
     handles = []
     for index, (label, runs) in enumerate(curves.items()):
         steps, mean, spread = _band(label, runs, *QUANTITIES[quantity][:2])
-        colour = _COLOURS[index % len(_COLOURS)]
-        dash = _DASHES[index // len(_COLOURS) % len(_DASHES)]
+        colour = COLOURS[index % len(COLOURS)]
+        dash = DASHES[index // len(COLOURS) % len(DASHES)]
         handles += axes.plot(steps, mean, color=colour, linestyle=dash, linewidth=1.8)
         axes.fill_between(steps, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
     axes.invert_xaxis()  # as the chain runs
@@ -55,16 +55,16 @@ def plot_gap(
         axes.set_yscale("log")
     else:
         axes.set_ylim(bottom=0)
-    axes.set_xlabel("step n", color=_INK)
-    axes.set_ylabel(QUANTITIES[quantity][2], color=_INK)
+    axes.set_xlabel("step n", color=INK)
+    axes.set_ylabel(QUANTITIES[quantity][2], color=INK)
     if title:
-        axes.set_title(title, loc="left", fontsize=12, pad=10, color=_INK)
+        axes.set_title(title, loc="left", fontsize=12, pad=10, color=INK)
     axes.grid(True, color="#E4E4E4", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    style = {"frameon": False, "fontsize": 9, "labelcolor": _INK, "handlelength": 3.5}
+    style = {"frameon": False, "fontsize": 9, "labelcolor": INK, "handlelength": 3.5}
     figure.legend(handles, list(curves), loc="outside right upper", **style)
-    _write_figure(path, figure)
+    write_figure(path, figure)
 
 
 def _band(

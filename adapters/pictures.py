@@ -29,11 +29,11 @@ _CELL = 48  # pixels that an image is enlarged to, about
 _GAP = 2  # pixels between images
 _GAP_GREY = 150  # stands out from black images and from white ones
 _DPI = 100
-_INK = "#222222"
+INK = "#222222"
 # Okabe & Ito's colours, which the colour-blind can tell apart, without their yellow (too pale).
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_MARKERS = "osD^vPX"
-_DASHES = ("-", "--", ":", "-.")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = "osD^vPX"
+DASHES = ("-", "--", ":", "-.")
 
 Table = Mapping[str, Mapping[int, float | Sequence[float]]]
 
@@ -73,7 +73,7 @@ def save_labelled_grids(
         title: _grid(f"panels[{title!r}]", images, columns, scale)
         for title, images in panels.items()
     }
-    _write_figure(path, _panel_figure(grids, across, heading))
+    write_figure(path, _panel_figure(grids, across, heading))
 
 
 def plot_metric(
@@ -106,17 +106,17 @@ def plot_metric(
     _label_steps(axes, steps, _wants_log("log_x", log_x, steps, factor=4))
     if _wants_log("log_y", log_y, means, factor=8):
         _label_log_values(axes)
-    axes.set_xlabel(x_label, color=_INK)
-    axes.set_ylabel(metric, color=_INK)
+    axes.set_xlabel(x_label, color=INK)
+    axes.set_ylabel(metric, color=INK)
     if title:
-        axes.set_title(title, loc="left", fontsize=12, pad=10, color=_INK)
+        axes.set_title(title, loc="left", fontsize=12, pad=10, color=INK)
     axes.grid(True, color="#E4E4E4", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     # Handles long enough to tell the dashes.
-    style = {"frameon": False, "fontsize": 9, "labelcolor": _INK, "handlelength": 3.5}
+    style = {"frameon": False, "fontsize": 9, "labelcolor": INK, "handlelength": 3.5}
     figure.legend(lines, list(points), loc="outside right upper", **style)
-    _write_figure(path, figure)
+    write_figure(path, figure)
 
 
 # ----------------------------------------------------------------------------------------- grids
@@ -155,7 +155,7 @@ def _panel_figure(grids: Mapping[str, np.ndarray], across: int, heading: str | N
     if heading:
         figure.text(
             margin / width, 1 - (margin + line / 2) / height, heading,
-            fontsize=font + 3, fontweight="bold", va="center", color=_INK,
+            fontsize=font + 3, fontweight="bold", va="center", color=INK,
         )  # fmt: skip
     for index, (title, grid) in enumerate(zip(titles, grids.values(), strict=True)):
         row, column = divmod(index, across)
@@ -167,7 +167,7 @@ def _panel_figure(grids: Mapping[str, np.ndarray], across: int, heading: str | N
         axes.imshow(grid, interpolation="none", aspect="auto")
         axes.set_axis_off()
         figure.text(
-            left / width, 1 - (upper - 6) / height, title, fontsize=font, va="bottom", color=_INK
+            left / width, 1 - (upper - 6) / height, title, fontsize=font, va="bottom", color=INK
         )
     return figure
 
@@ -198,15 +198,15 @@ def _styles(
     members: dict[str, int] = {}
     for index, method in enumerate(methods):
         if groups is None:
-            colour, dash = index % len(_COLOURS), index // len(_COLOURS)
+            colour, dash = index % len(COLOURS), index // len(COLOURS)
         elif method in groups:
             group = groups[method]
             dash = members[group] = members.get(group, -1) + 1
-            colour = list(members).index(group) % len(_COLOURS)
+            colour = list(members).index(group) % len(COLOURS)
         else:
             raise ValueError(f"groups must name every method of the table, {method!r} is missing")
-        marker, line = _MARKERS[colour], _DASHES[dash % len(_DASHES)]
-        yield method, {"color": _COLOURS[colour], "marker": marker, "linestyle": line}
+        marker, line = MARKERS[colour], DASHES[dash % len(DASHES)]
+        yield method, {"color": COLOURS[colour], "marker": marker, "linestyle": line}
 
 
 def _draw_line(axes: Axes, rows: list[tuple[int, float, float]], **style: str) -> Line2D:
@@ -244,7 +244,7 @@ def _label_log_values(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _write_figure(path: str | Path, figure: Figure) -> None:
+def write_figure(path: str | Path, figure: Figure) -> None:
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     write_atomically(path, buffer.getvalue())

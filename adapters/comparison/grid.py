@@ -191,8 +191,7 @@ def cell_name(config: FrozenConfigDict, cell: Cell, eps_scale: Mapping[str, Any]
 def digest(sections: Mapping[str, Any]) -> str:
     """Ten hexadecimal digits of all values that have an effect."""
     kept = {
-        name: _without(section, WITHOUT_EFFECT.get(name, ()))
-        for name, section in sections.items()
+        name: _without(section, WITHOUT_EFFECT.get(name, ())) for name, section in sections.items()
     }
     text = json.dumps(kept, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -1,0 +1,110 @@
+"""A comparison: its grid computed, each cell once, and its report.
+
+    python -m adapters.compare --config configs/digits_tables.py
+    python -m adapters.compare --config configs/table1_cifar10.py --dry_run
+
+The same command continues an interrupted grid; a grown grid reuses what is there; several machines
+may run it on one shared folder (``--workdir``) at the same time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+import sys
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from ml_collections import FrozenConfigDict
+
+from adapters.comparison.cost import plan_text
+from adapters.comparison.grid import COMPARISON, Grid
+from adapters.comparison.report import failures_of, write_report
+from adapters.comparison.tasks import Plan, Store
+from adapters.comparison.workers import work_together
+from adapters.config import read_command_line
+from adapters.experiment import EXIT_BAD_INPUT, EXIT_INTERRUPTED
+
+MODULE = "adapters.compare"
+EXIT_INCOMPLETE = 1
+MOST_WORKERS = 8  # by default: each holds a network and the images' features
+
+
+@dataclass(frozen=True)
+class PlanMaker:
+    """Makes the plan, in any process."""
+
+    config: FrozenConfigDict
+    workdir: Path
+    device: str
+    progress: bool = False
+
+    def __call__(self) -> Plan:
+        store = Store(Grid(self.config), self.workdir, self.device, self.progress)
+        return Plan(store)
+
+
+def compare(argv: Sequence[str]) -> int:
+    """0: all done, with a report; 1: something failed, with a report of the rest."""
+    args, rest = _parse(argv)
+    line = read_command_line([argv[0], *rest], (), MODULE, COMPARISON)
+    workers = _default_workers(line.device) if args.workers is None else args.workers
+    if workers < 1:
+        raise ValueError(f"--workers must be >= 1, got {workers}")
+    make_plan = PlanMaker(line.config, line.workdir, line.device, line.progress and workers == 1)
+    plan = make_plan()
+    if line.dry_run:
+        print(plan_text(plan))
+        return 0
+    if not args.report_only:
+        work_together(make_plan, workers, run_id=uuid.uuid4().hex)
+    path = write_report(plan, f"python -m {MODULE} {shlex.join(argv[1:])}")
+    print(path.read_text().split("## Pictures")[0])
+    print(f"{path.with_suffix('.html')}")
+    missing = failures_of(plan)
+    if missing:
+        print(f"{MODULE}: {len(missing)} tasks are not done; see {path}", file=sys.stderr)
+    return EXIT_INCOMPLETE if missing else 0
+
+
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {MODULE}",
+        description="Compute a grid and report it; other options as of the adapters.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--workers", type=int, help="processes on this machine; default: 1 on a GPU, else the cores"
+    )
+    parser.add_argument(
+        "--report_only", action="store_true", help="compute nothing, report what is there"
+    )
+    return parser.parse_known_args(list(argv[1:]))
+
+
+def _default_workers(device: str) -> int:
+    # Two processes with a thread each do more than one with two.
+    on_cpu = torch.device(device).type == "cpu"
+    return min(os.cpu_count() or 1, MOST_WORKERS) if on_cpu else 1
+
+
+def main(argv: Sequence[str]) -> int:
+    """The exit code: that of ``compare``; 2: bad input, told in one line; 130: interrupted."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    try:
+        return compare(argv)
+    except (ValueError, OSError) as error:
+        print(f"{MODULE}: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print(f"{MODULE}: interrupted; the same command continues it", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,91 @@
+"""What a grid will cost, before it is paid for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from adapters.comparison.grid import Line
+from adapters.comparison.tasks import CellTask, EpsScaleTask, GapTask, Plan, StageTask, Task
+from adapters.gamma_stage import GammaStage
+from adapters.report import table
+
+PROBE_SECONDS = 1.0
+PROBE_BATCH = 64
+
+
+def plan_text(plan: Plan) -> str:
+    """The tasks by kind: how many are done, and what the others take."""
+    flop, rate = flop_per_image(plan), measured_rate(plan)
+    rows = []
+    for kind, tasks in _by_kind(plan.in_order()):
+        left = [task for task in tasks if not task.is_done()]
+        rows.append([kind, str(len(tasks)), str(len(left)), *_cost(left, flop, rate)])
+    left = [task for task in plan.in_order() if not task.is_done()]
+    rows.append(["all", str(len(plan.tasks)), str(len(left)), *_cost(left, flop, rate)])
+    head = ["", "tasks", "to do", "evaluations", "PFLOP", "hours"]
+    grid = plan.store.grid
+    return (
+        f"{grid.config.name} in {plan.store.folder} on {plan.store.device}\n\n"
+        f"{table(head, rows, left=1)}\n"
+        f"Evaluations of one image, a backward pass counted as two; {flop / 1e9:.3g} GFLOP each. "
+        f"Hours for one worker at {rate:.3g} evaluations a second, measured just now in forward "
+        "passes of this machine alone.\n"
+    )
+
+
+def flop_per_image(plan: Plan) -> float:
+    """Of one forward pass of the noise network, counted without computing anything."""
+    experiment = _any_experiment(plan)
+    network = experiment.network(experiment.base_method, "meta").eval()
+    x = torch.empty(1, *experiment.image_shape, device="meta")
+    n = torch.ones(1, dtype=torch.int64, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(x, n)
+    return float(counter.get_total_flops())
+
+
+def measured_rate(plan: Plan) -> float:
+    """Forward passes of one image a second, here, in batches."""
+    experiment = _any_experiment(plan)
+    network = experiment.network(experiment.base_method).to(experiment.device).eval()
+    batch = min(PROBE_BATCH, experiment.config.sample.batch_size)
+    x = torch.zeros(batch, *experiment.image_shape, device=experiment.device)
+    n = torch.ones(batch, dtype=torch.int64, device=experiment.device)
+    with torch.no_grad():
+        network(x, n).sum().item()  # the first call is slower
+        began, calls = time.perf_counter(), 0
+        while time.perf_counter() - began < PROBE_SECONDS:
+            network(x, n).sum().item()
+            calls += 1
+    return calls * batch / (time.perf_counter() - began)
+
+
+def _any_experiment(plan: Plan):
+    line = Line(next(iter(plan.store.grid.config.trainings)))
+    return plan.store.experiment(line, plan.store.grid.seeds[0], None)
+
+
+def _cost(tasks: Sequence[Task], flop: float, rate: float) -> list[str]:
+    evaluations = sum(task.evaluations for task in tasks)
+    hours = evaluations / rate / 3600
+    return [f"{evaluations:.3g}", f"{evaluations * flop / 1e15:.3g}", f"{hours:.3g}"]
+
+
+def _by_kind(tasks: Sequence[Task]) -> Iterator[tuple[str, list[Task]]]:
+    kinds: dict[str, list[Task]] = {}
+    for task in tasks:
+        kinds.setdefault(_kind(task), []).append(task)
+    yield from kinds.items()
+
+
+def _kind(task: Task) -> str:
+    if isinstance(task, StageTask):
+        if isinstance(task.stage, GammaStage):
+            return "Gamma"
+        return "noise networks" if task.stage.trunk is None else "heads"
+    names = {CellTask: "cells", EpsScaleTask: "constants of eps", GapTask: "gap curves"}
+    return names[type(task)]

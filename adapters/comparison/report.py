@@ -1,0 +1,164 @@
+"""The report of a comparison, from whatever lies in its store: STORE/reports/NAME/
+
+report.md, report.html (one file, with its pictures), tables.tex, cells.csv, *.png
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapters.comparison import figures
+from adapters.comparison.grid import Cell
+from adapters.comparison.page import html_page
+from adapters.comparison.tables import Table, build_tables, comma_separated, latex, markdown
+from adapters.comparison.tasks import Plan, Task
+from adapters.comparison.workers import Failures
+from adapters.features import write_atomically
+from adapters.report import table
+
+REPORTS = "reports"
+PAPER = "arXiv 2312.12431"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG file of the report with its caption."""
+
+    path: Path
+    caption: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a report shows."""
+
+    title: str
+    state: str
+    tables: tuple[Table, ...]
+    pictures: tuple[Picture, ...]
+    facts: dict[str, str]
+    published: str  # Markdown, "" where there is nothing
+    failures: dict[str, str]
+    config: str  # JSON
+
+
+def write_report(plan: Plan, command: str) -> Path:
+    """Make the report of what is there; the Markdown file's path."""
+    grid, folder = plan.store.grid, plan.store.folder / REPORTS / plan.store.grid.config.name
+    folder.mkdir(parents=True, exist_ok=True)
+    failures = Failures(plan.store.folder, run_id="")
+    errors = {
+        task.name: error
+        for task in plan.in_order()
+        if not task.is_done() and (error := failures.error(task)) is not None
+    }
+    stored = {cell: task.result() for cell, task in plan.cells.items() if task.is_done()}
+    results = {cell: found["metrics"] for cell, found in stored.items()}
+
+    def failed(cell: Cell) -> bool:
+        task = plan.cells[cell]
+        return not task.is_done() and any(t.name in errors for t in (task, *task.needs))
+
+    tables = build_tables(grid, results, failed)
+    report = Report(
+        title=grid.config.title or grid.config.name,
+        state=_state(plan, errors),
+        tables=tuple(tables),
+        pictures=tuple(_pictures(folder, plan, tables)),
+        facts=_facts(plan, command, stored),
+        published=_published(plan),
+        failures=errors,
+        config=json.dumps(grid.config.to_dict(), indent=2, sort_keys=True),
+    )
+    scales = {cell: found["eps_scale"] for cell, found in stored.items()}
+    content = {
+        "report.md": _markdown(report, folder),
+        "report.html": html_page(report),
+        "tables.tex": latex(tables),
+        "cells.csv": comma_separated(grid, results, scales),
+        "config.json": report.config + "\n",
+    }
+    for name, text in content.items():
+        write_atomically(folder / name, text.encode())
+    return folder / "report.md"
+
+
+def _state(plan: Plan, errors: dict[str, str]) -> str:
+    done = sum(task.is_done() for task in plan.tasks.values())
+    text = f"{done} of {len(plan.tasks)} tasks done"
+    return f"{text}, {len(errors)} failed" if errors else text
+
+
+def _pictures(folder: Path, plan: Plan, tables: list[Table]) -> Iterator[Picture]:
+    grid = plan.store.grid
+    for one in tables:
+        path = folder / f"{one.part.key}_{one.metric}.png"
+        figures.plot_table(path, one)
+        yield Picture(path, f"{one.part.title}: {one.heading}")
+    for path in figures.draw_gaps(folder, grid, plan):
+        start = grid.config.gap.start
+        yield Picture(path, f"Gap along reverse chains from x_{start} (Theorem 1; Figure 4)")
+    for part in grid.parts:
+        path = folder / f"{part.key}_samples.png"
+        if figures.draw_samples(path, grid, plan, part):
+            yield Picture(path, f"Samples: {part.title}")
+
+
+def _facts(plan: Plan, command: str, stored: dict[Cell, dict]) -> dict[str, str]:
+    seconds = sum(found["seconds"] for found in stored.values())
+    made = Counter(json.dumps(found["made_with"], sort_keys=True) for found in stored.values())
+    facts = {
+        "command": command,
+        "seeds": ", ".join(map(str, plan.store.grid.seeds)),
+        "sampling and measuring": f"{seconds / 3600:.2f} hours in {len(stored)} cells",
+    }
+    for text, count in made.most_common():
+        versions = ", ".join(f"{k} {v}" for k, v in json.loads(text).items())
+        facts[f"{count} cells made with"] = versions
+    scales = {
+        f"eps scale of {plan.store.grid.title(cell.line)}, seed {cell.seed}": f"{scale:.4f}"
+        for cell, found in stored.items()
+        if (scale := found["eps_scale"]) != 1
+    }
+    return facts | scales
+
+
+def _published(plan: Plan) -> str:
+    """Other people's numbers, each with its source; the SA paper's own are to be had there."""
+    published = plan.store.grid.config.published
+    if not len(published):
+        return ""
+    rows = [published[key] for key in published]
+    steps = sorted({int(s) for row in rows for s in row["values"]})
+    lines = [
+        [row.title, row.metric, *(str(row["values"].get(str(s), "")) for s in steps), row.source]
+        for row in rows
+    ]
+    lines.append(["SA rows", "", *("" for _ in steps), f"see {PAPER}"])
+    head = ["method", "metric", *map(str, steps), "source"]
+    return table(head, lines, left=2)
+
+
+def _markdown(report: Report, folder: Path) -> str:
+    facts = "\n".join(f"- {name}: {text}" for name, text in report.facts.items())
+    parts = [f"# {report.title}\n", f"{report.state}.\n", markdown(report.tables)]
+    if report.failures:
+        lines = "\n".join(f"- `{name}`: {error}" for name, error in report.failures.items())
+        parts.append(f"## Failed\n\n{lines}\n")
+    pictures = "\n\n".join(
+        f"![{one.caption}]({one.path.relative_to(folder)})" for one in report.pictures
+    )
+    parts.append(f"## Pictures\n\n{pictures}\n")
+    if report.published:
+        parts.append(f"## Published numbers\n\n{report.published}")
+    parts.append(f"## Made by\n\n{facts}\n\nThe configuration is in config.json.\n")
+    return "\n".join(parts)
+
+
+def failures_of(plan: Plan) -> list[Task]:
+    """Tasks that are not done."""
+    return [task for task in plan.in_order() if not task.is_done()]

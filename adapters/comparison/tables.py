@@ -1,0 +1,231 @@
+"""Tables of a comparison: every number over seeds, beside what it is compared with."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from adapters.comparison.grid import Cell, Grid, Part
+from adapters.comparison.statistics import (
+    Interval,
+    Spread,
+    expected_by_chance,
+    paired,
+    spread,
+    supported_best,
+)
+from adapters.registry import get_process
+from adapters.report import explain, headline_metrics, table
+
+Results = Mapping[Cell, Mapping[str, float]]  # the cells that are there -> metric -> value
+MISSING = "-"
+FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A number of a table: a process, a line and a number of steps.
+
+    ``difference``: from the part's first line, paired by seed; None in that line itself.
+    ``is_best``: best of the process's lines, where the intervals support it.
+    """
+
+    spread: Spread | None
+    difference: Interval | None
+    is_best: bool
+    missing: str = MISSING
+
+    def text(self, digits: int = 2) -> str:
+        """Mean ± deviation, or why there is none."""
+        if self.spread is None:
+            return self.missing
+        mean = f"{self.spread.mean:.{digits}f}"
+        return mean if self.spread.n == 1 else f"{mean} ± {self.spread.std:.{digits}f}"
+
+    def difference_text(self, digits: int = 2) -> str:
+        """Mean difference [low, high]."""
+        if self.difference is None:
+            return MISSING
+        d = self.difference
+        if d.n == 1:
+            return f"{d.mean:+.{digits}f}"
+        return f"{d.mean:+.{digits}f} [{d.low:+.{digits}f}, {d.high:+.{digits}f}]"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table."""
+
+    process: str
+    line: str
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A part's numbers of one metric."""
+
+    part: Part
+    metric: str
+    heading: str
+    rows: tuple[Row, ...]
+
+    @property
+    def reference(self) -> str:
+        """The title of the line that the others are compared with."""
+        return self.rows[0].line
+
+    @property
+    def compared(self) -> list[Row]:
+        """The rows that have differences."""
+        return [row for row in self.rows if any(entry.difference for entry in row.entries)]
+
+    @property
+    def intervals(self) -> list[Interval]:
+        """All differences of the table."""
+        every = (entry.difference for row in self.rows for entry in row.entries)
+        return [interval for interval in every if interval is not None]
+
+
+def build_tables(
+    grid: Grid, results: Results, failed: Callable[[Cell], bool] = lambda cell: False
+) -> list[Table]:
+    """Every part's tables, one a metric; only of the parts that have a number."""
+    tables = []
+    for part in grid.parts:
+        there = [results[cell] for s in grid.seeds for cell in part.cells(s) if cell in results]
+        if not there:
+            continue
+        for metric in _metrics(grid, there[0]):
+            rows = tuple(_rows(grid, part, metric, results, failed))
+            tables.append(Table(part, metric, explain(metric, there[0]), rows))
+    return tables
+
+
+def lower_is_better(metric: str) -> bool | None:
+    """None for a metric that knows no better."""
+    if metric == "fid" or metric.startswith("frechet_"):
+        return True
+    return False if metric == "inception_score" or metric.startswith("is_") else None
+
+
+def values_of(grid: Grid, results: Results, cell: Cell, metric: str) -> dict[int, float]:
+    """Seed -> value of a cell and its like."""
+    like = {s: Cell(cell.line, s, cell.process, cell.steps) for s in grid.seeds}
+    return {s: results[c][metric] for s, c in like.items() if c in results}
+
+
+def _metrics(grid: Grid, metrics: Mapping[str, float]) -> list[str]:
+    every = headline_metrics({"": {"": dict(metrics)}})
+    return [name for name in every if name in grid.config.metrics or not grid.config.metrics]
+
+
+def _rows(
+    grid: Grid, part: Part, metric: str, results: Results, failed: Callable[[Cell], bool]
+) -> Iterator[Row]:
+    for process in part.processes:
+        entries: list[list[Entry]] = [[] for _ in part.lines]
+        for steps in part.steps:
+            cells = [Cell(line, grid.seeds[0], process, steps) for line in part.lines]
+            values = [values_of(grid, results, cell, metric) for cell in cells]
+            better = lower_is_better(metric)
+            best = None if better is None else supported_best(values, better)
+            for i, cell in enumerate(cells):
+                bad = any(failed(Cell(cell.line, s, process, steps)) for s in grid.seeds)
+                difference = paired(values[i], values[0]) if i else None
+                missing = FAILED if bad else MISSING
+                entries[i].append(Entry(spread(values[i]), difference, i == best, missing))
+        for line, row in zip(part.lines, entries, strict=True):
+            yield Row(get_process(process).title, grid.title(line), tuple(row))
+
+
+# --------------------------------------------------------------------------------------- formats
+
+
+def markdown(tables: Sequence[Table]) -> str:
+    """The tables and their differences, part by part."""
+    text: list[str] = []
+    for i, one in enumerate(tables):
+        if i == 0 or one.part != tables[i - 1].part:
+            text.append(f"## {one.part.title}\n")
+        text.append(f"**{one.heading}**\n\n{_markdown_table(one, one.rows, _marked)}")
+        if one.compared:
+            caption = f"Difference from {one.reference}, 95 % interval paired by seed"
+            difference = _markdown_table(one, one.compared, Entry.difference_text)
+            text.append(f"{caption}{_chance(one)}:\n\n{difference}")
+    return "\n".join(text)
+
+
+def _marked(entry: Entry) -> str:
+    return f"**{entry.text()}**" if entry.is_best else entry.text()
+
+
+def _markdown_table(one: Table, rows: Sequence[Row], show: Callable[[Entry], str]) -> str:
+    head = ["steps", "", *map(str, one.part.steps)]
+    lines = [[row.process, row.line, *map(show, row.entries)] for row in rows]
+    return table(head, lines, left=2)
+
+
+def _chance(one: Table) -> str:
+    chance = expected_by_chance(one.intervals)
+    if not chance:
+        return " (one seed: no interval)"
+    sure = sum(interval.excludes_zero for interval in one.intervals)
+    return f" ({sure} of {len(one.intervals)} exclude zero; {chance:.1f} would by chance)"
+
+
+def latex(tables: Sequence[Table]) -> str:
+    """The tables for a paper, with the package booktabs."""
+    text = ["% needs \\usepackage{booktabs}"]
+    for one in tables:
+        columns = "ll" + "r" * len(one.part.steps)
+        head = " & ".join(["Process", "Training", *map(str, one.part.steps)])
+        body = [
+            " & ".join(map(_tex, [row.process, row.line]))
+            + " & "
+            + " & ".join(map(_tex_entry, row.entries))
+            + r" \\"
+            for row in one.rows
+        ]
+        caption = _tex(f"{one.part.title}: {one.heading}.")
+        text += [
+            r"\begin{table}",
+            rf"\caption{{{caption}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            rf"{head} \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    return "\n".join(text)
+
+
+def _tex_entry(entry: Entry) -> str:
+    text = entry.text().replace("±", r"$\pm$")
+    return rf"\textbf{{{text}}}" if entry.is_best else text
+
+
+def _tex(text: str) -> str:
+    for special in "&%#_":
+        text = text.replace(special, "\\" + special)
+    return text
+
+
+def comma_separated(grid: Grid, results: Results, scales: Mapping[Cell, float]) -> str:
+    """Every cell of every seed, a line each: for other programs."""
+    names = list(dict.fromkeys(name for metrics in results.values() for name in metrics))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    head = ["training", "sampling", "seed", "process", "steps", "eps_scale"]
+    writer.writerow([*head, *names])
+    for cell, metrics in results.items():
+        line = (cell.line.training, cell.line.sampling, cell.seed, cell.process, cell.steps)
+        numbers = (metrics.get(name, "") for name in names)
+        writer.writerow([*line, scales[cell], *numbers])
+    return text.getvalue()

@@ -1,0 +1,464 @@
+"""The tasks of a grid: trainings, heads, Gamma, cells, gap curves, each made once and stored.
+
+    STORE/trainings/NAME/            config.json, base/, and below it a folder a head or Gamma
+    STORE/cells/NAME/CELL.json       its metrics; CELL.npz the first images; CELL.grid.png
+    STORE/gap/NAME_START_DIGEST.npz  a gap curve
+
+NAME and CELL end in a digest of all that decides the numbers, so what lies there is what is meant.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import sa_plugin
+from adapters.comparison.grid import (
+    ADAPTERS,
+    Cell,
+    Grid,
+    Line,
+    cell_name,
+    digest,
+    second_name,
+    training_name,
+)
+from adapters.config import CONFIG_FILE
+from adapters.evaluation import Summary, evaluate, summarise
+from adapters.experiment import Experiment
+from adapters.features import build_extractors, write_atomically
+from adapters.gamma_stage import GammaStage
+from adapters.pictures import save_grid
+from adapters.registry import get_process
+from adapters.stages import GRID_COLUMNS, GRID_IMAGES, TrainStage
+from sa_plugin.gap import GapCurve, gap_along_chain
+from sa_plugin.sampler import Sampler
+from third_party.common.data import ImageDataset
+
+CACHE = "cache"  # of the classifiers, in the store
+FIT_SEED = 2**32  # added to the seed of the images that the eps constant is fitted on
+
+
+class Task(Protocol):
+    """A part of the grid.
+
+    Attributes:
+        name: a path below the store, unlike any other task's.
+        needs: the tasks whose results it takes.
+        evaluations: network evaluations of one image, a training step's backward pass as two.
+    """
+
+    name: str
+    needs: tuple[Task, ...]
+
+    @property
+    def evaluations(self) -> float: ...
+
+    def is_done(self) -> bool:
+        """Whether its result lies in the store."""
+
+    def run(self) -> None:
+        """Make the result, or go on making it."""
+
+
+class Store:
+    """The folder of a grid, and what its tasks share within one process."""
+
+    def __init__(self, grid: Grid, folder: Path, device: str, progress: bool) -> None:
+        self.grid = grid
+        self.folder = folder
+        self.device = device
+        self.progress = progress
+        self.experiment = lru_cache(maxsize=64)(self._experiment)
+        self._networks: dict[Path, tuple[nn.Module, str]] = {}
+
+    def training_folder(self, line: Line, seed: int) -> Path:
+        """Where a noise network is trained."""
+        return self.folder / "trainings" / training_name(self.grid.experiment(line, seed))
+
+    def network(self, stage: TrainStage) -> tuple[nn.Module, str]:
+        """A stage's averaged network and its typ; the last one is kept at hand."""
+        if stage.average_path not in self._networks:
+            self._networks = {stage.average_path: stage.average()}
+        return self._networks[stage.average_path]
+
+    @cached_property
+    def dataset(self) -> ImageDataset:
+        """The real images."""
+        cell = Line(next(iter(self.grid.config.trainings)))
+        return self.experiment(cell, self.grid.seeds[0], None).dataset
+
+    @lru_cache(maxsize=1)  # noqa: B019, a store lives as long as its process
+    def reference(self, features: tuple[str, ...]) -> Summary:
+        """The real images' moments."""
+        extractors = build_extractors(
+            features, cache_dir=self.folder / CACHE, device=torch.device(self.device)
+        )
+        batch = self.grid.config.experiment.sample.batch_size
+        return summarise(self.dataset.uint8_batches(batch), extractors)
+
+    def _experiment(self, line: Line, seed: int, process: str | None) -> Experiment:
+        """The experiment whose folder holds what ``process`` needs beside the noise network."""
+        config = self.grid.experiment(line, seed, process)
+        folder = self.training_folder(line, seed)
+        needs = get_process(process).needs if process else None
+        _, adapter = ADAPTERS[needs]
+        workdir = folder / second_name(config, needs) if needs else folder
+        return Experiment(adapter, config, workdir, self.device, self.progress)
+
+
+class StageTask:
+    """A training, a head or a Gamma: a stage of an experiment."""
+
+    def __init__(
+        self, store: Store, stage: TrainStage | GammaStage, needs: tuple[Task, ...], cost: float
+    ) -> None:
+        self.store = store
+        self.stage = stage
+        self.needs = needs
+        self.evaluations = cost
+        self.name = stage.folder.relative_to(store.folder).as_posix()
+
+    def is_done(self) -> bool:
+        """Whether the stage's result is there."""
+        return self.stage.is_done()
+
+    def run(self) -> None:
+        """Run the stage, from where it was interrupted."""
+        config = self.stage.experiment.config.to_dict()
+        path = self.stage.experiment.workdir / CONFIG_FILE
+        write_atomically(path, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+        self.stage.run()
+
+
+class EpsScaleTask:
+    """The constant by which a noise network's predictions are best multiplied, for one cell.
+
+    It minimises the first metric of the cell ``config.eps_scale`` names, on images of another seed
+    than the tables' (bounded Brent search).
+    """
+
+    def __init__(self, store: Store, line: Line, seed: int, base: StageTask) -> None:
+        self.store = store
+        self.line = Line(line.training)
+        self.seed = seed
+        self.base = base
+        self.needs: tuple[Task, ...] = (base,)
+        self.settings = store.grid.config.eps_scale
+        self.path = store.training_folder(line, seed) / f"eps_scale_{self._digest()}.json"
+        self.name = self.path.relative_to(store.folder).as_posix()
+
+    @property
+    def evaluations(self) -> float:
+        """As many cells as evaluations of the metric."""
+        settings = self.settings
+        return settings.evaluations * settings.steps * settings.n_images
+
+    def is_done(self) -> bool:
+        """Whether the constant was found."""
+        return self.path.exists()
+
+    def result(self) -> float:
+        """The constant."""
+        return json.loads(self.path.read_text())["eps_scale"]
+
+    def run(self) -> None:
+        """Find the constant."""
+        from scipy.optimize import minimize_scalar
+
+        settings = self.settings
+        tried: list[dict[str, float]] = []
+
+        def metric(scale: float) -> float:
+            metrics = self._metrics(float(scale))
+            name = next(name for name in metrics if name.startswith(("fid", "frechet_")))
+            tried.append({"eps_scale": float(scale), name: metrics[name]})
+            return metrics[name]
+
+        found = minimize_scalar(
+            metric,
+            bounds=(settings.low, settings.high),
+            method="bounded",
+            options={"maxiter": settings.evaluations, "xatol": 1e-3},
+        )
+        result = {"eps_scale": float(found.x), "tried": tried}
+        write_atomically(self.path, (json.dumps(result, indent=2) + "\n").encode())
+
+    def _metrics(self, scale: float) -> dict[str, float]:
+        store, settings = self.store, self.settings
+        experiment = store.experiment(self.line, self.seed, settings.process)
+        network, typ = store.network(self.base.stage)
+        sampler = experiment.sampler(
+            settings.process, settings.steps, network, typ, call=scaled(scale)
+        )
+        batches = sampler.stream(
+            settings.n_images,
+            experiment.image_shape,
+            seed=self.seed + FIT_SEED,
+            batch_size=experiment.config.sample.batch_size,
+        )
+        config = experiment.config.evaluate
+        return evaluate(batches, store.reference(config.features), splits=config.splits)
+
+    def _digest(self) -> str:
+        config = self.store.grid.experiment(self.line, self.seed)
+        sections = {name: config[name].to_dict() for name in ("sample", "evaluate")}
+        return digest({**sections, "eps_scale": self.settings.to_dict()})
+
+
+class CellTask:
+    """Images of one cell, straight into the metrics."""
+
+    def __init__(
+        self,
+        store: Store,
+        cell: Cell,
+        base: StageTask,
+        second: StageTask | None,
+        fit: EpsScaleTask | None,
+    ) -> None:
+        self.store = store
+        self.cell = cell
+        self.base = base
+        self.second = second
+        self.fit = fit
+        self.needs: tuple[Task, ...] = tuple(t for t in (base, second, fit) if t is not None)
+        config = store.grid.experiment(cell.line, cell.seed, cell.process)
+        scale = store.grid.eps_scale(cell.line) if fit is None else {"fit": Path(fit.name).name}
+        folder = store.folder / "cells" / training_name(config)
+        self.path = folder / f"{cell_name(config, cell, scale)}.json"
+        self.name = self.path.relative_to(store.folder).as_posix()
+        self.evaluations = float(config.sample.n_images * cell.steps)
+
+    def is_done(self) -> bool:
+        """Whether the metrics are there."""
+        return self.path.exists()
+
+    def result(self) -> dict[str, Any]:
+        """``metrics``, ``seconds``, ``eps_scale`` and what it was made with."""
+        return json.loads(self.path.read_text())
+
+    def first_images(self) -> Tensor:
+        """The first images, uint8 [n, C, H, W]."""
+        with np.load(self.path.with_suffix(".npz")) as arrays:
+            return torch.from_numpy(arrays["arr_0"]).permute(0, 3, 1, 2)
+
+    def run(self) -> None:
+        """Sample and measure; the metrics are written last."""
+        began = time.monotonic()
+        experiment = self.store.experiment(self.cell.line, self.cell.seed, self.cell.process)
+        scale = self.store.grid.eps_scale(self.cell.line) if self.fit is None else self.fit.result()
+        config, kept = experiment.config, _First(GRID_IMAGES)
+        batches = self._sampler(experiment, scale).stream(
+            config.sample.n_images,
+            experiment.image_shape,
+            seed=config.sample.seed,
+            batch_size=config.sample.batch_size,
+            progress=self.store.progress,
+        )
+        reference = self.store.reference(config.evaluate.features)
+        metrics = evaluate(kept.of(batches), reference, splits=config.evaluate.splits)
+        self._store_images(kept.images)
+        result = {
+            "metrics": metrics,
+            "eps_scale": scale,
+            "seconds": round(time.monotonic() - began, 2),
+            "made_with": made_with(self.store.device),
+        }
+        write_atomically(self.path, (json.dumps(result, indent=2) + "\n").encode())
+
+    def _sampler(self, experiment: Experiment, scale: float) -> Sampler:
+        is_gamma = self.second is not None and isinstance(self.second.stage, GammaStage)
+        stage = self.base.stage if self.second is None or is_gamma else self.second.stage
+        network, typ = self.store.network(stage)
+        gamma = self.second.stage.result() if is_gamma else None
+        process, steps = self.cell.process, self.cell.steps
+        return experiment.sampler(process, steps, network, typ, gamma, call=scaled(scale))
+
+    def _store_images(self, images: Tensor) -> None:
+        save_grid(self.path.with_suffix(".grid.png"), images, columns=GRID_COLUMNS)
+        content = io.BytesIO()
+        np.savez_compressed(content, images.permute(0, 2, 3, 1).numpy())
+        write_atomically(self.path.with_suffix(".npz"), content.getvalue())
+
+
+class GapTask:
+    """The total gap along chains from x_start: Figure 4 of the SA paper."""
+
+    def __init__(self, store: Store, line: Line, seed: int, base: StageTask) -> None:
+        self.store = store
+        self.line = line
+        self.seed = seed
+        self.base = base
+        self.needs: tuple[Task, ...] = (base,)
+        self.settings = store.grid.config.gap
+        config = store.grid.experiment(line, seed)
+        kept = {key: self.settings[key] for key in ("start", "n_images")}
+        kept["clip_x0"] = config.sample.clip_x0
+        name = f"{training_name(config)}_{kept['start']}_{digest({'gap': kept})}"
+        self.path = store.folder / "gap" / f"{name}.npz"
+        self.name = self.path.relative_to(store.folder).as_posix()
+        self.evaluations = float(kept["n_images"] * kept["start"])
+
+    def is_done(self) -> bool:
+        """Whether the curve is there."""
+        return self.path.exists()
+
+    def run(self) -> None:
+        """Follow the chains of the data's first images, with the seed's noise."""
+        store, settings = self.store, self.settings
+        experiment = store.experiment(self.line, self.seed, None)
+        count = min(settings.n_images, len(store.dataset))
+        x0 = next(store.dataset.uint8_batches(count)).to(experiment.device)
+        curve = gap_along_chain(
+            experiment.wrapper(*store.network(self.base.stage)),
+            experiment.schedule,
+            x0.to(torch.float32) / 127.5 - 1,
+            start=settings.start,
+            seed=self.seed,
+            batch_size=settings.batch_size,
+            clip_x0=experiment.config.sample.clip_x0,
+        )
+        content = io.BytesIO()
+        np.savez(content, **{f.name: getattr(curve, f.name) for f in fields(curve)})
+        write_atomically(self.path, content.getvalue())
+
+    def result(self) -> GapCurve:
+        """The curve."""
+        with np.load(self.path) as arrays:
+            return GapCurve(**dict(arrays))
+
+
+class Plan:
+    """All tasks of a grid in the order in which they are best made, and those of its results.
+
+    Raises:
+        ValueError: an experiment that cannot be run; nothing has been written then.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.tasks: dict[str, Task] = {}
+        self.cells: dict[Cell, CellTask] = {}
+        self.gaps: dict[tuple[str, int], GapTask] = {}
+        grid = store.grid
+        for seed in grid.seeds:
+            for cell in (cell for cell in grid.cells if cell.seed == seed):
+                self.cells[cell] = self._cell(cell)
+            for name in grid.config.gap.trainings:
+                line = Line(name)
+                task = GapTask(store, line, seed, self._base(line, seed))
+                self.gaps[name, seed] = self._add(task)
+
+    def in_order(self) -> list[Task]:
+        """Seed by seed, trainings before what rests on them: two workers are soon both busy."""
+        tasks = list(self.tasks.values())
+        rank = {StageTask: 0, EpsScaleTask: 1, CellTask: 2, GapTask: 2}
+        seeds = {t.name: _seed_of(t) for t in tasks}
+        return sorted(tasks, key=lambda t: (seeds[t.name], rank[type(t)], len(t.needs)))
+
+    def _cell(self, cell: Cell) -> CellTask:
+        base = self._base(cell.line, cell.seed)
+        needs = get_process(cell.process).needs
+        second = self._second(cell, base) if needs else None
+        fit = None
+        if self.store.grid.eps_scale(cell.line) == 0:
+            fit = self._add(EpsScaleTask(self.store, cell.line, cell.seed, base))
+        return self._add(CellTask(self.store, cell, base, second, fit))
+
+    def _base(self, line: Line, seed: int) -> StageTask:
+        experiment = self.store.experiment(Line(line.training), seed, None)
+        settings, loss = experiment.config.base, experiment.loss
+        # A backward pass costs two forward ones; the calls without a graph have none.
+        differentiated = 1 if loss.lam == 0 or loss.backprop == "one" else loss.K
+        calls = 2 * differentiated + (loss.K if loss.lam else 1)
+        cost = float(settings.iterations * settings.batch_size * calls)
+        stage = TrainStage(experiment, "base", experiment.base_method)
+        return self._add(StageTask(self.store, stage, (), cost))
+
+    def _second(self, cell: Cell, base: StageTask) -> StageTask:
+        line = Line(cell.line.training)
+        experiment = self.store.experiment(line, cell.seed, cell.process)
+        stage: TrainStage | GammaStage
+        if experiment.adapter.needs == "gamma":
+            stage = GammaStage(experiment, base.stage)
+            cost = stage.n_images * stage.settings.noises * experiment.schedule.N
+        else:
+            method, settings = experiment.adapter.pretrained, experiment.config.head
+            stage = TrainStage(experiment, "head", method, base.stage)
+            # The frozen network runs forward; the head is small beside it.
+            cost = settings.iterations * settings.batch_size
+        return self._add(StageTask(self.store, stage, (base,), float(cost)))
+
+    def _add(self, task: Any) -> Any:
+        """The task, or the equal one that is there already."""
+        return self.tasks.setdefault(task.name, task)
+
+
+def scaled(scale: float) -> Callable[[Any], Callable[..., Any]]:
+    """For ``Experiment.sampler``: the predicted eps times a constant; not second outputs."""
+
+    def wrap(network: Any) -> Callable[..., Any]:
+        if scale == 1:
+            return network
+
+        def call(x: Tensor, n: Tensor) -> Any:
+            output = network(x, n)
+            if isinstance(output, Tensor):
+                return scale * output
+            return (scale * output[0], *output[1:])
+
+        call.model = network.model  # found by the sampler, for its device
+        return call
+
+    return wrap
+
+
+def made_with(device: str) -> dict[str, str]:
+    """Versions and the kind of device, for the record."""
+    kind = torch.device(device)
+    name = torch.cuda.get_device_name(kind) if kind.type == "cuda" else "cpu"
+    return {
+        "sa_plugin": sa_plugin.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "device": name,
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+class _First:
+    """Lets batches pass by and keeps the first images."""
+
+    def __init__(self, count: int) -> None:
+        self._missing = count
+        self._parts: list[Tensor] = []
+
+    def of(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
+        for batch in batches:
+            if self._missing > 0:
+                self._parts.append(batch[: self._missing].cpu())
+                self._missing -= len(self._parts[-1])
+            yield batch
+
+    @property
+    def images(self) -> Tensor:
+        return torch.cat(self._parts)
+
+
+def _seed_of(task: Any) -> int:
+    if isinstance(task, CellTask):
+        return task.cell.seed
+    return task.stage.experiment.config.seed if isinstance(task, StageTask) else task.seed

@@ -1,0 +1,174 @@
+"""Tasks by any number of workers, on one machine or on several that share the store.
+
+A worker takes the first task that is not done, whose needs are, and whose lock it gets. The locks
+are the kernel's (``flock``): they end with the process that holds them, however it ends. A task
+that fails is noted and what rests on it is left out; the rest goes on. The next command tries it
+again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import multiprocessing
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from adapters.comparison.tasks import Plan, Task
+from adapters.features import write_atomically
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.5
+LOCKS, FAILURES = "locks", "failed"
+
+
+class Failures:
+    """Tasks that failed, with their tracebacks, in the store."""
+
+    def __init__(self, folder: Path, run_id: str) -> None:
+        self.folder = folder / FAILURES
+        self.run_id = run_id
+
+    def path(self, task: Task) -> Path:
+        """Where a task's failure is noted."""
+        return self.folder / f"{task.name.replace('/', '~')}.json"
+
+    def error(self, task: Task, *, of_this_run: bool = False) -> str | None:
+        """The last failure in one line; None if there is none."""
+        try:
+            noted = json.loads(self.path(task).read_text())
+        except FileNotFoundError:
+            return None
+        return noted["error"] if not of_this_run or noted["run"] == self.run_id else None
+
+    def note(self, task: Task, error: Exception) -> None:
+        """Write a failure down."""
+        line = " ".join(f"{type(error).__name__}: {error}".split())
+        noted = {"run": self.run_id, "error": line, "traceback": traceback.format_exc()}
+        write_atomically(self.path(task), (json.dumps(noted, indent=2) + "\n").encode())
+
+    def clear(self, task: Task) -> None:
+        """After a success."""
+        self.path(task).unlink(missing_ok=True)
+
+
+def work(
+    tasks: Sequence[Task],
+    folder: Path,
+    run_id: str,
+    *,
+    goes_on: Callable[[], bool] = lambda: True,
+) -> None:
+    """Make what is missing, together with whoever else does, until nothing is left that can be.
+
+    Args:
+        run_id: of the command: a failure of another one is tried again.
+        goes_on: asked before each task.
+    """
+    failures = Failures(folder, run_id)
+    done: set[str] = set()
+    while goes_on():
+        state = _one_pass(tasks, folder, failures, done)
+        if state == "nothing left":
+            return
+        if state == "waiting":
+            time.sleep(POLL_SECONDS)
+
+
+def _one_pass(tasks: Sequence[Task], folder: Path, failures: Failures, done: set[str]) -> str:
+    """Run the first task that can be; "ran", "waiting" for others' tasks, or "nothing left"."""
+    blocked: set[str] = set()
+    waiting = False
+    for task in tasks:
+        if task.name in done or task.is_done():
+            done.add(task.name)
+            continue
+        names = {need.name for need in task.needs}
+        if names & blocked or failures.error(task, of_this_run=True) is not None:
+            blocked.add(task.name)
+            continue
+        if not names <= done:
+            waiting = True
+            continue
+        with _lock(folder, task) as ours:
+            if ours:
+                _run(task, failures, len(done), len(tasks))
+                return "ran"
+        waiting = True
+    return "waiting" if waiting else "nothing left"
+
+
+def _run(task: Task, failures: Failures, done: int, total: int) -> None:
+    # Another worker may have finished or failed it between our look and our lock.
+    if task.is_done() or failures.error(task, of_this_run=True) is not None:
+        return
+    began = time.monotonic()
+    try:
+        task.run()
+    except Exception as error:
+        failures.note(task, error)
+        logger.error("failed: %s: %s", task.name, failures.error(task))
+        return
+    failures.clear(task)
+    logger.info("[%d/%d] %s: %.1f s", done + 1, total, task.name, time.monotonic() - began)
+
+
+@contextlib.contextmanager
+def _lock(folder: Path, task: Task) -> Iterator[bool]:
+    """Whether the task is ours, until the end of the block."""
+    path = folder / LOCKS / f"{task.name.replace('/', '~')}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    except NotImplementedError as error:
+        raise OSError(f"the file system of {folder} has no locks (flock): {error}") from error
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def work_together(make_plan: Callable[[], Plan], workers: int, run_id: str) -> None:
+    """``work`` in this process or, with more than one worker, in as many others."""
+    if workers == 1:
+        plan = make_plan()
+        work(plan.in_order(), plan.store.folder, run_id)
+        return
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    arguments = (make_plan, run_id, threads, os.getpid())
+    processes = [context.Process(target=_child, args=arguments) for _ in range(workers)]
+    for process in processes:
+        process.start()
+    try:
+        for process in processes:
+            process.join()
+    except KeyboardInterrupt:
+        for process in processes:
+            process.terminate()
+        raise
+    for process in processes:
+        if process.exitcode:
+            logger.error("a worker ended with exit code %d; the others went on", process.exitcode)
+
+
+def _child(make_plan: Callable[[], Plan], run_id: str, threads: int, parent: int) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    torch.set_num_threads(threads)
+    plan = make_plan()
+    # A worker whose command was killed finishes its task and stops.
+    with contextlib.suppress(KeyboardInterrupt):  # told by the command itself
+        tasks, folder = plan.in_order(), plan.store.folder
+        work(tasks, folder, run_id, goes_on=lambda: os.getppid() == parent)
