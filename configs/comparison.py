@@ -1,8 +1,8 @@
 """Every key that a comparison has, and the parts from which the papers' tables are put together.
 
-A comparison is a grid: trainings x seeds x reverse processes x steps, each cell computed once. Cells
-lie in a store by what decides them, so that comparisons of one store share them. Numbers and strings
-only.
+A comparison is a grid: trainings x seeds x reverse processes x steps, each cell computed once.
+Cells lie in a store by what decides them, so that comparisons of one store share them. Numbers and
+strings only.
 """
 
 from __future__ import annotations

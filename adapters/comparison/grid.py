@@ -134,6 +134,7 @@ class Grid:
         _override(config.sample, f"samplings.{line.sampling}.set", sampling)
         config.seed = config.sample.seed = seed
         config.sample.processes = (process or "ddpm_small",)
+        config.sample.steps = tuple({s for part in self.parts for s in part.steps}) or (1,)
         frozen = FrozenConfigDict(config)
         check_keys(frozen, EXPERIMENT)
         if frozen.head.training != "pretrained":
