@@ -211,7 +211,7 @@ def draw(problem: Problem, found: dict[str, Tensor], path: Path) -> None:
         axis.set(title=title, xlabel="t", yscale="log", ylim=(0.09, 11))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("reverse variance / the exact one")
-    axes[1].legend(fontsize=8)
+    axes[1].legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
