@@ -190,7 +190,7 @@ def table(problem: Problem, found: dict[str, Tensor]) -> str:
 
 
 def draw(problem: Problem, found: dict[str, Tensor], path: Path) -> None:
-    """The variance over t, relative to DDPM's small one, for the two halves of the image."""
+    """The variance over t, relative to the exact one, for the two halves of the image."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -206,15 +206,25 @@ def draw(problem: Problem, found: dict[str, Tensor], path: Path) -> None:
         strict=True,
     ):
         for name, values in found.items():
-            ratio = (values / found["DDPM small"])[:-1, ..., columns].flatten(1).mean(1)
-            style = {"exact": "k-", "DDPM small": "k:", "DDPM big": "k--"}.get(name, "o-")
-            axis.plot(timesteps, ratio, style, label=name, markersize=3, linewidth=1.2)
-        axis.set(title=title, xlabel="t", yscale="log")
+            ratio = (values / found["exact"])[:-1, ..., columns].flatten(1).mean(1)
+            axis.plot(timesteps, ratio, **_style(name), label=name, markersize=4, linewidth=1.3)
+        axis.set(title=title, xlabel="t", yscale="log", ylim=(0.09, 11))
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("reverse variance / DDPM small's")
-    axes[0].legend(fontsize=8)
+    axes[0].set_ylabel("reverse variance / the exact one")
+    axes[1].legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _style(name: str) -> dict[str, str]:
+    """Black for what is not learnt; a colour for each way of training, dashes for SN."""
+    known = {"exact": "-", "DDPM small": ":", "DDPM big": "--"}
+    if name in known:
+        return {"color": "black", "linestyle": known[name]}
+    colours = {"simple head": "#D55E00", "complex head": "#009E73", "joint": "#0072B2"}
+    method, training = name.split(", ")
+    style = {"NPR": ("-", "o"), "SN": ("--", "s")}[method]
+    return {"color": colours[training], "linestyle": style[0], "marker": style[1]}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
