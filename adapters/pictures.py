@@ -105,7 +105,7 @@ def plot_metric(
     lines = [_draw_line(axes, points[method], **style) for method, style in _styles(points, groups)]
     _label_steps(axes, steps, _wants_log("log_x", log_x, steps, factor=4))
     if _wants_log("log_y", log_y, means, factor=8):
-        _label_log_values(axes)
+        label_log_values(axes)
     axes.set_xlabel(x_label, color=INK)
     axes.set_ylabel(metric, color=INK)
     if title:
@@ -236,7 +236,7 @@ def _label_steps(axes: Axes, steps: Sequence[int], log: bool) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _label_log_values(axes: Axes) -> None:
+def label_log_values(axes: Axes) -> None:
     """1, 2, 5, 10, … in plain figures: values mostly span a decade or two."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -6,8 +6,9 @@ import math
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from adapters.comparison.grid import Cell, Grid, Part
 from adapters.comparison.tables import Table
@@ -17,12 +18,14 @@ from adapters.pictures import (
     COLOURS,
     INK,
     MARKERS,
+    label_log_values,
     save_labelled_grids,
     write_figure,
 )
 from adapters.registry import get_process
 
 PANELS_ACROSS = 3
+LOG_FROM = 4  # a vertical axis that spans more than this factor is logarithmic
 SHOWN_IMAGES, SHOWN_COLUMNS = 40, 10
 
 
@@ -45,9 +48,9 @@ def plot_table(path: Path, one: Table) -> None:
     write_figure(path, figure)
 
 
-def _draw_panel(axes, one: Table, process: str) -> None:
+def _draw_panel(axes: Axes, one: Table, process: str) -> None:
     steps = np.array(one.part.steps)
-    lowest = np.inf
+    lowest, highest = np.inf, -np.inf
     for i, row in enumerate(row for row in one.rows if row.process == process):
         spreads = [entry.spread for entry in row.entries]
         mean = np.array([s.mean if s else np.nan for s in spreads])
@@ -56,14 +59,13 @@ def _draw_panel(axes, one: Table, process: str) -> None:
         axes.plot(steps, mean, label=row.line, markersize=4, linewidth=1.6, **style)
         axes.fill_between(steps, mean - std, mean + std, color=style["color"], alpha=0.2, lw=0)
         lowest = np.nanmin([lowest, *(mean - std)])
+        highest = np.nanmax([highest, *(mean + std)])
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(list(steps)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    if lowest > 0:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+    if lowest > 0 and highest > LOG_FROM * lowest:
+        label_log_values(axes)
     axes.set_title(process, fontsize=10, color=INK)
     axes.tick_params(labelsize=8)
     axes.grid(True, color="#E4E4E4", linewidth=0.8)
