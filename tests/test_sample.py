@@ -177,6 +177,26 @@ def command(*args, processes=1, **options):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("form", ["npz", "tar"])
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path, form):
+    """50,000 images take 34 MiB more than 5,000 where they are all kept."""
+    peaks = []
+    for n in (5_000, 50_000):
+        script = [
+            sys.executable,
+            "-m",
+            "tests.streamed_memory",
+            form,
+            str(n),
+            str(tmp_path / f"{n}"),
+        ]
+        done = subprocess.run(script, cwd=ROOT, check=True, capture_output=True, text=True)
+        peaks.append(float(done.stdout))
+    print(f"{form}: {peaks[0]:.1f} and {peaks[1]:.1f} MiB")
+    assert peaks[1] - peaks[0] < 12
+
+
+@pytest.mark.slow
 def test_two_processes_and_ten_kills(tmp_path, weights):
     options = {"n": 1000, "steps": 20}
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
