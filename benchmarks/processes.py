@@ -2,7 +2,8 @@
 
 The whole command adapters.sample on the digits network with random weights, start-up included, in
 turn; each process has as many threads as OMP_NUM_THREADS says. Efficiency: time of one over twice
-the time of two. A run of 64 images tells the start-up, which the second figure leaves out.
+the time of two. A run of 64 images tells the start-up, which the second figure leaves out: make
+the run several times as long.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def seconds(args: argparse.Namespace, folder: Path, processes: int, images: int)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=1024)
+    parser.add_argument("--images", type=int, default=4096)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
@@ -49,9 +50,7 @@ def main() -> None:
         for _ in range(args.rounds):
             one, two = (seconds(args, folder, p, args.images) for p in (1, 2))
             start_one, start_two = (seconds(args, folder, p, 64 * p) for p in (1, 2))
-            print(
-                f"one {one:.2f} s (64 images {start_one:.2f}), two {two:.2f} s (128 images {start_two:.2f})"
-            )
+            print(f"one {one:.2f} s (64: {start_one:.2f}), two {two:.2f} s (128: {start_two:.2f})")
             whole.append(one / two / 2)
             # Of the images beyond the first 64 of each process.
             rate_one = (args.images - 64) / (one - start_one)
