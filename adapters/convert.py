@@ -5,16 +5,15 @@ docs/checkpoints.md describes the layouts. IN is read as data: no code in it is 
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 from torch import nn
 
+from adapters.command import OwnOptions, exit_code
 from adapters.published import layouts
 from adapters.published.architecture import (
     check_fits,
@@ -23,9 +22,6 @@ from adapters.published.architecture import (
     network_of_state,
 )
 from adapters.published.layouts import UNNAMED, WHICH, WRITERS, Published, StateDict, read_published
-
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
 
 
 def load_published(path: str | os.PathLike[str], network: nn.Module, which: str = "ema") -> None:
@@ -117,16 +113,8 @@ def _check_target(source: Path, target: Path, to: str, force: bool) -> None:
         raise ValueError(f"OUT={str(target)!r} exists and is no {kind}: it is not replaced")
 
 
-class _Parser(argparse.ArgumentParser):
-    """Tells of a mistake in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Leave the telling to `main`."""
-        raise ValueError(message)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m adapters.convert", description=__doc__)
+def _parser() -> OwnOptions:
+    parser = OwnOptions("adapters.convert", description=__doc__)
     add = parser.add_argument
     add("source", metavar="IN", help="a checkpoint file, or a checkpoint folder of the host")
     add("target", metavar="OUT", help="a new file; with --to host a new folder IT.ckpt")
@@ -140,23 +128,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; 0: done, 2: bad input, told in one line, 130: interrupted."""
-    try:
-        asked = vars(_parser().parse_args(argv))
-        config = asked.pop("config")
-        expected = None if config is None else partial(network_of_config, config)
-        print(convert(**asked, expected=expected))
-    except (ValueError, OSError) as error:
-        print(f"adapters.convert: {_one_line(str(error))}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        print("adapters.convert: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    return 0
+    return exit_code("adapters.convert", lambda: _run(argv), continues="")
 
 
-def _one_line(text: str) -> str:
-    """Names out of a foreign file may hold anything, also what a terminal would obey."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+def _run(argv: Sequence[str] | None) -> None:
+    asked = vars(_parser().parse_args(argv))
+    config = asked.pop("config")
+    expected = None if config is None else partial(network_of_config, config)
+    print(convert(**asked, expected=expected))
 
 
 if __name__ == "__main__":

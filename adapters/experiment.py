@@ -18,6 +18,7 @@ import torch
 from ml_collections import FrozenConfigDict
 from torch import nn
 
+from adapters.command import exit_code
 from adapters.config import claim_folder, read_command_line
 from adapters.convert import read_fitting
 from adapters.features import check_names
@@ -39,8 +40,6 @@ logger = logging.getLogger(__name__)
 
 TRAININGS = ("base", "head")
 HEAD_TRAININGS = ("pretrained", "joint")
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -272,29 +271,25 @@ def run(adapter: Adapter, argv: Sequence[str] | None = None) -> int:
 
     0: done; 2: bad input, told in one line; 130: interrupted, to be continued by the same command.
     """
-    first = distributed.is_first()
-    level = logging.INFO if first else logging.WARNING
+    level = logging.INFO if distributed.is_first() else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", force=True)
-    try:
-        line = read_command_line(sys.argv if argv is None else argv, adapter.stages, adapter.module)
-        device = distributed.local_device(line.device)
-        experiment = Experiment(adapter, line.config, line.workdir, device, line.progress)
-        stages = experiment.stages()
-        chosen = [stages[name] for name in line.stages or stages if name in stages]
-        if line.dry_run:
-            if first:
-                _print_plan(experiment, chosen)
-            return 0
-        distributed.start(device)
-        distributed.on_first(claim_folder, line.workdir, adapter.recorded(line.config))
-        _run_all(chosen)
-    except (ValueError, OSError) as error:
-        print(f"{adapter.module}: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        print(f"{adapter.module}: interrupted; the same command continues it", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    return 0
+    words = sys.argv if argv is None else argv
+    return exit_code(adapter.module, lambda: _run(adapter, words))
+
+
+def _run(adapter: Adapter, argv: Sequence[str]) -> None:
+    line = read_command_line(argv, adapter.stages, adapter.module)
+    device = distributed.local_device(line.device)
+    experiment = Experiment(adapter, line.config, line.workdir, device, line.progress)
+    stages = experiment.stages()
+    chosen = [stages[name] for name in line.stages or stages if name in stages]
+    if line.dry_run:
+        if distributed.is_first():
+            _print_plan(experiment, chosen)
+        return
+    distributed.start(device)
+    distributed.on_first(claim_folder, line.workdir, adapter.recorded(line.config))
+    _run_all(chosen)
 
 
 def _run_all(stages: Sequence[Stage]) -> None:

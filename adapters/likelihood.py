@@ -15,15 +15,16 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from adapters.analytic_dpm import ANALYTIC_DPM
+from adapters.command import OwnOptions, exit_code
 from adapters.config import CONFIG_FILE, CommandLine, claim_folder, read_command_line
-from adapters.experiment import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Adapter, Experiment
+from adapters.experiment import Adapter, Experiment
 from adapters.features import write_atomically
 from adapters.npr_dpm import NPR_DPM
 from adapters.registry import PROCESSES, get_process
@@ -60,36 +61,25 @@ class Settings:
     avg_cov: bool
 
 
-class _Parser(argparse.ArgumentParser):
-    """One whose errors are ValueErrors."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
 def main(argv: Sequence[str]) -> int:
-    """The command, program name first; 0, or 2 with one line for bad input."""
+    """The command, program name first; its exit code, see ``exit_code``."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    try:
-        own, rest = _parser().parse_known_args(list(argv[1:]))
-        line = read_command_line([argv[0], *rest], (), MODULE)
-        cells = LikelihoodCells(_experiment(line), own)
-        if line.dry_run:
-            print(cells.plan())
-            return 0
-        cells.run()
-        print(cells.table())
-    except ValueError as error:
-        print(f"{MODULE}: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        print(f"{MODULE}: interrupted; the same command continues it", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    return 0
+    return exit_code(MODULE, lambda: _run(argv))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog=f"python -m {MODULE}", add_help=False, allow_abbrev=False)
+def _run(argv: Sequence[str]) -> None:
+    own, rest = _parser().parse_known_args(list(argv[1:]))
+    line = read_command_line([argv[0], *rest], (), MODULE)
+    cells = LikelihoodCells(_experiment(line), own)
+    if line.dry_run:
+        print(cells.plan())
+        return
+    cells.run()
+    print(cells.table())
+
+
+def _parser() -> OwnOptions:
+    parser = OwnOptions(MODULE, add_help=False)
     parser.add_argument("--help_likelihood", action="help", help="this")
     words = lambda text: tuple(text.split(","))  # noqa: E731
     add = parser.add_argument

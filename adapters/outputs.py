@@ -83,7 +83,7 @@ class TarShards:
 
     def __init__(self, folder: Path, n_images: int, unit: int = 16 * BLOCK) -> None:
         if unit < BLOCK or unit % BLOCK:
-            raise ValueError(f"--shard_size must be a multiple of {BLOCK}, got {unit}")
+            raise ValueError(f"unit must be a multiple of {BLOCK}, got {unit}")
         self.folder = folder
         self.n_images = n_images
         self.unit = unit

@@ -34,15 +34,22 @@ class Processes:
         return items[n * self.rank // self.world : n * (self.rank + 1) // self.world]
 
     def gather(self, value: Any) -> list[Any]:
-        """Everyone's value, by rank; waits for the slowest."""
+        """Everyone's value, by rank; waits for the slowest.
+
+        Raises:
+            ConnectionError: another process has stopped.
+        """
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value)
+        try:
+            dist.all_gather_object(values, value)
+        except RuntimeError as error:
+            raise ConnectionError("another process of the run has stopped") from error
         return values
 
     def first(self, work: Callable[[], T]) -> T | None:
-        """Done by process 0 while the others wait; an error of its ValueErrors is everyone's."""
+        """Done by process 0 while the others wait; its ValueError or OSError is everyone's."""
         result, error = None, None
         if self.rank == 0:
             try:

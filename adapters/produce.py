@@ -70,8 +70,16 @@ def images_of(
 ) -> Iterator[Tensor]:
     """Images first..first + count - 1 as uint8 batches [B, C, H, W] in the CPU's memory.
 
-    Sampled in a number that is a multiple of ``multiple``; what is too much is dropped.
+    Args:
+        first: a multiple of ``multiple``, so that an image keeps its place in a slice.
+        batch_size: images in a batch, rounded up to a multiple of ``multiple``.
+        multiple: the sampler gets so many images, or a multiple of it; what is too much is dropped.
+
+    Raises:
+        ValueError: ``first`` is no such multiple.
     """
+    if first % multiple:
+        raise ValueError(f"first must be a multiple of {multiple}, got {first}")
     batch_size = -(-batch_size // multiple) * multiple
     padded = -(-count // multiple) * multiple
     left = count
@@ -83,15 +91,17 @@ def images_of(
 
 def cut(batches: Iterable[Tensor], size: int) -> Iterator[Images]:
     """Batches [B, C, H, W] of any length as arrays [size, H, W, C], the last one shorter."""
-    waiting: list[Tensor] = []
+    waiting: list[Tensor] = []  # fewer than size images
     held = 0
     for batch in batches:
         waiting.append(batch)
         held += len(batch)
-        while held >= size:
-            joined = torch.cat(waiting)
-            yield _as_images(joined[:size])
-            waiting, held = [joined[size:]], held - size
+        if held >= size:
+            pieces = torch.cat(waiting).split(size)
+            held %= size
+            full = pieces[:-1] if held else pieces
+            yield from map(_as_images, full)
+            waiting = [pieces[-1].clone()] if held else []  # not the rest of the batch
     if held:
         yield _as_images(torch.cat(waiting))
 

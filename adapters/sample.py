@@ -19,8 +19,10 @@ from ml_collections import FrozenConfigDict
 from torch import Tensor
 
 from adapters.analytic_dpm import ANALYTIC_DPM
+from adapters.command import EXIT_FAILED, OwnOptions, exit_code
 from adapters.config import claim_folder, read_command_line
-from adapters.experiment import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Adapter, Experiment
+from adapters.convert import read_fitting
+from adapters.experiment import Adapter, Experiment
 from adapters.npr_dpm import NPR_DPM
 from adapters.outputs import NpzFile, Output, PngFolder, TarShards
 from adapters.processes import Processes, processes
@@ -29,27 +31,23 @@ from adapters.registry import get_process
 from adapters.sn_dpm import SN_DPM
 from sa_plugin.gamma import Gamma
 from sa_plugin.sampler import Sampler
-from third_party.common.checkpoints import read_state
 from third_party.extended_analytic_dpm.methods import get_method
 
 MODULE = "adapters.sample"
-EXIT_FAILED = 1
 OUTPUTS = {"png": PngFolder, "npz": NpzFile, "tar": TarShards}
 ADAPTERS = (SN_DPM, NPR_DPM, ANALYTIC_DPM)
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Our own options, and the rest for ``read_command_line``."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {MODULE}",
-        description="Sample the images of one cell; other options as of the adapters.",
-        allow_abbrev=False,
+    parser = OwnOptions(
+        MODULE, description="Sample the images of one cell; other options as of the adapters."
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the images")
     parser.add_argument("--process", required=True, help="a row of the tables: ddpm_small, ...")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--format", choices=sorted(OUTPUTS), default="png")
-    parser.add_argument("--weights", type=Path, help="a plain state dict instead of a trained run")
+    parser.add_argument("--weights", type=Path, help="a checkpoint instead of a trained run")
     parser.add_argument("--gamma", type=Path, help="Gamma instead of that of a trained run")
     return parser.parse_known_args(list(argv[1:]))
 
@@ -61,16 +59,38 @@ def adapter_of(config: FrozenConfigDict) -> Adapter:
 
 
 class Cell:
-    """One reverse process and number of steps of an experiment, and the files it rests on."""
+    """One reverse process and number of steps of an experiment, and the files it rests on.
+
+    Raises:
+        ValueError: a file is missing or does not fit, or an option is not possible.
+    """
 
     def __init__(self, experiment: Experiment, args: argparse.Namespace) -> None:
         self.experiment = experiment
         self.args = args
         self.stage = experiment.stages()["sample"]
+        self._check_options()
         self.network = self.stage.stage_of(args.process)
         self.weights = args.weights or self.network.average_path
-        if not self.weights.is_file():
+        if not self.weights.exists():
             raise ValueError(f"there is no file of weights {self.weights}: train, or --weights")
+        self.gamma = self._gamma()
+        method = self.network.method
+        read_fitting(self.weights, experiment.network(method, "meta"))
+        meta = experiment.network(method, "meta")
+        experiment.sampler(args.process, args.steps, meta, get_method(method).typ, self.gamma)
+
+    def _check_options(self) -> None:
+        adapter, needs = self.experiment.adapter, get_process(self.args.process).needs
+        if needs not in (None, adapter.needs):
+            raise ValueError(
+                f"--process {self.args.process!r} needs {needs!r}, which {adapter.module}, the "
+                "host of the configuration, does not provide"
+            )
+        for name in ("n_images", "batch_size"):
+            if self.experiment.config.sample[name] < 1:
+                value = self.experiment.config.sample[name]
+                raise ValueError(f"sample.{name} must be >= 1, got {value}")
 
     def identity(self) -> FrozenConfigDict:
         """All that decides the images, and the kind of output."""
@@ -78,25 +98,32 @@ class Cell:
         for name in ("batch_size", "processes", "steps"):
             del config["sample"][name]
         names = {name: getattr(self.args, name) for name in ("process", "steps", "format")}
-        digest = hashlib.sha256(self.weights.read_bytes()).hexdigest()
-        kind = self.experiment.device.type
-        return FrozenConfigDict({**config, "cell": {**names, "weights": digest, "device": kind}})
+        names["weights"] = _digest(self.weights)
+        names["device"] = self.experiment.device.type
+        if self.gamma is not None:
+            names["gamma"] = hashlib.sha256(self.gamma.values.tobytes()).hexdigest()
+        return FrozenConfigDict({**config, "cell": names})
+
+    def plan(self) -> str:
+        """What it is, in one line."""
+        n_images, args = self.experiment.config.sample.n_images, self.args
+        cell = f"{n_images} images of {args.process}, {args.steps} steps, as {args.format}"
+        return f"{cell} in {args.out}: {n_images * args.steps:.3g} network evaluations in all"
 
     def sampler(self) -> Sampler:
         """The sampler; on the CPU its network gets slices of one size."""
         experiment, args = self.experiment, self.args
         method = self.network.method
         network = experiment.network(method)
-        network.load_state_dict(read_state(self.weights))
-        sampler = experiment.sampler(
+        network.load_state_dict(read_fitting(self.weights, network))
+        return experiment.sampler(
             args.process,
             args.steps,
             network.to(experiment.device).eval(),
             get_method(method).typ,
-            self._gamma(),
+            self.gamma,
             call=lambda net: in_slices(net, self.multiple) if self.multiple > 1 else net,
         )
-        return sampler
 
     @property
     def multiple(self) -> int:
@@ -132,6 +159,10 @@ def sample(argv: Sequence[str], group: Processes) -> None:
     progress = line.progress and group.rank == 0
     experiment = Experiment(adapter_of(line.config), line.config, line.workdir, device, progress)
     cell = Cell(experiment, args)
+    if line.dry_run:
+        if group.rank == 0:
+            print(cell.plan())
+        return
     output: Output = OUTPUTS[args.format](args.out, line.config.sample.n_images)
     group.first(lambda: _claim(args.out, cell))
     missing = group.first(output.missing)
@@ -151,21 +182,25 @@ def _claim(folder: Path, cell: Cell) -> None:
         path.unlink()
 
 
+def _digest(weights: Path) -> str:
+    """Of a file's bytes, or of all files in a checkpoint folder."""
+    files = sorted(p for p in weights.rglob("*") if p.is_file()) if weights.is_dir() else [weights]
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while chunk := file.read(2**20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
 def main(argv: Sequence[str]) -> int:
-    """0: done; 1: no room or no file; 2: bad input or network; 130: interrupted."""
-    try:
+    """Exit codes of ``exit_code``, 1 where there is no room or another process has stopped."""
+
+    def work() -> None:
         with processes() as group:
             sample(argv, group)
-    except ValueError as error:
-        print(f"{MODULE}: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except OSError as error:
-        print(f"{MODULE}: {error}; the same command continues it", file=sys.stderr)
-        return EXIT_FAILED
-    except KeyboardInterrupt:
-        print(f"{MODULE}: interrupted; the same command continues it", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    return 0
+
+    return exit_code(MODULE, work, failed=EXIT_FAILED)
 
 
 if __name__ == "__main__":

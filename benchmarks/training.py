@@ -13,11 +13,8 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
-import os
-import platform
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from statistics import quantiles
 
 import numpy as np
@@ -25,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.registry import build_network
+from benchmarks import machine
 from benchmarks.gradients import gradient_table
 from configs import cifar10, digits
 from sa_plugin import NoiseSchedule, SALoss, attach
@@ -158,19 +156,6 @@ def table(results: dict[str, tuple[list[float], float]], memory: bool) -> str:
     return "\n".join(lines)
 
 
-def machine(device: str) -> str:
-    """What it ran on, in words."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].split(":")[1].strip() if names else cpu
-    words = f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    if device.startswith("cuda"):
-        words = f"{torch.cuda.get_device_name(device)}; {words}"
-    return f"{words}; PyTorch {torch.__version__}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", choices=sorted(NETWORKS), default="cifar10")
@@ -186,7 +171,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", action="store_true", help="for our steps")
     args = parser.parse_args()
     args.batch = args.batch or (8 if args.device == "cpu" else 128)
-    print(f"{args.network}, batch {args.batch}; {machine(args.device)}\n")
+    print(f"{args.network}, batch {args.batch}; {machine.describe(args.device)}\n")
     if args.variance:
         print(gradient_table(make_network(args.network, args.device), HOST, args.repeats))
     else:

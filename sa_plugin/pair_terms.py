@@ -14,7 +14,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from sa_plugin._batches import BlockNoise, noise_for, shown
+from sa_plugin._batches import MOST, BlockNoise, noise_for, shown
 from sa_plugin._checks import check_whole
 from sa_plugin._tensors import DeviceTables, note_bad, refuse_bad
 from sa_plugin.likelihood import divergence
@@ -24,7 +24,6 @@ from sa_plugin.schedule import NoiseSchedule
 from sa_plugin.variance import check_gamma
 
 _AT_ONCE = 2**22  # numbers of one float64 intermediate: 32 MiB
-_MOST = 2**63 - 1
 
 
 def pair_terms(
@@ -59,7 +58,7 @@ def pair_terms(
     """
     if not isinstance(x0, Tensor) or x0.ndim < 2 or not x0.is_floating_point() or len(x0) == 0:
         raise ValueError(f"x0 must hold floating-point images [B, ...], got {_told(x0)}")
-    check_whole("seed", seed, 0, _MOST)
+    check_whole("seed", seed, 0, MOST)
     options = {"variance": variance, "predicts": predicts, "clip_x0": clip_x0, "avg_cov": avg_cov}
     Sampler(model, schedule, steps=1, gamma=gamma, **options)  # looks at the options
     values = None if gamma is None else check_gamma(gamma, schedule.N)

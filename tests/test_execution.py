@@ -8,8 +8,8 @@ from torch import nn
 from sa_plugin._execution import NetworkCall, module_of
 from sa_plugin.sampler import Sampler
 from sa_plugin.schedule import NoiseSchedule
-from tests.test_sampler import GoldenToy
-from tests.toys import normal, read_json, read_npz, schedule_of
+from tests.test_sampler import ARRAYS, GOLDEN, golden_sampler
+from tests.toys import normal
 
 LINEAR = NoiseSchedule.linear(100)
 
@@ -39,25 +39,11 @@ def images(**options):
 
 @pytest.mark.parametrize("compile", [False, True])
 def test_compiled_golden_in_float32(compile):
-    case = read_json("sampler")[0]
-    named = {"eta", "steps", "trajectory", "clip_x0", "clip_sigma_idx", "clip_pixel"}
-    schedule = schedule_of(case["schedule"])
-    optimal = {"eps_eps2": "sn", "eps_epsc": "npr", "eps": "analytic"}[case["typ"]]
-    good = 1 - 0.9 * np.exp(-1000 * np.arange(schedule.N + 1) / schedule.N / 200)
-    sampler = Sampler(
-        GoldenToy(case, schedule.N),
-        schedule,
-        forward=case["forward"],
-        variance=optimal if case["var"] == "optimal" else case["var"],
-        gamma=good if case.get("ms_eps") else None,
-        compile=compile,
-        **{name: case[name] for name in named & case.keys()},
-    )
-    noise = normal(1, case["steps"], 4, 2, 3, 3).float()
-    arrays = read_npz("sampler")
-    x_init = torch.from_numpy(arrays["x_init"]).float()
+    noise = normal(1, GOLDEN[0]["steps"], 4, 2, 3, 3).float()
+    x_init = torch.from_numpy(ARRAYS["x_init"]).float()
+    sampler = golden_sampler(GOLDEN[0], compile=compile)
     x0 = sampler.sample(x_init.shape, x_init=x_init, noise=lambda k: noise[k])
-    np.testing.assert_allclose(x0.numpy(), arrays["x0_0"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(x0.numpy(), ARRAYS["x0_0"], rtol=1e-4, atol=1e-4)
 
 
 def test_channels_last_reaches_network_and_weights():

@@ -306,6 +306,41 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(
     checkpoints.read_checkpoint(tmp_path / "ckpts" / "12.ckpt", trainer._parts())
 
 
+def test_no_room_is_an_oserror_and_the_checkpoint_before_stays(tmp_path, unbroken):
+    """A limit on the size of files stands in for a full disk: the kernel refuses the write."""
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    trainer = make_trainer(tmp_path)
+    update = trainer.criterion.update
+
+    def update_and_fill(data):
+        update(data)
+        if data.position == 8:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (256, limits[1]))
+
+    trainer.criterion.update = update_and_fill
+    try:
+        with pytest.raises(OSError, match=r"File too large|cannot be written"):
+            trainer.run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in (tmp_path / "ckpts").iterdir()] == ["4.ckpt"]
+    continued = make_trainer(tmp_path)
+    continued.run()
+    assert everything(continued) == unbroken
+
+
+def test_torch_s_own_word_for_a_failed_write_is_an_oserror(tmp_path, monkeypatch):
+    def fail(value, file):
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed\nat")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match=r"it\.pth cannot be written: PytorchStreamWriter .* failed$"):
+        checkpoints.write_checkpoint(tmp_path, checkpoints.Checkpoint(3, {}))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_anew(tmp_path):
     interrupt_at(make_trainer(tmp_path), 5)
     damage_by_loss(tmp_path / "ckpts" / "4.ckpt")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -96,17 +97,56 @@ def test_a_full_disk_keeps_what_is_there(tmp_path, weights, monkeypatch, capsys)
     assert len(list((tmp_path / "a").glob("*.png"))) == 150
 
 
-def test_nan_names_the_step(tmp_path, weights, capsys):
-    state = torch.load(weights)
-    state = {name: value * float("nan") for name, value in state.items()}
-    torch.save(state, tmp_path / "nan.pth")
-    assert run(tmp_path / "a", tmp_path / "nan.pth") == 2
-    assert "not finite, first at step n = 1000" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("factor", "said"), [(1e30, "not finite, first at step n = 1000"), (np.nan, "is not finite")]
+)
+def test_a_network_that_breaks_is_told(tmp_path, weights, capsys, factor, said):
+    state = {name: value * factor for name, value in torch.load(weights).items()}
+    torch.save(state, tmp_path / "broken.pth")
+    assert run(tmp_path / "a", tmp_path / "broken.pth") == 2
+    assert said in capsys.readouterr().err
 
 
-def test_missing_weights(tmp_path, capsys):
-    assert run(tmp_path / "a", tmp_path / "no.pth") == 2
-    assert "no.pth" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--steps=0"], "steps must be a whole number in 1..1000, got 0"),
+        (["--steps=ten"], "argument --steps: invalid int value: 'ten'"),
+        (["--process=npr_ddpm"], "--process 'npr_ddpm' needs 'epsc', which adapters.sn_dpm"),
+        (["--process=sn_ddpm"], "does not fit"),  # the weights have no second prediction
+        (["--process=none"], "'none'"),
+        (["--config.sample.n_images=0"], "sample.n_images must be >= 1, got 0"),
+        (["--config.sample.batch_size=-1"], "sample.batch_size must be >= 1, got -1"),
+        (["--weights=no.pth"], "there is no file of weights no.pth"),
+        (["--weights=README.md"], "README.md"),
+        (["--pictures=3"], "[Uu]nknown command line flag 'pictures'"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, weights, capsys, more, said):
+    assert run(tmp_path / "a", weights, *more) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("adapters.sample: ")
+    assert error.count("\n") == 1
+    assert re.search(said, error)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_dry_run_writes_nothing(tmp_path, weights, capsys):
+    assert run(tmp_path / "a", weights, "--dry_run") == 0
+    assert "150 images of ddpm_small, 3 steps, as png" in capsys.readouterr().out
+    assert not (tmp_path / "a").exists()
+
+
+def test_another_gamma_is_another_run(tmp_path, weights, capsys):
+    for name, value in (("one", 0.5), ("two", 0.6)):
+        np.savez(tmp_path / f"{name}.npz", values=np.r_[0, np.full(1000, value)])
+    analytic = ["--config.sample.processes=('analytic_ddpm',)", "--process=analytic_ddpm"]
+    one, two = ([*analytic, f"--gamma={tmp_path / name}.npz"] for name in ("one", "two"))
+    assert run(tmp_path / "a", weights, *one, n=3) == 0
+    assert run(tmp_path / "a", weights, *one, n=3) == 0
+    assert run(tmp_path / "a", weights, *two, n=3) == 2
+    assert "cell.gamma is" in capsys.readouterr().err
 
 
 def test_small_parts():
@@ -114,7 +154,7 @@ def test_small_parts():
     assert [slice_size((3, s, s)) for s in (8, 32, 64, 256)] == [64, 64, 16, 1]
     batches = [torch.full((n, 1, 2, 2), n, dtype=torch.uint8) for n in (5, 1, 7)]
     assert [len(part) for part in cut(iter(batches), 4)] == [4, 4, 4, 1]
-    with pytest.raises(ValueError, match="shard_size"):
+    with pytest.raises(ValueError, match="unit must be a multiple of 64, got 65"):
         TarShards(Path("x"), 10, 65)
 
 
@@ -134,6 +174,26 @@ def command(*args, processes=1, **options):
     several = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     start = several if processes > 1 else []
     return [sys.executable, *start, "-m", "adapters.sample", *arguments(*args, **options)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["npz", "tar"])
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path, form):
+    """50,000 images take 34 MiB more than 5,000 where they are all kept."""
+    peaks = []
+    for n in (5_000, 50_000):
+        script = [
+            sys.executable,
+            "-m",
+            "tests.streamed_memory",
+            form,
+            str(n),
+            str(tmp_path / f"{n}"),
+        ]
+        done = subprocess.run(script, cwd=ROOT, check=True, capture_output=True, text=True)
+        peaks.append(float(done.stdout))
+    print(f"{form}: {peaks[0]:.1f} and {peaks[1]:.1f} MiB")
+    assert peaks[1] - peaks[0] < 12
 
 
 @pytest.mark.slow

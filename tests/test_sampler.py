@@ -29,25 +29,29 @@ class GoldenToy:
         return (eps, second[self.typ]) if self.typ in second else eps
 
 
-@pytest.mark.parametrize("batch_size", [None, 3])
-@pytest.mark.parametrize("i", range(len(GOLDEN)))
-def test_equals_the_published_code(i, batch_size):
-    case = GOLDEN[i]
+def golden_sampler(case, **options):
+    """The sampler of a case of the reference numbers."""
     schedule = schedule_of(case["schedule"])
     optimal = {"eps_eps2": "sn", "eps_epsc": "npr", "eps": "analytic"}[case["typ"]]
     good = 1 - 0.9 * np.exp(-1000 * np.arange(schedule.N + 1) / schedule.N / 200)
     named = {"eta", "steps", "trajectory", "clip_x0", "clip_sigma_idx", "clip_pixel"}
-    sampler = Sampler(
+    return Sampler(
         GoldenToy(case, schedule.N),
         schedule,
         forward=case["forward"],
         variance=optimal if case["var"] == "optimal" else case["var"],
         gamma=good if case.get("ms_eps") else None,
         **{name: case[name] for name in named & case.keys()},
+        **options,
     )
-    noise = normal(1, case["steps"], 4, 2, 3, 3)
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+@pytest.mark.parametrize("i", range(len(GOLDEN)))
+def test_equals_the_published_code(i, batch_size):
+    noise = normal(1, GOLDEN[i]["steps"], 4, 2, 3, 3)
     x_init = torch.from_numpy(ARRAYS["x_init"])
-    x0 = sampler.sample(
+    x0 = golden_sampler(GOLDEN[i]).sample(
         x_init.shape, x_init=x_init, noise=lambda k: noise[k], batch_size=batch_size
     )
     np.testing.assert_allclose(x0.numpy(), ARRAYS[f"x0_{i}"], rtol=1e-9)

@@ -156,6 +156,18 @@ def test_compiled_networks_keep_their_names_and_averages():
     assert average._compiled_call_impl is None
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("backprop", ["all", "one"])
+def test_compiled_steps_have_the_same_gradients(backprop, monkeypatch):
+    """Traced and differentiated ahead of time ("aot_eager"); the kernels are PyTorch's own."""
+    v = images()
+    expected = gradients(criterion_for(network(), v, K=2, backprop=backprop), v)
+    compile_ = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compile_(self, backend="aot_eager"))
+    criterion = criterion_for(network(), v, StepOptions(compile=True), K=2, backprop=backprop)
+    assert_close(gradients(criterion, v), expected, 1e-5)
+
+
 @pytest.mark.parametrize("host", ["analytic", "extended"])
 def test_networks_can_be_replaced_in_what_the_objective_calls(host):
     build = analytic.build_criterion if host == "analytic" else None

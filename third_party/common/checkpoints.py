@@ -44,10 +44,27 @@ class Checkpoint:
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write `folder`/IT.ckpt and return its path; one of that name is replaced."""
+    """Write `folder`/IT.ckpt and return its path; one of that name is replaced.
+
+    Where there is no room, an OSError; what was written of it is taken away again.
+    """
     path = folder / f"{checkpoint.iteration}.ckpt"
     temporary = path.with_name(path.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        _write_states(temporary, checkpoint)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if path.exists():
+        # Only a damaged one is ever replaced: an intact one would have been continued from.
+        shutil.rmtree(path)
+    temporary.rename(path)
+    _sync(folder)
+    return path
+
+
+def _write_states(temporary: Path, checkpoint: Checkpoint) -> None:
     temporary.mkdir(parents=True)
     _save(checkpoint.iteration, temporary / "it.pth")
     _save(checkpoint.best_val_loss, temporary / "best_val_loss.pth")
@@ -57,12 +74,6 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         (temporary / f"{part}_states").mkdir()
         for name, state in checkpoint.states[part].items():
             _save(state, temporary / f"{part}_states" / f"{name}.pth")
-    if path.exists():
-        # Only a damaged one is ever replaced: an intact one would have been continued from.
-        shutil.rmtree(path)
-    temporary.rename(path)
-    _sync(folder)
-    return path
 
 
 def read_checkpoint(path: Path, names: Mapping[str, Iterable[str]]) -> Checkpoint:
@@ -143,7 +154,10 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 def _save(value: Any, path: Path) -> None:
     with open(path, "wb") as file:
-        torch.save(value, file)
+        try:
+            torch.save(value, file)
+        except RuntimeError as error:  # how torch tells that a write has failed
+            raise OSError(f"{path} cannot be written: {_first_line(error)}") from error
         file.flush()
         os.fsync(file.fileno())  # else a power cut after the rename could leave empty files
 

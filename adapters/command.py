@@ -1,0 +1,65 @@
+"""What the commands share: options of their own, and errors as one line with an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+CONTINUES = "; the same command continues it"
+
+
+class OwnOptions(argparse.ArgumentParser):
+    """The options of one command, whose errors are ValueErrors; others are left to absl.
+
+    ``parse_known_args(argv[1:])`` gives its own values and the rest for ``read_command_line``.
+    """
+
+    def __init__(self, module: str, **options: object) -> None:
+        super().__init__(prog=f"python -m {module}", allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """What argparse calls instead of its own long message."""
+        raise ValueError(message)
+
+
+def exit_code(
+    module: str,
+    work: Callable[[], None],
+    *,
+    failed: int = EXIT_BAD_INPUT,
+    continues: str = CONTINUES,
+) -> int:
+    """Do ``work`` and tell what stops it in one line on stderr.
+
+    Returns:
+        0: done; 2: a ValueError; ``failed``: an OSError; 130: interrupted. Any other exception is a
+        mistake of ours and keeps its traceback.
+
+    Args:
+        failed: where the command can be repeated after an OSError, EXIT_FAILED, which says so.
+        continues: what is added to the lines of a command that can be repeated.
+    """
+    try:
+        work()
+    except ValueError as error:
+        return _tell(module, error, EXIT_BAD_INPUT)
+    except OSError as error:
+        return _tell(module, error, failed, continues if failed == EXIT_FAILED else "")
+    except KeyboardInterrupt:
+        return _tell(module, "interrupted", EXIT_INTERRUPTED, continues)
+    return 0
+
+
+def one_line(text: str) -> str:
+    """Names out of a foreign file may hold anything, also what a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
+def _tell(module: str, what: object, code: int, more: str = "") -> int:
+    print(f"{module}: {one_line(str(what))}{more}", file=sys.stderr)
+    return code
