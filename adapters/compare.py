@@ -22,16 +22,15 @@ from pathlib import Path
 import torch
 from ml_collections import FrozenConfigDict
 
+from adapters.command import EXIT_FAILED, OwnOptions, exit_code
 from adapters.comparison.cost import plan_text
 from adapters.comparison.grid import COMPARISON, Grid
-from adapters.comparison.report import failures_of, write_report
+from adapters.comparison.report import write_report
 from adapters.comparison.tasks import Plan, Store
 from adapters.comparison.workers import work_together
 from adapters.config import read_command_line
-from adapters.experiment import EXIT_BAD_INPUT, EXIT_INTERRUPTED
 
 MODULE = "adapters.compare"
-EXIT_INCOMPLETE = 1
 MOST_WORKERS = 8  # by default: each holds a network and the images' features
 
 
@@ -49,8 +48,8 @@ class PlanMaker:
         return Plan(store)
 
 
-def compare(argv: Sequence[str]) -> int:
-    """0: all done, with a report; 1: something failed, with a report of the rest."""
+def compare(argv: Sequence[str]) -> bool:
+    """Whether all is done; there is a report in any case."""
     args, rest = _parse(argv)
     line = read_command_line([argv[0], *rest], (), MODULE, COMPARISON)
     workers = _default_workers(line.device) if args.workers is None else args.workers
@@ -60,23 +59,21 @@ def compare(argv: Sequence[str]) -> int:
     plan = make_plan()
     if line.dry_run:
         print(plan_text(plan))
-        return 0
+        return True
     if not args.report_only:
         work_together(make_plan, workers, run_id=uuid.uuid4().hex)
     path = write_report(plan, f"python -m {MODULE} {shlex.join(argv[1:])}")
     print(path.read_text().split("## Pictures")[0])
-    print(f"{path.with_suffix('.html')}")
-    missing = failures_of(plan)
+    print(path.with_suffix(".html"))
+    missing = [task for task in plan.in_order() if not task.is_done()]
     if missing:
         print(f"{MODULE}: {len(missing)} tasks are not done; see {path}", file=sys.stderr)
-    return EXIT_INCOMPLETE if missing else 0
+    return not missing
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {MODULE}",
-        description="Compute a grid and report it; other options as of the adapters.",
-        allow_abbrev=False,
+    parser = OwnOptions(
+        MODULE, description="Compute a grid and report it; other options as of the adapters."
     )
     parser.add_argument(
         "--workers", type=int, help="processes on this machine; default: 1 on a GPU, else the cores"
@@ -94,16 +91,16 @@ def _default_workers(device: str) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit code: that of ``compare``; 2: bad input, told in one line; 130: interrupted."""
+    """Exit codes of ``exit_code``, 1 also where a task has failed and the rest is reported."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    try:
-        return compare(argv)
-    except (ValueError, OSError) as error:
-        print(f"{MODULE}: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        print(f"{MODULE}: interrupted; the same command continues it", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    complete = True
+
+    def work() -> None:
+        nonlocal complete
+        complete = compare(argv)
+
+    code = exit_code(MODULE, work, failed=EXIT_FAILED)
+    return code if code or complete else EXIT_FAILED
 
 
 if __name__ == "__main__":

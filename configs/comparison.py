@@ -138,3 +138,30 @@ def tables_1_and_2(
         "forms": part("Forms of the SA loss", forms, CONTROLLED, steps),
     }
     config.tables = ("main", "compute", "scaled", "unclipped", "forms")
+
+
+def published(data: str) -> dict[str, dict]:
+    """FIDs of 50,000 images that other papers print; the SA paper's own are to be had there."""
+    gmflow = "GMFlow, appendix, Table 5, quoting Guo et al. 2023 (schedule not named)"
+    sani = "SANI (2026), Table 2"
+    rows = {
+        "cifar10": {
+            "ddpm_small": ("DDPM small", gmflow, (34.76, 16.18, 11.11, 8.38)),
+            "ddpm_big": ("DDPM big", gmflow, (205.31, 84.71, 37.35, 14.81)),
+            "sn_ddpm": ("SN-DDPM", gmflow, (16.33, 6.05, 4.19, 3.83)),
+        },
+        "celeba64": {
+            "ddpm_small": ("DDPM small", sani, (36.69, 24.46, 18.96, 14.31, 10.48)),
+            "ddim": ("DDIM", sani, (20.54, 13.54, 9.33, 6.60, 4.96)),
+            "ocm_ddpm": ("OCM-DDPM", sani, (21.55, 12.71, 9.24, 6.97, 5.92)),
+        },
+    }
+    return {
+        key: {
+            "title": title,
+            "metric": "fid",
+            "source": source,
+            "values": {str(s): value for s, value in zip(COLUMNS, values, strict=False)},
+        }
+        for key, (title, source, values) in rows[data].items()
+    }

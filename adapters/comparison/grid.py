@@ -107,6 +107,8 @@ class Grid:
             _has("trainings", config.trainings, name)
         if not self.parts and not config.gap.trainings:
             raise ValueError("tables and gap.trainings must not both be empty")
+        self._check_gap()
+        self._check_eps_scale()
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -134,7 +136,7 @@ class Grid:
         _override(config.sample, f"samplings.{line.sampling}.set", sampling)
         config.seed = config.sample.seed = seed
         config.sample.processes = (process or "ddpm_small",)
-        config.sample.steps = tuple({s for part in self.parts for s in part.steps}) or (1,)
+        config.sample.steps = self._steps() or (1,)
         frozen = FrozenConfigDict(config)
         check_keys(frozen, EXPERIMENT)
         if frozen.head.training != "pretrained":
@@ -144,9 +146,41 @@ class Grid:
             )
         return frozen
 
+    def _steps(self) -> tuple[int, ...]:
+        """All columns, that of the fitted constant too if there is one."""
+        fitted = any(self.eps_scale(line) == 0 for part in self.parts for line in part.lines)
+        extra = (self.config.eps_scale.steps,) if fitted else ()
+        return tuple(sorted({s for part in self.parts for s in part.steps} | set(extra)))
+
     def eps_scale(self, line: Line) -> float:
         """What the predicted eps is multiplied by; 0 for the fitted constant."""
         return self.config.samplings[line.sampling].eps_scale
+
+    def _check_gap(self) -> None:
+        gap, N = self.config.gap, self.config.experiment.schedule.N
+        if gap.trainings and not 2 <= gap.start <= N:
+            raise ValueError(f"gap.start must be in 2..{N}, got {gap.start}")
+        if gap.n_images < 2 or gap.batch_size < 1:
+            raise ValueError(
+                "gap.n_images must be >= 2 and gap.batch_size >= 1, "
+                f"got {gap.n_images} and {gap.batch_size}"
+            )
+
+    def _check_eps_scale(self) -> None:
+        settings = self.config.eps_scale
+        if get_process(settings.process).needs is not None:
+            raise ValueError(
+                "eps_scale.process must be a row of the noise network alone, "
+                f"got {settings.process!r}"
+            )
+        if not 0 < settings.low < settings.high:
+            raise ValueError(
+                f"eps_scale.low must lie between 0 and eps_scale.high = {settings.high}, "
+                f"got {settings.low}"
+            )
+        for key, least in (("steps", 1), ("n_images", 2), ("evaluations", 1)):
+            if settings[key] < least:
+                raise ValueError(f"eps_scale.{key} must be >= {least}, got {settings[key]}")
 
     def _part(self, key: str) -> Part:
         given = self.config.parts[key].to_dict()

@@ -15,7 +15,7 @@ from adapters.comparison import figures
 from adapters.comparison.grid import Cell
 from adapters.comparison.page import html_page
 from adapters.comparison.tables import Table, build_tables, comma_separated, latex, markdown
-from adapters.comparison.tasks import Plan, Task
+from adapters.comparison.tasks import Plan
 from adapters.comparison.workers import Failures
 from adapters.features import write_atomically
 from adapters.report import table
@@ -157,8 +157,3 @@ def _markdown(report: Report, folder: Path) -> str:
         parts.append(f"## Published numbers\n\n{report.published}")
     parts.append(f"## Made by\n\n{facts}\n\nThe configuration is in config.json.\n")
     return "\n".join(parts)
-
-
-def failures_of(plan: Plan) -> list[Task]:
-    """Tasks that are not done."""
-    return [task for task in plan.in_order() if not task.is_done()]

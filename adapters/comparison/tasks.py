@@ -186,13 +186,14 @@ class EpsScaleTask:
             tried.append({"eps_scale": float(scale), name: metrics[name]})
             return metrics[name]
 
-        found = minimize_scalar(
+        minimize_scalar(
             metric,
             bounds=(settings.low, settings.high),
             method="bounded",
             options={"maxiter": settings.evaluations, "xatol": 1e-3},
         )
-        result = {"eps_scale": float(found.x), "tried": tried}
+        best, _ = min((tuple(one.values()) for one in tried), key=lambda one: one[1])
+        result = {"eps_scale": best, "tried": tried}
         write_atomically(self.path, (json.dumps(result, indent=2) + "\n").encode())
 
     def _metrics(self, scale: float) -> dict[str, float]:

@@ -1,0 +1,370 @@
+"""python -m adapters.compare on real digits: continued, grown, failing; and its refusals."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from ml_collections import FrozenConfigDict
+
+from adapters.compare import main
+from adapters.comparison.grid import (
+    COMPARISON,
+    Cell,
+    Grid,
+    Line,
+    cell_name,
+    second_name,
+    training_name,
+)
+from adapters.comparison.tasks import EpsScaleTask, Plan, Store, scaled
+from adapters.config import check_keys, read_command_line
+from adapters.inception import WEIGHTS_VARIABLE
+from configs.comparison import ROWS
+from tests.test_comparison_statistics import a_grid
+
+ROOT = Path(__file__).parent.parent
+TABLES = sorted(
+    path for pattern in ("*table*.py", "figure*.py") for path in (ROOT / "configs").glob(pattern)
+)
+# 30 images cannot fill the 64 pixels' covariance; the warning that says so is expected here.
+pytestmark = pytest.mark.filterwarnings("ignore:.*singular.*:UserWarning")
+
+SMALL = [
+    "--config=configs/digits_tables.py",
+    "--config.seeds=(0,1)",
+    "--config.experiment.schedule.N=50",
+    "--config.experiment.base.iterations=4",
+    "--config.experiment.base.batch_size=8",
+    "--config.trainings.b_equal.set.base.iterations=8",
+    "--config.experiment.head.iterations=3",
+    "--config.experiment.head.batch_size=8",
+    "--config.experiment.gamma.n_images=4",
+    "--config.experiment.sample.n_images=30",
+    "--config.experiment.evaluate.features=('pixels',)",
+    "--config.gap.start=6",
+    "--config.gap.n_images=4",
+    "--config.eps_scale.n_images=30",
+    "--config.eps_scale.steps=2",
+    "--config.eps_scale.evaluations=4",
+    "--config.tables=('main','scaled')",
+    "--config.parts.main.processes=('ddpm_small','npr_ddpm','sn_ddim','analytic_ddpm')",
+    "--config.parts.main.steps=(2,)",
+    "--config.parts.scaled.steps=(2,)",
+    "--device=cpu",
+    "--noprogress",
+]
+
+
+def options(workdir, *arguments):
+    """SMALL with other values: a tuple that is given twice would be one that has grown."""
+    given = {argument.split("=")[0] for argument in arguments}
+    kept = [word for word in SMALL if word.split("=")[0] not in given]
+    workers = [] if "--workers" in given else ["--workers=1"]
+    return [*kept, f"--workdir={workdir}", *workers, *arguments]
+
+
+def compare(workdir, *arguments):
+    """The exit code of the command in ``workdir``."""
+    return main(["compare", *options(workdir, *arguments)])
+
+
+def written(folder, pattern="**/*"):
+    """Files and when they were written, but for reports and locks."""
+    there = (path for path in folder.glob(pattern) if path.is_file())
+    skipped = {"reports", "locks"}
+    return {p: p.stat().st_mtime_ns for p in there if not skipped & set(p.parts)}
+
+
+def numbers(folder):
+    """The report's cells."""
+    with (folder / "reports/digits/cells.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished grid; tests that change it copy it first."""
+    folder = tmp_path_factory.mktemp("compare") / "grid"
+    assert compare(folder) == 0
+    return folder
+
+
+def test_leaves_a_report_with_everything(finished):
+    rows = numbers(finished)
+    # main: 4 processes x 2 trainings; scaled adds B scaled in two processes and SA in DDIM; 2 seeds
+    assert len(rows) == 2 * (8 + 3)
+    assert {row["eps_scale"] != "1.0" for row in rows if row["sampling"] == "scaled"} == {True}
+    assert all(float(row["frechet_pixels"]) > 0 for row in rows)
+    folder = finished / "reports/digits"
+    text = (folder / "report.md").read_text()
+    for word in ("NPR-DDPM", "SN-DDIM", "Analytic-DDPM", "SA-2", "±", "paired by seed"):
+        assert word in text
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == len(list(folder.glob("*.png"))) > 5
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert r"\toprule" in (folder / "tables.tex").read_text()
+    assert "gap_distance.png" in {path.name for path in folder.glob("*.png")}
+
+
+def test_one_noise_network_stands_behind_all_rows(finished):
+    trainings = [path.name for path in (finished / "trainings").iterdir()]
+    assert len(trainings) == 4  # B and SA-2, two seeds
+    below = {path.name.split("_")[0] for path in (finished / "trainings" / trainings[0]).iterdir()}
+    assert {"base", "npr", "sn", "analytic"} <= below
+    assert len(list((finished / "trainings").rglob("base/ckpts"))) == 4
+
+
+def test_again_computes_nothing(finished):
+    before = written(finished)
+    assert compare(finished) == 0
+    assert written(finished) == before
+
+
+def test_a_grown_grid_reuses_what_is_there(finished, tmp_path):
+    import shutil
+
+    folder = tmp_path / "grid"
+    shutil.copytree(finished, folder, copy_function=shutil.copy2)
+    before = written(folder)
+    assert compare(folder, "--config.parts.main.steps=(2,3)") == 0
+    after = written(folder)
+    assert {path: after[path] for path in before} == before
+    new = [path for path in after if path not in before and path.suffix == ".json"]
+    assert len(new) == 2 * 8
+
+
+def test_a_comparison_of_one_store_shares_cells_with_another(finished):
+    before = written(finished)
+    assert compare(finished, "--config.name=other", "--config.tables=('scaled',)") == 0
+    assert written(finished) == before
+    assert (finished / "reports/other/report.html").exists()
+
+
+def test_the_plan_is_shown_and_nothing_written(tmp_path, capsys):
+    assert compare(tmp_path / "grid", "--dry_run") == 0
+    assert not (tmp_path / "grid").exists()
+    text = capsys.readouterr().out
+    assert "noise networks" in text
+    assert "PFLOP" in text
+    cells = next(line for line in text.splitlines() if line.startswith("| cells"))
+    # 22 cells of 30 images in 2 steps
+    assert [word.strip() for word in cells.split("|")[2:5]] == ["22", "22", "1.32e+03"]
+
+
+def test_what_fails_is_shown_and_tried_again(tmp_path, capsys, monkeypatch):
+    """Inception's weights are missing: every cell fails, trainings and gap curves do not."""
+    monkeypatch.setenv(WEIGHTS_VARIABLE, str(tmp_path / "absent.pth"))
+    few = ["--config.seeds=(0,)", "--config.tables=('main',)"]
+    few += ["--config.parts.main.processes=('ddpm_small',)"]
+    features = "--config.experiment.evaluate.features=('inception',)"
+    assert compare(tmp_path / "grid", *few, features) == 1
+    captured = capsys.readouterr()
+    assert "2 tasks are not done" in captured.err
+    report = (tmp_path / "grid/reports/digits/report.md").read_text()
+    assert "absent.pth" in report
+    assert "2 failed" in report
+    assert (tmp_path / "grid/reports/digits/gap_total.png").exists()
+    assert compare(tmp_path / "grid", *few) == 0
+
+
+@pytest.mark.slow
+def test_workers_make_the_same_numbers_as_one(finished, tmp_path):
+    """In processes of their own, as a user starts them."""
+    words = options(tmp_path / "grid", "--workers=2")
+    command = [sys.executable, "-m", "adapters.compare", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True)
+    here, there = numbers(tmp_path / "grid"), numbers(finished)
+    assert len(here) == len(there)
+    for a, b in zip(here, there, strict=True):
+        assert float(a["frechet_pixels"]) == pytest.approx(float(b["frechet_pixels"]), rel=1e-4)
+
+
+def test_the_fitted_constant_is_the_best_that_was_tried(finished):
+    paths = list(finished.glob("trainings/*/eps_scale_*.json"))
+    assert len(paths) == 2  # B, two seeds
+    for path in paths:
+        found = json.loads(path.read_text())
+        best = min(found["tried"], key=lambda one: one["frechet_pixels"])
+        assert found["eps_scale"] == best["eps_scale"]
+        assert 0.9 < found["eps_scale"] < 1.05
+
+
+def test_only_eps_is_scaled():
+    class Network:
+        model = None
+
+        def __call__(self, x, n):
+            return x, 2 * x
+
+    first, second = scaled(0.5)(Network())(torch.ones(2), None)
+    assert first.tolist() == [0.5, 0.5]
+    assert second.tolist() == [2.0, 2.0]
+    network = Network()
+    assert scaled(1.0)(network) is network
+
+
+# ------------------------------------------------------------------------------------ identities
+
+
+def config_of(**keys):
+    grid = a_grid()
+    experiment = grid.config.experiment.to_dict()
+    for name, value in keys.items():
+        section, key = name.split("__")
+        experiment[section][key] = value
+    return Grid(FrozenConfigDict({**grid.config.to_dict(), "experiment": experiment}))
+
+
+def names(grid, training="b", process="sn_ddpm"):
+    line = Line(training)
+    config = grid.experiment(line, 0, process)
+    cell = Cell(line, 0, process, 5)
+    return training_name(config), second_name(config, "eps2"), cell_name(config, cell, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "changed"),
+    [
+        ("base__log_every", 7, (False, False, False)),
+        ("data__root", "elsewhere", (False, False, False)),
+        ("sample__batch_size", 3, (False, False, False)),
+        ("sa__K", 3, (False, False, False)),  # the baseline has no SA term
+        ("base__lr", 0.5, (True, False, False)),
+        ("schedule__N", 500, (True, False, False)),
+        ("head__lr", 0.5, (False, True, True)),
+        ("sample__n_images", 7, (False, False, True)),
+        ("evaluate__features", ("pixels",), (False, False, True)),
+    ],
+)
+def test_a_name_tells_what_decides_the_numbers(key, value, changed):
+    before, after = names(config_of()), names(config_of(**{key: value}))
+    assert tuple(a != b for a, b in zip(before, after, strict=True)) == changed
+
+
+def test_a_comparison_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="must not both be empty"):
+        a_grid(tables=())
+
+
+def test_sa_keys_change_the_name_of_an_sa_training():
+    assert names(config_of(), "sa")[0] != names(config_of(sa__window="paper"), "sa")[0]
+
+
+def test_each_seed_is_a_training_of_its_own_and_draws_its_own_noise():
+    grid = a_grid()
+    configs = [grid.experiment(Line("sa"), seed, "ddim") for seed in (0, 1)]
+    assert [(c.seed, c.sample.seed) for c in configs] == [(0, 0), (1, 1)]
+    assert training_name(configs[0]) != training_name(configs[1])
+
+
+# --------------------------------------------------------------------------------- configurations
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_every_comparison_can_be_read(path):
+    line = read_command_line(["c", f"--config={path}"], (), "adapters.compare", COMPARISON)
+    grid = Grid(line.config)
+    assert line.workdir.name == grid.config.store
+    for name in grid.config.trainings:
+        check_keys(grid.experiment(Line(name), grid.seeds[0]))
+    assert grid.cells or grid.config.gap.trainings
+    for part in grid.parts:
+        assert set(part.processes) <= set(ROWS)
+
+
+def test_there_is_a_comparison_for_every_table():
+    expected = ["digits_tables", "fashion_tables", "figure4_gap", "table1_celeba64"]
+    expected += ["table1_cifar10", "table2_celeba64", "table2_cifar10", "table3_celebahq256"]
+    assert [path.stem for path in TABLES] == [*expected, "table4_lambda"]
+
+
+def test_tables_1_and_2_have_the_papers_rows_and_columns():
+    for name in ("table1_cifar10", "table2_celeba64"):
+        path = ROOT / f"configs/{name}.py"
+        line = read_command_line(["c", f"--config={path}"], (), "adapters.compare", COMPARISON)
+        main_part = Grid(line.config).parts[0]
+        assert main_part.steps == (10, 25, 50, 100, 200, 1000)
+        assert [one.training for one in main_part.lines] == ["b", "sa"]
+        assert {row.split("_")[0] for row in main_part.processes} >= {"analytic", "npr", "sn"}
+
+
+BAD = [
+    ("--config.tables=('nothing',)", "tables must be among"),
+    ("--config.gap.trainings=('nobody',)", "trainings must be among"),
+    ("--config.parts.main.lines=('nobody',)", "trainings must be among"),
+    ("--config.parts.main.lines=('b/nohow',)", "samplings must be among"),
+    ("--config.parts.main.processes=('magic',)", "sample.processes must be among"),
+    ("--config.parts.main.steps=(51,)", "steps"),
+    ("--config.seeds=(1,1)", "seeds must be numbers that differ"),
+    ("--config.name=a/b", "name must be a name without /"),
+    ("--config.trainings.sa.set.sa.K=0", "K"),
+    ("--config.experiment.base.iterations=0", "base.iterations must be >= 1"),
+    ("--config.experiment.head.training=joint", "experiment.head.training must be 'pretrained'"),
+    ("--config.sedes=(1,)", "unknown configuration key"),
+    ("--workers=0", "--workers must be >= 1"),
+    ("--workers=many", "--workers"),
+    ("--config.gap.start=51", "gap.start"),
+    ("--config.eps_scale.low=1.2", "eps_scale"),
+]
+
+
+@pytest.mark.parametrize(("argument", "said"), BAD, ids=[argument for argument, _ in BAD])
+def test_bad_input_is_refused_in_one_line_before_anything_is_written(
+    argument, said, tmp_path, capsys
+):
+    assert compare(tmp_path / "grid", argument) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "grid").exists()
+
+
+@pytest.mark.slow
+def test_a_grid_killed_again_and_again_loses_at_most_the_task_under_way(finished, tmp_path):
+    """Kills of the command with both workers, at random moments; then it is left to finish."""
+    folder = tmp_path / "grid"
+    command = [sys.executable, "-m", "adapters.compare", *options(folder, "--workers=2")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    chance = random.Random(0)
+    done: set[Path] = set()
+    for _ in range(6):
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(chance.uniform(6, 14))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        now = set(written(folder, "cells/**/*.json"))
+        assert done <= now
+        done = now
+    times = written(folder, "cells/**/*.json")
+    subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True)
+    after = written(folder, "cells/**/*.json")
+    assert {path: after[path] for path in times} == times  # none was computed again
+    for a, b in zip(numbers(folder), numbers(finished), strict=True):
+        assert float(a["frechet_pixels"]) == pytest.approx(float(b["frechet_pixels"]), rel=1e-4)
+
+
+def test_a_plan_names_every_task_once(tmp_path):
+    line = read_command_line(["c", *SMALL], (), "adapters.compare", COMPARISON)
+    plan = Plan(Store(Grid(line.config), tmp_path, "cpu", False))
+    order = [task.name for task in plan.in_order()]
+    assert len(order) == len(set(order)) == len(plan.tasks)
+    for task in plan.in_order():
+        for need in task.needs:
+            assert order.index(need.name) < order.index(task.name)
+    assert sum(isinstance(task, EpsScaleTask) for task in plan.in_order()) == 2
