@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tarfile
 from collections.abc import Iterator
 from itertools import islice
@@ -76,7 +77,7 @@ class TarImages:
                 raise ValueError(f"images must have one shape, {self.paths[0]}... has {shapes}")
             yield torch.stack(batch)
 
-    def _encoded(self) -> Iterator[tuple[str, tarfile.ExFileObject]]:
+    def _encoded(self) -> Iterator[tuple[str, io.BytesIO]]:
         for path in self.paths:
             try:
                 with tarfile.open(path) as tar:
@@ -84,12 +85,11 @@ class TarImages:
                         if member.name.lower().endswith(SUFFIXES):
                             file = tar.extractfile(member)
                             if file is not None:
-                                yield f"{path}/{member.name}", file
+                                yield f"{path}/{member.name}", io.BytesIO(file.read())
             except (tarfile.TarError, OSError, EOFError) as error:
                 raise ValueError(f"{path} is damaged: {error}") from error
 
-    def _decoded(self, name: str, file: tarfile.ExFileObject) -> Tensor:
-        file.seek(0)
+    def _decoded(self, name: str, file: io.BytesIO) -> Tensor:
         try:
             with Image.open(file) as image:
                 pixels = np.array(Preparation(channels=self._channels).apply(image))
@@ -105,7 +105,7 @@ def _folder(path: Path) -> ImageDataset:
     return found if _channels(first, first) == 3 else get_dataset("folder", path, channels=1)
 
 
-def _channels(file: Path | tarfile.ExFileObject, name: Path | str) -> int:
+def _channels(file: Path | io.BytesIO, name: Path | str) -> int:
     """1 for a grey image, else 3."""
     try:
         with Image.open(file) as image:
