@@ -8,7 +8,7 @@ from setuptools import setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "sa_plugin" / "__init__.py").read_text())[1]
 
-METRICS = ["scipy", "pytorch-fid>=0.3.0", "torchvision"]
+METRICS = ["scipy", "pytorch-fid>=0.3.0", "torch-fidelity>=0.4.0", "torchvision"]
 ADAPTERS = [
     *METRICS,
     "absl-py",

@@ -10,13 +10,24 @@ alone give ``fid`` and ``inception_score``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from adapters.features import Extractor, from_uint8
-from sa_plugin.metrics import Moments, frechet_distance, inception_score
+from sa_plugin.metrics import (
+    Moments,
+    Statistics,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
+
+# Metrics that are computed only when asked for: they keep all features and cost more.
+EXTRAS = ("kid", "precision_recall")
+_KID_SUBSET = 1000
 
 
 @dataclass(frozen=True)
@@ -25,15 +36,17 @@ class Summary:
 
     ``variance`` is the sum over pixels of each pixel's variance (divided by ``count - 1``), in
     units of x in [-1, 1]: the trace of the pixels' covariance. ``logits``: [count, classes], in
-    the images' order, for the extractors that give any.
+    the images' order, for the extractors that give any; ``features``: [count, D] where they were
+    kept. Statistics from a file tell neither ``image_shape`` nor ``variance``: None.
     """
 
     extractors: tuple[Extractor, ...]
     count: int
-    image_shape: tuple[int, ...]
-    variance: float
-    moments: Mapping[str, Moments]
+    image_shape: tuple[int, ...] | None
+    variance: float | None
+    moments: Mapping[str, Moments | Statistics]
     logits: Mapping[str, Tensor]
+    features: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def summarise(
@@ -41,15 +54,18 @@ def summarise(
     extractors: Sequence[Extractor],
     *,
     image_shape: tuple[int, ...] | None = None,
+    keep_features: bool = False,
 ) -> Summary:
     """Pass uint8 batches [B, C, H, W] through every extractor, once.
 
     ``image_shape``: the (C, H, W) that all must have; by default the first batch's.
+    ``keep_features``: also keep them all, which KID, precision and recall need.
     """
     moments = {extractor.name: Moments() for extractor in extractors}
     if len(moments) < len(extractors):
         raise ValueError(f"extractors must differ in name, got {[e.name for e in extractors]}")
     logits: dict[str, list[Tensor]] = {}
+    features: dict[str, list[Tensor]] = {}
     spread: _PixelVariance | None = None
     for batch in batches:
         x = from_uint8(batch)
@@ -58,6 +74,8 @@ def summarise(
         for extractor in extractors:
             extracted = extractor.extract(x)
             moments[extractor.name].update(extracted.features)
+            if keep_features:
+                features.setdefault(extractor.name, []).append(extracted.features.cpu())
             if extracted.logits is not None:
                 logits.setdefault(extractor.name, []).append(extracted.logits.cpu())
     if spread is None:
@@ -69,11 +87,16 @@ def summarise(
         variance=spread.total(),
         moments=moments,
         logits={name: torch.cat(parts) for name, parts in logits.items()},
+        features={name: torch.cat(parts) for name, parts in features.items()},
     )
 
 
 def evaluate(
-    batches: Iterable[Tensor], reference: Summary, *, splits: int = 10
+    batches: Iterable[Tensor],
+    reference: Summary,
+    *,
+    splits: int = 10,
+    extras: Sequence[str] = (),
 ) -> dict[str, float]:
     """Metrics of generated uint8 batches [B, C, H, W] against the reference's images.
 
@@ -82,13 +105,30 @@ def evaluate(
     ``is_NAME_std`` over ``splits`` splits. ``Extractor.metric_names`` holds these keys, which for
     "inception" are ``fid``, ``inception_score`` and ``inception_score_std``. Distances of a finite
     number of images are biased upwards: compare only results of equal ``n_images``.
+
+    ``extras``: also ``kid_NAME`` and ``kid_NAME_std`` ("kid"), ``precision_NAME`` and
+    ``recall_NAME`` ("precision_recall"), for which the reference must have kept its features.
     """
-    samples = summarise(batches, reference.extractors, image_shape=reference.image_shape)
-    metrics = {
-        "n_images": float(samples.count),
-        "sample_variance": samples.variance,
-        "reference_variance": reference.variance,
-    }
+    _check_extras(extras, reference)
+    samples = summarise(
+        batches,
+        reference.extractors,
+        image_shape=reference.image_shape,
+        keep_features=bool(extras),
+    )
+    return compare(samples, reference, splits=splits, extras=extras)
+
+
+def compare(
+    samples: Summary, reference: Summary, *, splits: int = 10, extras: Sequence[str] = ()
+) -> dict[str, float]:
+    """``evaluate`` for samples that have been summarised."""
+    _check_extras(extras, reference)
+    metrics = {"n_images": float(samples.count)}
+    if samples.variance is not None:
+        metrics["sample_variance"] = samples.variance
+    if reference.variance is not None:
+        metrics["reference_variance"] = reference.variance
     for extractor in reference.extractors:
         distance, score = extractor.metric_names
         made, real = samples.moments[extractor.name], reference.moments[extractor.name]
@@ -96,6 +136,45 @@ def evaluate(
         if extractor.name in samples.logits:
             mean, std = inception_score(samples.logits[extractor.name], splits)
             metrics[score], metrics[f"{score}_std"] = mean, std
+        if extras:
+            pair = samples.features[extractor.name], reference.features[extractor.name]
+            metrics |= _neighbour_metrics(extractor.name, *pair, extras)
+    return metrics
+
+
+def statistics_summary(
+    statistics: Mapping[str, Statistics], extractors: Sequence[Extractor]
+) -> Summary:
+    """A reference of which nothing is known but the statistics, by the extractors' names."""
+    for extractor in extractors:
+        if extractor.name not in statistics:
+            raise ValueError(f"statistics must be of {extractor.name!r}, got {list(statistics)}")
+    count = min((found.count or 0 for found in statistics.values()), default=0)
+    return Summary(tuple(extractors), count, None, None, dict(statistics), {})
+
+
+def _check_extras(extras: Sequence[str], reference: Summary) -> None:
+    for extra in extras:
+        if extra not in EXTRAS:
+            raise ValueError(f"extras must be among {list(EXTRAS)}, got {extra!r}")
+    if extras and not reference.features:
+        raise ValueError(
+            f"extras {list(extras)} need the features of the reference's images "
+            "(keep_features=True): its statistics alone do not do"
+        )
+
+
+def _neighbour_metrics(
+    name: str, made: Tensor, real: Tensor, extras: Sequence[str]
+) -> dict[str, float]:
+    metrics = {}
+    if "kid" in extras:
+        size = min(_KID_SUBSET, len(made), len(real))
+        kid = kernel_distance(made, real, subset_size=size)
+        metrics[f"kid_{name}"], metrics[f"kid_{name}_std"] = kid
+    if "precision_recall" in extras:
+        near = precision_recall(made, real)
+        metrics[f"precision_{name}"], metrics[f"recall_{name}"] = near
     return metrics
 
 

@@ -89,6 +89,39 @@ def pixels(cache_dir: Path | None, device: torch.device) -> Extractor:
     return Extractor("pixels", lambda x: Extracted(x.flatten(1)))
 
 
+# ----------------------------------------------------------------------------------- any network
+
+
+def network_features(
+    name: str,
+    network: Callable[[Tensor], Tensor | tuple[Tensor, Tensor]],
+    *,
+    device: str | torch.device = "cpu",
+) -> Extractor:
+    """The features of any network, for ``summarise`` and ``evaluate``.
+
+    ``network``: images [B, C, H, W] in [-1, 1], float32 on ``device``, to features [B, ...], which
+    are flattened, or to such features and a classifier's logits [B, classes]. A module is moved to
+    ``device`` and to evaluation. Wrap it where it wants other sizes or another range.
+    """
+    if not name.isidentifier():
+        raise ValueError(f"name must be an identifier, as metrics bear it, got {name!r}")
+    if isinstance(network, nn.Module):
+        network = network.to(device).eval()
+
+    @torch.no_grad()
+    def extract(x: Tensor) -> Extracted:
+        output = network(x.to(device))
+        features, logits = output if isinstance(output, tuple) else (output, None)
+        if features.ndim < 2 or len(features) != len(x):
+            raise ValueError(
+                f"network {name!r} must give features [{len(x)}, ...], got {tuple(features.shape)}"
+            )
+        return Extracted(features.flatten(1), logits)
+
+    return Extractor(name, extract)
+
+
 # ---------------------------------------------------------------------- a classifier of the digits
 
 

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.distributed as dist
 
 from sa_plugin.metrics._arrays import Array, as_float64
 
@@ -25,6 +26,7 @@ class Moments:
         self._origin: Array = np.zeros(0)  # the first sample, [D]
         self._offset: Array = np.zeros(0)  # mu - origin, [D]
         self._scatter: Array = np.zeros((0, 0))  # sum of (x - mu)(x - mu)^T, [D, D]
+        self._warned_at = 0  # the count for which too few samples have been told of
 
     def update(self, features: torch.Tensor | npt.ArrayLike) -> None:
         """Take in a batch of features [B, D]; B may differ from call to call, and may be 0."""
@@ -50,6 +52,37 @@ class Moments:
             self._origin = other._origin
         self._join(other._count, other._offset + (other._origin - self._origin), other._scatter)
 
+    def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
+        """Take in what the other processes of ``group`` have seen; all of them must call it.
+
+        Afterwards every process holds the moments of all samples, equal to the last bit. Nothing is
+        approximated: scatters are moved to the common mean in float64. A process may have seen no
+        sample. ValueError in every process if their features differ in dimension.
+        """
+        sizes = torch.zeros(dist.get_world_size(group), 2, dtype=torch.int64)
+        rank = dist.get_rank(group)
+        sizes[rank] = torch.tensor([self._count, len(self._origin)])
+        sizes = _summed(sizes, group)
+        seen = [i for i, (count, _) in enumerate(sizes.tolist()) if count]
+        dims = {int(sizes[i, 1]) for i in seen}
+        if len(dims) > 1:
+            raise ValueError(f"features must have one dimension in all processes, got {dims}")
+        if not seen:
+            return
+        total, dim = int(sizes[:, 0].sum()), dims.pop()
+        origin = np.zeros(dim)
+        if rank == seen[0]:
+            origin += self._origin
+        origin = _summed(torch.from_numpy(origin), group).numpy()
+        offset, scatter = np.zeros(dim), np.zeros((dim, dim))
+        if self._count:
+            offset, scatter = self._offset + (self._origin - origin), self._scatter
+        weighted = torch.from_numpy(offset * self._count)
+        mean = _summed(weighted, group).numpy() / total
+        between = np.outer(offset - mean, offset - mean) * self._count
+        self._scatter = _summed(torch.from_numpy(scatter + between), group).numpy()
+        self._count, self._origin, self._offset = total, origin, mean
+
     @property
     def count(self) -> int:
         """Number of samples seen."""
@@ -63,10 +96,14 @@ class Moments:
 
     @property
     def sigma(self) -> Array:
-        """Covariance [D, D], divided by ``count - 1`` (as ``np.cov`` and pytorch-fid)."""
+        """Covariance [D, D], divided by ``count - 1`` (as ``np.cov`` and pytorch-fid).
+
+        Too few samples for it to have full rank are told of in one warning, at the first access.
+        """
         self._require_samples(2)
         dim = len(self._origin)
-        if self._count < dim + 1:
+        if self._count < dim + 1 and self._warned_at != self._count:
+            self._warned_at = self._count
             warnings.warn(
                 f"{self._count} samples of dimension {dim}: the covariance is singular (it takes "
                 f"{dim + 1} samples) and distances between such covariances are biased upwards",
@@ -97,3 +134,11 @@ class Moments:
     def _require_samples(self, minimum: int) -> None:
         if self._count < minimum:
             raise ValueError(f"needs at least {minimum} sample(s), got {self._count}")
+
+
+def _summed(value: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
+    """The sum over the processes, on the CPU; NCCL sums on the process's own GPU alone."""
+    device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
+    moved = value.to(device, copy=True)
+    dist.all_reduce(moved, group=group)
+    return moved.cpu()

@@ -1,0 +1,135 @@
+"""Metrics of images against others, from one pass over each:
+
+    python -m adapters.evaluate IMAGES --against REFERENCE --features inception,pixels --out FILE
+    python -m adapters.evaluate IMAGES --features inception --save_stats FILE.npz
+
+IMAGES: a folder of PNG or JPEG files, an .npz (uint8, NHWC), tar shards (a file, or their folder),
+or a dataset (``cifar10``, ``cifar10:test``). REFERENCE: the same, or statistics (an npz file with
+``mu`` and ``sigma``, as pytorch-fid's). FID and Inception Score come from one Inception pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from adapters.evaluation import EXTRAS, Summary, compare, statistics_summary, summarise
+from adapters.features import Extractor, build_extractors, write_atomically
+from adapters.image_sources import open_images
+from sa_plugin.metrics import Statistics, is_statistics
+from third_party.common.data import ImageDataset
+
+MODULE = "adapters.evaluate"
+EXIT_BAD_INPUT = 2
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {MODULE}",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("images", metavar="IMAGES")
+    add("--against", metavar="REFERENCE", help="images or statistics to compare with")
+    add("--features", default="inception", help="feature spaces, separated by commas")
+    add("--metrics", default="", help=f"beyond the distance and the score: {','.join(EXTRAS)}")
+    add("--save_stats", type=Path, metavar="FILE", help="write statistics of IMAGES, an .npz")
+    add("--out", type=Path, metavar="FILE", help="write the metrics as JSON")
+    add("--splits", type=int, default=10, help="of the Inception Score")
+    add("--batch_size", type=int, default=256)
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--data_root", help="where datasets lie (data)")
+    add("--cache_dir", default="runs/cache", help="where weights of feature networks lie")
+    args = parser.parse_args(list(argv[1:]))
+    if args.against is None and args.save_stats is None:
+        parser.error("give --against REFERENCE, --save_stats FILE, or both")
+    return args
+
+
+def run(args: argparse.Namespace) -> dict[str, float]:
+    """The metrics; statistics are written on the way. Errors are raised."""
+    names = [name for name in args.features.split(",") if name]
+    extras = [name for name in args.metrics.split(",") if name]
+    if args.save_stats is not None and len(names) != 1:
+        raise ValueError(f"--save_stats takes one feature space at a time, got {names}")
+    images = open_images(args.images, data_root=args.data_root)
+    extractors = build_extractors(names, cache_dir=args.cache_dir, device=args.device)
+    reference = None
+    if args.against is not None:
+        reference = _reference(args, images, extractors, keep_features=bool(extras))
+    samples = summarise(
+        images.uint8_batches(args.batch_size),
+        extractors,
+        image_shape=images.image_shape,
+        keep_features=bool(extras),
+    )
+    if args.save_stats is not None:
+        Statistics.of(samples.moments[names[0]], names[0]).save(args.save_stats)
+    if reference is None:
+        return {"n_images": float(samples.count)}
+    return compare(samples, reference, splits=args.splits, extras=extras)
+
+
+def _reference(
+    args: argparse.Namespace,
+    images: ImageDataset,
+    extractors: Sequence[Extractor],
+    *,
+    keep_features: bool,
+) -> Summary:
+    if is_statistics(args.against) or Path(args.against).suffix == ".npy":
+        if len(extractors) != 1:
+            names = [extractor.name for extractor in extractors]
+            raise ValueError(f"{args.against} holds statistics of one feature space, not {names}")
+        (extractor,) = extractors
+        probe = extractor.extract(torch.zeros(1, *images.image_shape)).features
+        found = Statistics.load(args.against, features=extractor.name, dim=probe.shape[1])
+        return statistics_summary({extractor.name: found}, extractors)
+    real = open_images(args.against, data_root=args.data_root)
+    if real.image_shape != images.image_shape:
+        raise ValueError(
+            f"images of one shape are compared: {args.images} has {images.image_shape}, "
+            f"{args.against} {real.image_shape} (C, H, W)"
+        )
+    batches = real.uint8_batches(args.batch_size)
+    return summarise(batches, extractors, keep_features=keep_features)
+
+
+def table(metrics: dict[str, float]) -> str:
+    """One row a metric, in Markdown."""
+    rows = [f"| {name} | {value:.6g} |" for name, value in metrics.items()]
+    return "\n".join(["| metric | value |", "|---|--:|", *rows])
+
+
+def main(argv: Sequence[str]) -> int:
+    """0: done; 2: bad input, or a missing file or package, told in one line."""
+    args = parse(argv)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(
+            f"{MODULE}: warning: {message}", file=sys.stderr
+        )
+        try:
+            metrics = run(args)
+            if args.out is not None:
+                write_atomically(args.out, (json.dumps(metrics, indent=2) + "\n").encode())
+        except (ValueError, OSError, ImportError) as error:
+            print(f"{MODULE}: {' '.join(str(error).split())}", file=sys.stderr)
+            return EXIT_BAD_INPUT
+    if args.save_stats is not None:
+        print(f"statistics of {metrics['n_images']:.0f} images in {args.save_stats}")
+    if args.against is not None:
+        print(table(metrics))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,114 @@
+"""Images as they lie about: a folder, an npz file, tar shards, or a dataset's name."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from third_party.common.data import ImageDataset
+from third_party.common.datasets import DATASETS, get_dataset
+from third_party.common.datasets.folders import SUFFIXES
+from third_party.common.datasets.pixels import MODES, Preparation
+
+
+def open_images(source: str, *, data_root: str | Path | None = None) -> ImageDataset:
+    """The images of a folder (of image files, or of tar shards), an .npz, a .tar, or a dataset.
+
+    A dataset's split is named after a colon (``cifar10:test``); it is read below ``data_root``. An
+    image is grey where the first one of its source is.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        shards = sorted(path.glob("*.tar"))
+        return TarImages(shards) if shards else _folder(path)
+    if path.suffix == ".tar" and path.is_file():
+        return TarImages([path])
+    if path.suffix == ".npz":
+        return get_dataset("npz", path)
+    name, _, split = source.partition(":")
+    if name in DATASETS and name not in ("folder", "npz"):
+        return get_dataset(name, data_root, **({"split": split} if split else {}))
+    raise ValueError(
+        f"images must be a folder, an .npz or .tar file, or one of {', '.join(sorted(DATASETS))}, "
+        f"got {source!r}"
+    )
+
+
+class TarImages:
+    """The image files in tar shards, in the order of the shards and of their entries."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+        self._channels = 3
+        first = next(self._encoded(), None)
+        if first is None:
+            raise ValueError(f"{paths[0].parent} holds no images: nothing in its tar files is one")
+        name, file = first
+        self._channels = _channels(file, name)
+        self._shape = tuple(self._decoded(name, file).shape)
+        self._count: int | None = None
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+        return self._shape
+
+    def __len__(self) -> int:
+        if self._count is None:
+            self._count = sum(1 for _ in self._encoded())
+        return self._count
+
+    def uint8_batches(self, batch_size: int) -> Iterator[Tensor]:
+        """All images in order, uint8 [B, C, H, W]; the last batch may be smaller."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size!r}: must be at least 1")
+        images = (self._decoded(*entry) for entry in self._encoded())
+        while batch := list(islice(images, batch_size)):
+            shapes = {tuple(image.shape) for image in batch} | {self._shape}
+            if len(shapes) > 1:
+                raise ValueError(f"images must have one shape, {self.paths[0]}... has {shapes}")
+            yield torch.stack(batch)
+
+    def _encoded(self) -> Iterator[tuple[str, io.BytesIO]]:
+        for path in self.paths:
+            try:
+                with tarfile.open(path) as tar:
+                    for member in tar:
+                        if member.name.lower().endswith(SUFFIXES):
+                            file = tar.extractfile(member)
+                            if file is not None:
+                                yield f"{path}/{member.name}", io.BytesIO(file.read())
+            except (tarfile.TarError, OSError, EOFError) as error:
+                raise ValueError(f"{path} is damaged: {error}") from error
+
+    def _decoded(self, name: str, file: io.BytesIO) -> Tensor:
+        try:
+            with Image.open(file) as image:
+                pixels = np.array(Preparation(channels=self._channels).apply(image))
+        except Exception as error:  # on damaged bytes a decoder can raise anything
+            raise ValueError(f"image {name} cannot be used: {error}") from error
+        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        return torch.from_numpy(np.ascontiguousarray(pixels))
+
+
+def _folder(path: Path) -> ImageDataset:
+    found = get_dataset("folder", path)
+    first = found.path(0)  # type: ignore[attr-defined]
+    return found if _channels(first, first) == 3 else get_dataset("folder", path, channels=1)
+
+
+def _channels(file: Path | io.BytesIO, name: Path | str) -> int:
+    """1 for a grey image, else 3."""
+    try:
+        with Image.open(file) as image:
+            return 1 if image.mode in (MODES[1], "1") else 3
+    except OSError as error:
+        raise ValueError(f"image {name} cannot be used: {error}") from error

@@ -1,0 +1,127 @@
+"""Reference statistics: the mean and covariance of features, in pytorch-fid's npz files."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from sa_plugin.metrics._arrays import Array, as_float64
+from sa_plugin.metrics.moments import Moments
+
+_DAMAGE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+_CONVERT = (
+    "np.savez('NEW.npz', mu=d['mu'], sigma=d['sigma']) after d = np.load('FILE', "
+    "allow_pickle=True) (and d = d.item() for an .npy), where its source is trusted"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """``mu`` [D] and ``sigma`` [D, D] of features, as ``frechet_distance`` takes them.
+
+    ``count``: images they are made of. ``features``: the name of the feature space. Both are None
+    where a file does not tell, as pytorch-fid's do not.
+    """
+
+    mu: Array
+    sigma: Array
+    count: int | None = None
+    features: str | None = None
+
+    @classmethod
+    def of(cls, moments: Moments, features: str) -> Statistics:
+        """What ``moments`` have seen of the feature space called ``features``."""
+        return cls(moments.mu, moments.sigma, moments.count, features)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write ``mu`` and ``sigma``, and ``count`` and ``features``, which pytorch-fid ignores.
+
+        The file never appears half written.
+        """
+        path = Path(path)
+        if path.suffix != ".npz":
+            raise ValueError(f"path must end in .npz, got {path}")
+        arrays: dict[str, npt.NDArray[np.generic]] = {"mu": self.mu, "sigma": self.sigma}
+        if self.count is not None:
+            arrays["count"] = np.array(self.count)
+        if self.features is not None:
+            arrays["features"] = np.array(self.features)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                np.savez(file, **arrays)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], *, features: str | None = None, dim: int | None = None
+    ) -> Statistics:
+        """Read a file of ``save``, of pytorch-fid or of the hosts; nothing is unpickled.
+
+        ``features``, ``dim``: what the statistics are needed of; ValueError, naming the file, if
+        they are of another feature space, another size, or not finite.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise ValueError(f"statistics must be an .npz file, there is none at {path}")
+        try:
+            found = cls._read(path)
+        except _DAMAGE as error:
+            text = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{path} cannot be used as statistics: {text}") from error
+        if features is not None and found.features not in (None, features):
+            raise ValueError(
+                f"{path} holds statistics of the features {found.features!r}, needed are those of "
+                f"{features!r}"
+            )
+        if dim is not None and len(found.mu) != dim:
+            raise ValueError(
+                f"{path} holds statistics of dimension {len(found.mu)}, the features have {dim}"
+            )
+        return found
+
+    @classmethod
+    def _read(cls, path: Path) -> Statistics:
+        if not zipfile.is_zipfile(path):
+            raise ValueError(
+                f"it is no npz file; a pickled .npy is never read: convert it by {_CONVERT}"
+            )
+        with np.load(path, allow_pickle=False) as arrays:
+            missing = {"mu", "sigma"} - set(arrays.files)
+            if missing:
+                raise ValueError(f"it holds {arrays.files}, must hold 'mu' and 'sigma'")
+            mu, sigma = (as_float64(n, _plain(arrays, n), d) for n, d in (("mu", 1), ("sigma", 2)))
+            count = int(_plain(arrays, "count")) if "count" in arrays.files else None
+            features = str(_plain(arrays, "features")) if "features" in arrays.files else None
+        if sigma.shape != (len(mu), len(mu)):
+            raise ValueError(f"its mu has shape {mu.shape}, its sigma {sigma.shape}")
+        return cls(mu, sigma, count, features)
+
+
+def is_statistics(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is an npz file with ``mu`` and ``sigma``; told without reading them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _plain(arrays: np.lib.npyio.NpzFile, name: str) -> npt.NDArray[np.generic]:
+    try:
+        return arrays[name]
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise ValueError(
+            f"its {name!r} is pickled, which is never read: convert it by {_CONVERT}"
+        ) from error
