@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "sa_plugin" / "__init__.py").read_text())[1]
@@ -18,7 +18,8 @@ ADAPTERS = [
     "tensorboard",
     "tqdm",
 ]
-TESTS = [*ADAPTERS, "hypothesis", "pytest>=8", "ruff"]
+JAX = ["jax"]
+TESTS = [*ADAPTERS, *JAX, "hypothesis", "pytest>=8", "ruff"]
 
 setup(
     name="sa-plugin",
@@ -28,7 +29,8 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
-    packages=["sa_plugin", "sa_plugin.metrics"],
+    packages=find_packages(include=["sa_plugin", "sa_plugin.*"]),
+    package_data={"sa_plugin": ["py.typed"]},
     install_requires=["torch>=2.4", "numpy>=1.26"],
-    extras_require={"metrics": METRICS, "adapters": ADAPTERS, "tests": TESTS},
+    extras_require={"metrics": METRICS, "adapters": ADAPTERS, "jax": JAX, "tests": TESTS},
 )

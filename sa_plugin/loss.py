@@ -24,7 +24,7 @@ from sa_plugin._checks import check_choice, check_non_negative, check_whole
 from sa_plugin._tensors import DeviceTables, expand
 from sa_plugin.schedule import NoiseSchedule
 from sa_plugin.tau import TauTable
-from sa_plugin.window import BACKPROPS, WINDOWS, WindowPlan, WindowPlanner, check_anchor
+from sa_plugin.window import BACKPROPS, WINDOWS, WindowPlan, WindowPlanner, check_anchor, window_gap
 
 REDUCTIONS = ("sum", "mean")
 FAR_OUTSIDE = 1.5  # |x_0| beyond this is taken for data that was not scaled to [-1, 1]
@@ -230,8 +230,7 @@ class SALoss:
         if self.lam == 0:
             return torch.zeros(len(own), device=own.device, dtype=own.dtype)
         weights = (plan.weights / self.K).to(own.device, own.dtype, non_blocking=True)
-        gap = expand(weights[0], own) * own + (expand(weights[1:], others) * others).sum(0)
-        term = self._reduce(gap)
+        term = self._reduce(window_gap(weights, own, others))
         if self.backprop == "all":
             return term
         value_scale = plan.value_scale.to(term.device, term.dtype, non_blocking=True)

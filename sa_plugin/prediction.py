@@ -1,12 +1,12 @@
 """What a network predicts, and the conversions between the three usual targets.
 
 With a = sqrt(cum_alpha_n) and b = sqrt(cum_beta_n), x_n = a x_0 + b eps, and
-v = a eps - b x_0 (arXiv 2202.00512, appendix D).
+v = a eps - b x_0 (arXiv 2202.00512, appendix D). The conversions take arrays of any library.
 """
 
 from __future__ import annotations
 
-from torch import Tensor
+from sa_plugin._arrays import Numeric
 
 PREDICTS = ("eps", "x0", "v")
 
@@ -18,7 +18,7 @@ def check_predicts(predicts: str) -> str:
     return predicts
 
 
-def to_eps(output: Tensor, x: Tensor, a: Tensor, b: Tensor, predicts: str) -> Tensor:
+def to_eps(output: Numeric, x: Numeric, a: Numeric, b: Numeric, predicts: str) -> Numeric:
     """The noise that an output of kind ``predicts`` implies; a, b broadcast over x."""
     if predicts == "eps":
         return output
@@ -27,7 +27,7 @@ def to_eps(output: Tensor, x: Tensor, a: Tensor, b: Tensor, predicts: str) -> Te
     return b * x + a * output
 
 
-def to_x0(output: Tensor, x: Tensor, a: Tensor, b: Tensor, predicts: str) -> Tensor:
+def to_x0(output: Numeric, x: Numeric, a: Numeric, b: Numeric, predicts: str) -> Numeric:
     """The clean image that an output of kind ``predicts`` implies; a, b broadcast over x."""
     if predicts == "x0":
         return output

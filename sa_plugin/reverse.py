@@ -11,10 +11,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sa_plugin._arrays import Numeric, bound, namespace
 from sa_plugin.prediction import to_eps, to_x0
 from sa_plugin.schedule import NoiseSchedule
 from sa_plugin.variance import (
@@ -139,17 +139,17 @@ class ReverseCoefficients:
 class ReverseMoments:
     """Mean and variance of p(x_s | x_t), and the predicted x_0 and eps; broadcast to x's shape."""
 
-    mean: Tensor
-    variance: Tensor
-    x0: Tensor
-    eps: Tensor
+    mean: Numeric
+    variance: Numeric
+    x0: Numeric
+    eps: Numeric
 
 
 def reverse_moments(
     c: ReverseCoefficients,
-    x: Tensor,
-    output: Tensor,
-    second: Tensor | None = None,
+    x: Numeric,
+    output: Numeric,
+    second: Numeric | None = None,
     *,
     variance: str,
     predicts: str = "eps",
@@ -159,8 +159,8 @@ def reverse_moments(
     """Mean and variance of one reverse step: a pure function, options as in ``Sampler``.
 
     Args:
-        c: the coefficients of this step, each a tensor that broadcasts over x.
-        x: x_t, [B, ...].
+        c: the coefficients of this step, each an array (0-d will do) that broadcasts over x.
+        x: x_t, [B, ...], of any array library.
         output, second: the network's outputs, in x's shape.
 
     With ``clip_x0`` the predicted x_0 is cut to [-1, 1] and its covariance to [0, 1]. The predicted
@@ -169,7 +169,7 @@ def reverse_moments(
     eps = to_eps(output, x, c.a, c.b, predicts)
     x0 = to_x0(output, x, c.a, c.b, predicts)
     if clip_x0:
-        x0 = x0.clamp(-1, 1)
+        x0 = bound(x0, -1, 1)
     mean = c.mean(x0, x, eps)
     if variance in ("small", "big"):
         sigma2 = c.small if variance == "small" else c.big
@@ -179,7 +179,7 @@ def reverse_moments(
         known = {"eps": eps, "second": second, "gamma": c.gamma}
         cov = covariance(variance, c.a**2, c.b**2, **known, average=avg_cov, clip=clip_x0)
         sigma2 = optimal_variance(cov, c.small, c.cov_weight)
-    return ReverseMoments(mean, torch.minimum(sigma2, c.limit), x0, eps)
+    return ReverseMoments(mean, namespace(sigma2, c.limit, x).minimum(sigma2, c.limit), x0, eps)
 
 
 def split_output(output: Any, x: Tensor, variance: str) -> tuple[Tensor, Tensor | None]:

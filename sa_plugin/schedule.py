@@ -29,7 +29,8 @@ FloatArray = NDArray[np.float64]
 class NoiseSchedule:
     """The forward process x_0 -> x_1 -> ... -> x_N as float64 tables.
 
-    Made by ``linear``, ``cosine``, ``vpsde``, ``from_betas`` or ``from_alphas_cumprod``.
+    Made by ``linear``, ``cosine``, ``vpsde``, ``from_betas``, ``from_alphas_cumprod`` or
+    ``from_sigmas``.
 
     Attributes:
         betas, alphas, cum_alphas, cum_betas: arrays [N+1]; entry n is of step n, entry 0 of x_0.
@@ -97,6 +98,19 @@ class NoiseSchedule:
             raise ValueError("alphas_cumprod must fall strictly and lie inside (0, 1)")
         ratios = values / np.concatenate([[1.0], values[:-1]])
         return cls.from_betas(1 - ratios)
+
+    @classmethod
+    def from_sigmas(cls, sigmas: ArrayLike) -> NoiseSchedule:
+        """The variance-preserving equivalent of x_0 + sigmas[n] eps, n = 1..N (length N).
+
+        For codes of the line of arXiv 2206.00364 (EDM): cum_alphas[n] = 1 / (1 + sigmas[n]^2), so
+        that x_n / sqrt(cum_alphas[n]) is their noisy image. ``wrappers.SigmaModel`` goes with it.
+        """
+        values = _as_vector("sigmas", sigmas)
+        ends = np.concatenate([[0.0], values])
+        if not (np.isfinite(values).all() and (np.diff(ends) > 0).all()):
+            raise ValueError("sigmas must be finite, > 0 and rise strictly")
+        return cls.from_betas(np.diff(ends**2) / (1 + values**2))
 
     def skip_alpha(self, s: ArrayLike, t: ArrayLike) -> FloatArray:
         """prod_{s<i<=t} alphas[i], for 0 <= s <= t <= N; broadcasts."""

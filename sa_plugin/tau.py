@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike
 
+from sa_plugin._arrays import Numeric
 from sa_plugin.schedule import FloatArray, NoiseSchedule
 
 WEIGHTINGS = ("uniform", "theorem1", "relative")
@@ -71,14 +72,29 @@ def closed_form(schedule: NoiseSchedule) -> FloatArray:
     cum_alphas, cum_betas = schedule.cum_alphas, schedule.cum_betas
     before, at = slice(1, -1), slice(2, None)  # i-1 and i, for i = 2..N
     tau = np.zeros(schedule.N + 1)
-    tau[at] = (
-        np.sqrt(cum_alphas[before])
-        * cum_betas[1]
-        / (np.sqrt(schedule.alphas[1]) * cum_betas[before])
-        * gamma_1(schedule)[at]
-        * np.sqrt(cum_betas[at] / cum_alphas[at])
+    tau[at] = theorem1_weight(
+        schedule.betas[1],
+        schedule.betas[at],
+        cum_alphas[before],
+        cum_betas[before],
+        cum_alphas[at],
+        cum_betas[at],
     )
     return tau
+
+
+def theorem1_weight(
+    beta_1: Numeric,
+    beta: Numeric,
+    cum_alpha_before: Numeric,
+    cum_beta_before: Numeric,
+    cum_alpha: Numeric,
+    cum_beta: Numeric,
+) -> Numeric:
+    """tau_i elementwise, i >= 2, for arrays of any library: ``before`` is step i-1, the rest i."""
+    gamma = cum_alpha_before**0.5 * beta / cum_beta
+    carried = cum_alpha_before**0.5 * beta_1 / ((1 - beta_1) ** 0.5 * cum_beta_before)
+    return carried * gamma * (cum_beta / cum_alpha) ** 0.5
 
 
 def product_form(schedule: NoiseSchedule) -> FloatArray:

@@ -1,7 +1,7 @@
 r"""Covariances of x_0 given x_t, and the variances of the reverse step: pure functions.
 
-Every function takes Python floats, NumPy arrays or torch tensors alike (broadcast against each
-other) and knows neither a network nor a device, so that the sampler, the likelihood and any
+Every function takes Python floats or arrays of one library (NumPy, torch, JAX; broadcast against
+each other) and knows neither a network nor a device, so that the sampler, the likelihood and any
 scheduler draw on the same formulas.
 
 The reverse step from t to s < t has mean weights and a variance of the non-Markovian family of
@@ -18,16 +18,12 @@ and the methods differ in the estimate of Cov[x_0 | x_t] alone, except ``small``
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
+from sa_plugin._arrays import Numeric, bound
 from sa_plugin._checks import check_choice, check_non_negative
-
-Numeric: TypeAlias = float | NDArray[np.float64] | Tensor
 
 FORWARDS = ("ddpm", "ddim")
 COVARIANCES = ("analytic", "npr", "sn", "heuristic")
@@ -124,7 +120,7 @@ def covariance(
         raise ValueError(f"method must be one of {COVARIANCES}, got {method!r}")
     if average and np.ndim(result) > 1:
         result = result.mean(tuple(range(1, result.ndim)), keepdims=True)
-    return _bound(result, 0.0, 1.0 if clip else math.inf)
+    return bound(result, 0.0, 1.0 if clip else math.inf)
 
 
 def forward_variance(tilde_beta: Numeric, forward: str, eta: float = 0.0) -> Numeric:
@@ -136,7 +132,9 @@ def forward_variance(tilde_beta: Numeric, forward: str, eta: float = 0.0) -> Num
     return tilde_beta if forward == "ddpm" else eta**2 * tilde_beta
 
 
-def covariance_weight_ddpm(cum_alpha_s: Numeric, cum_beta_t: Numeric, skip_beta: Numeric):
+def covariance_weight_ddpm(
+    cum_alpha_s: Numeric, cum_beta_t: Numeric, skip_beta: Numeric
+) -> Numeric:
     """What Cov[x_0 | x_t] is multiplied by in DDPM's reverse variance: the x_0 weight squared."""
     return cum_alpha_s * (skip_beta / cum_beta_t) ** 2
 
@@ -153,7 +151,7 @@ def covariance_weight_ddim(
     x_0 enters the mean twice, by itself and through eps = (x_t - sqrt(cum_alpha_t) x_0) /
     sqrt(cum_beta_t) with weight sqrt(cum_beta_s - lambda2).
     """
-    through_eps = (_bound(cum_beta_s - lambda2, 0.0) * cum_alpha_t / cum_beta_t) ** 0.5
+    through_eps = (bound(cum_beta_s - lambda2, 0.0) * cum_alpha_t / cum_beta_t) ** 0.5
     return (cum_alpha_s**0.5 - through_eps) ** 2
 
 
@@ -185,12 +183,6 @@ def pixel_variance_limit(clip_pixel: float) -> float:
     appendix F).
     """
     return (clip_pixel * 2 / 255) ** 2 * math.pi / 2
-
-
-def _bound(value: Numeric, low: float, high: float = math.inf) -> Numeric:
-    if isinstance(value, Tensor):
-        return torch.clamp(value, low, high)
-    return np.clip(value, low, high)
 
 
 def _required(name: str, value: Numeric | None, method: str) -> Numeric:

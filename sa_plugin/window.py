@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sa_plugin._arrays import Numeric
 from sa_plugin.tau import TauTable
 
 WINDOWS = ("down", "paper")
@@ -49,6 +50,18 @@ class WindowPlan:
     positions: Tensor
     value_scale: Tensor
     gradient_scale: Tensor
+
+
+def window_gap(weights: Numeric, own: Numeric, others: Numeric) -> Numeric:
+    """sum_k w_k e_k over a window's steps, [B, ...], for arrays of any library.
+
+    Args:
+        weights: tau / K, [K, B]; zero for a step outside 1..N.
+        own: error of the window's first row, [B, ...].
+        others: errors of the rest, [K-1, B, ...].
+    """
+    over = weights.reshape((*weights.shape, *[1] * (own.ndim - 1)))
+    return over[0] * own + (over[1:] * others).sum(0)
 
 
 class WindowPlanner:

@@ -97,3 +97,38 @@ class EpsModel(nn.Module):
                 f'output="channels" needs more than {channels} channels, got {output.shape[1]}'
             )
         return output[:, :channels], output[:, channels:]
+
+
+class SigmaModel(nn.Module):
+    """A network that knows x_0 + sigma eps and sigma, as ``(x, n in 1..N, **kwargs) -> eps``.
+
+    EDM-style codes (arXiv 2206.00364) and k-diffusion: the network gets the variance-exploding
+    image x_n / sqrt(cum_alpha_n) and sigma_n = sqrt(cum_beta_n / cum_alpha_n), [B] in x's dtype.
+
+    Args:
+        network: ``(noisy image [B, C, H, W], sigma [B], **kwargs)``, returning the denoised image
+            or eps. A module's parameters stay its own.
+        schedule: the forward process, by ``NoiseSchedule.from_sigmas`` for a ladder of sigmas.
+        predicts: "x0" (EDM's denoiser, after its preconditioning) or "eps".
+
+    Raises:
+        ValueError: unknown ``predicts``.
+    """
+
+    def __init__(
+        self, network: Callable[..., Tensor], schedule: NoiseSchedule, *, predicts: str = "x0"
+    ) -> None:
+        super().__init__()
+        check_choice("predicts", predicts, ("x0", "eps"))
+        self.network = network
+        self.predicts = predicts
+        sigma = (schedule.cum_betas / schedule.cum_alphas) ** 0.5
+        self._tables = DeviceTables(signal=schedule.cum_alphas**0.5, sigma=sigma)
+
+    def forward(self, x: Tensor, n: Tensor, **kwargs: Any) -> Tensor:
+        """Predicted eps [B, C, H, W]."""
+        n = n.to(x.device)
+        signal, sigma = (self._tables.get(name, x)[n].to(x.dtype) for name in ("signal", "sigma"))
+        noisy = x / expand(signal, x)
+        output = self.network(noisy, sigma, **kwargs)
+        return output if self.predicts == "eps" else (noisy - output) / expand(sigma, x)

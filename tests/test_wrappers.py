@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sa_plugin.prediction import PREDICTS, to_eps, to_x0
 from sa_plugin.schedule import NoiseSchedule
-from sa_plugin.wrappers import EpsModel
+from sa_plugin.wrappers import EpsModel, SigmaModel
 from tests.toys import images, normal
 
 SCHEDULE = NoiseSchedule.linear(50)
@@ -107,3 +107,33 @@ def test_outputs_that_do_not_fit_are_refused(output, network, said):
 def test_one_output_has_no_second():
     with pytest.raises(ValueError, match="no second output"):
         EpsModel(lambda x, t: x, SCHEDULE).with_second(X, N)
+
+
+@pytest.mark.parametrize("predicts", ["x0", "eps"])
+def test_sigma_networks_get_the_noisy_image_and_sigma(predicts):
+    """A ladder of sigmas comes back; the exact denoiser gives the exact noise."""
+    sigmas = torch.logspace(-2.5, 1.9, 50, dtype=torch.float64)
+    schedule = NoiseSchedule.from_sigmas(sigmas)
+    seen = []
+
+    def network(noisy, sigma, y):
+        seen.append((noisy, sigma, y))
+        return X0 if predicts == "x0" else EPS
+
+    a = torch.tensor(schedule.cum_alphas)[N].sqrt().reshape(-1, 1, 1, 1)
+    b = torch.tensor(schedule.cum_betas)[N].sqrt().reshape(-1, 1, 1, 1)
+    labels = torch.arange(4)
+    eps = SigmaModel(network, schedule, predicts=predicts)(a * X0 + b * EPS, N, y=labels)
+    torch.testing.assert_close(eps, EPS, rtol=1e-9, atol=1e-9)
+    noisy, sigma, y = seen[0]
+    torch.testing.assert_close(sigma, sigmas[N - 1], rtol=1e-10, atol=0)
+    torch.testing.assert_close(noisy, X0 + sigma.reshape(-1, 1, 1, 1) * EPS)
+    assert y is labels
+
+
+def test_bad_sigma_networks_and_ladders_are_refused():
+    with pytest.raises(ValueError, match=r"predicts must be one of \('x0', 'eps'\), got 'v'"):
+        SigmaModel(lambda x, s: x, SCHEDULE, predicts="v")
+    for sigmas in ([0.0, 1.0], [2.0, 1.0], [1.0, float("inf")]):
+        with pytest.raises(ValueError, match="sigmas must be finite, > 0 and rise strictly"):
+            NoiseSchedule.from_sigmas(sigmas)

@@ -1,0 +1,34 @@
+"""The formulas by themselves, for arrays of any library (NumPy, torch, JAX): no network, no state.
+
+What the torch code itself uses, in one place; an example is ``examples/jax_sa2.py``. Tables come
+from ``NoiseSchedule`` and ``TauTable`` as float64 NumPy arrays; turn them into your library's.
+"""
+
+from sa_plugin.prediction import to_eps, to_x0
+from sa_plugin.reverse import ReverseCoefficients, ReverseMoments, reverse_moments
+from sa_plugin.tau import theorem1_weight
+from sa_plugin.variance import (
+    covariance,
+    covariance_weight_ddim,
+    covariance_weight_ddpm,
+    forward_variance,
+    iddpm_variance,
+    optimal_variance,
+)
+from sa_plugin.window import window_gap
+
+__all__ = [
+    "ReverseCoefficients",
+    "ReverseMoments",
+    "covariance",
+    "covariance_weight_ddim",
+    "covariance_weight_ddpm",
+    "forward_variance",
+    "iddpm_variance",
+    "optimal_variance",
+    "reverse_moments",
+    "theorem1_weight",
+    "to_eps",
+    "to_x0",
+    "window_gap",
+]
