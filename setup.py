@@ -12,6 +12,8 @@ METRICS = ["scipy", "pytorch-fid>=0.3.0", "torch-fidelity>=0.4.0", "torchvision"
 ADAPTERS = [
     *METRICS,
     "absl-py",
+    "filelock",
+    "jinja2",
     "ml-collections>=1.0",
     "matplotlib",
     "scikit-learn",

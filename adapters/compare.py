@@ -60,6 +60,7 @@ def compare(argv: Sequence[str]) -> bool:
     if line.dry_run:
         print(plan_text(plan))
         return True
+    _ = plan.store.dataset  # a missing one is told before anything is written
     if not args.report_only:
         work_together(make_plan, workers, run_id=uuid.uuid4().hex)
     path = write_report(plan, f"python -m {MODULE} {shlex.join(argv[1:])}")

@@ -30,7 +30,7 @@ from sa_plugin.schedule import NoiseSchedule
 from third_party.common import distributed
 from third_party.common.criterion_base import Criterion
 from third_party.common.data import ImageDataset, check_world
-from third_party.common.datasets import get_dataset
+from third_party.common.datasets import DATASETS, IMAGE_SHAPES, get_dataset
 from third_party.common.schedule import NamedSchedule
 from third_party.common.step_options import StepOptions
 from third_party.common.wrapper import DTWrapper
@@ -131,8 +131,9 @@ class Experiment:
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """(C, H, W)."""
-        return self.dataset.image_shape
+        """(C, H, W); the files need not be there where the dataset comes in one size."""
+        known = IMAGE_SHAPES.get(self.config.data.name)
+        return self.dataset.image_shape if known is None else known
 
     def network(self, method: str, device: str | torch.device | None = None) -> nn.Module:
         """A new network for one of the host's methods, its weights drawn from the run's seed."""
@@ -214,6 +215,10 @@ class Experiment:
             raise ValueError(
                 f"sample.steps and sample.processes (of {sorted(PROCESSES)}) must not be empty"
             )
+        if config.data.name not in DATASETS:
+            raise ValueError(
+                f"data.name must be one of {sorted(DATASETS)}, got {config.data.name!r}"
+            )
         check_names(config.evaluate.features)
         self._check_head()
         self._check_gamma()
@@ -287,6 +292,7 @@ def _run(adapter: Adapter, argv: Sequence[str]) -> None:
         if distributed.is_first():
             _print_plan(experiment, chosen)
         return
+    _ = experiment.dataset  # a missing one is told before anything is written
     distributed.start(device)
     distributed.on_first(claim_folder, line.workdir, adapter.recorded(line.config))
     _run_all(chosen)

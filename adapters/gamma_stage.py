@@ -37,8 +37,9 @@ class GammaStage:
     def plan(self) -> str:
         """What it does, in one line."""
         noises, N = self.settings.noises, self.experiment.schedule.N
-        calls = self.n_images * noises * N
-        return f"{self.n_images} images x {noises} noises x {N} steps, {calls:.3g} evaluations"
+        images = self.settings.n_images
+        calls = images * noises * N
+        return f"up to {images} images x {noises} noises x {N} steps, {calls:.3g} evaluations"
 
     def is_done(self) -> bool:
         """Whether the estimate is there."""

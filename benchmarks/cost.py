@@ -24,21 +24,13 @@ from adapters.config import read_command_line
 from adapters.experiment import Adapter
 from adapters.registry import build_network, get_process
 from adapters.sample import adapter_of
+from third_party.common.datasets import IMAGE_SHAPES
 from third_party.extended_analytic_dpm.methods import get_method
 
 MODULE = "benchmarks.cost"
+
+
 # As third_party.common.datasets gives them; the data themselves need not be there.
-SHAPES = {
-    "digits": (1, 8, 8),
-    "fashion": (1, 32, 32),
-    "cifar10": (3, 32, 32),
-    "celeba64": (3, 64, 64),
-    "imagenet64": (3, 64, 64),
-    "lsun_bedroom": (3, 256, 256),
-    "celebahq256": (3, 256, 256),
-}
-
-
 @dataclass(frozen=True)
 class Network:
     """One network's FLOP an image and its size.
@@ -71,7 +63,7 @@ class Part:
 
 def measure_network(config: FrozenConfigDict, method: str) -> Network:
     """Counted on the meta device for one image."""
-    shape, chosen = SHAPES[config.data.name], get_method(method)
+    shape, chosen = IMAGE_SHAPES[config.data.name], get_method(method)
     with torch.device("meta"):
         net = build_network(
             config.network.name,
@@ -137,7 +129,8 @@ def sampling(config: FrozenConfigDict, plain: Network, second: Network) -> list[
     for name in sample.processes:
         net = plain if get_process(name).needs is None else second
         calls = sample.n_images * sum(sample.steps)
-        stored = len(sample.steps) * sample.n_images * math.prod(SHAPES[config.data.name])
+        pixels = math.prod(IMAGE_SHAPES[config.data.name])
+        stored = len(sample.steps) * sample.n_images * pixels
         parts.append(Part(f"sample {name}", calls, calls * net.forward, stored))
     return parts
 
@@ -210,8 +203,10 @@ def report(argv: Sequence[str]) -> str:
     """All that is printed."""
     own, rest = parser().parse_known_args(list(argv[1:]))
     config = read_command_line([argv[0], *rest], (), MODULE).config
-    if config.data.name not in SHAPES:
-        raise ValueError(f"data.name must be one of {sorted(SHAPES)}, got {config.data.name!r}")
+    if config.data.name not in IMAGE_SHAPES:
+        raise ValueError(
+            f"data.name must be one of {sorted(IMAGE_SHAPES)}, got {config.data.name!r}"
+        )
     parts, net = parts_of(config, adapter_of(config)), measure_network(config, "pred_eps")
     rate, words = rate_of(own, net)
     lines = [

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from benchmarks.cost import SHAPES, main, measure_network, parts_of
+from benchmarks.cost import main, measure_network, parts_of
 from configs import digits
-from third_party.common.datasets import get_dataset
+from third_party.common.datasets import IMAGE_SHAPES, get_dataset
 
 FILE = "--config=configs/digits_sn_sa.py"
 
@@ -63,7 +63,7 @@ def test_rows_and_bytes_of_the_samples():
 
 
 def test_the_shapes_are_the_datasets():
-    assert get_dataset("digits", "data").image_shape == SHAPES["digits"]
+    assert get_dataset("digits", "data").image_shape == IMAGE_SHAPES["digits"]
 
 
 def test_hours(capsys):

@@ -12,12 +12,24 @@ from PIL import Image
 
 from sa_plugin.sampler import to_uint8
 from third_party.common.data import BatchStream, Images
-from third_party.common.datasets import DATASETS, fashion, folders
-from third_party.common.datasets import get_dataset as get
+from third_party.common.datasets import (
+    DATASETS,
+    IMAGE_SHAPES,
+    fashion,
+    folders,
+    get_dataset,
+)
 from third_party.common.datasets.folders import ImageFolder
 from third_party.common.datasets.pixels import Preparation, read_image
 
 RNG = np.random.default_rng(0)
+
+
+def get(name, *arguments, **options):
+    """A dataset; those of one size have the size that is known without their files."""
+    dataset = get_dataset(name, *arguments, **options)
+    assert dataset.image_shape == IMAGE_SHAPES.get(name, dataset.image_shape)
+    return dataset
 
 
 def everything(dataset, batch_size=2):

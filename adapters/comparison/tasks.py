@@ -394,7 +394,7 @@ class Plan:
         stage: TrainStage | GammaStage
         if experiment.adapter.needs == "gamma":
             stage = GammaStage(experiment, base.stage)
-            cost = stage.n_images * stage.settings.noises * experiment.schedule.N
+            cost = stage.settings.n_images * stage.settings.noises * experiment.schedule.N
         else:
             method, settings = experiment.adapter.pretrained, experiment.config.head
             stage = TrainStage(experiment, "head", method, base.stage)

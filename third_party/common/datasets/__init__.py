@@ -26,6 +26,17 @@ from ..data import ImageDataset
 
 DEFAULT_ROOT = "data"
 
+# (C, H, W) of the datasets that come in one size: known without their files.
+IMAGE_SHAPES = {
+    "digits": (1, 8, 8),
+    "fashion": (1, 32, 32),
+    "cifar10": (3, 32, 32),
+    "celeba64": (3, 64, 64),
+    "imagenet64": (3, 64, 64),
+    "lsun_bedroom": (3, 256, 256),
+    "celebahq256": (3, 256, 256),
+}
+
 Loader = Callable[..., ImageDataset]
 DATASETS: dict[str, Loader] = {}
 
