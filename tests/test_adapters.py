@@ -49,9 +49,9 @@ def call(method, workdir, *arguments):
     return run(ADAPTERS[method], command(method, f"--workdir={workdir}", *arguments))
 
 
-def experiment(method, workdir):
+def experiment(method, workdir, *arguments):
     """The experiment that the command describes."""
-    line = read_command_line(command(method), ADAPTERS[method].stages, "adapters")
+    line = read_command_line(command(method, *arguments), ADAPTERS[method].stages, "adapters")
     return Experiment(ADAPTERS[method], line.config, workdir)
 
 
@@ -162,12 +162,22 @@ def test_the_noise_of_the_optimal_rows_is_clipped(finished):
     assert np.isinf(limit[:-1]).all()
 
 
-def test_all_images_are_taken_where_there_are_fewer(finished, capsys):
-    assert call("analytic", finished["analytic"].parent / "none", "--dry_run") == 0
-    assert "gamma     to do  20 images x 1 noises x 100 steps, 2e+03" in capsys.readouterr().out
-    arguments = ["--dry_run", "--config.gamma.n_images=5000", "--config.gamma.noises=3"]
-    assert call("analytic", finished["analytic"].parent / "none", *arguments) == 0
-    assert "1797 images x 3 noises x 100 steps" in capsys.readouterr().out
+def test_all_images_are_taken_where_there_are_fewer(tmp_path, capsys):
+    arguments = ["--config.gamma.n_images=5000", "--config.gamma.noises=3"]
+    assert experiment("analytic", tmp_path).stages()["gamma"].n_images == 20
+    assert experiment("analytic", tmp_path, *arguments).stages()["gamma"].n_images == 1797
+    assert call("analytic", tmp_path / "none", "--dry_run", *arguments) == 0
+    assert "up to 5000 images x 3 noises x 100 steps, 1.5e+06" in capsys.readouterr().out
+
+
+def test_a_plan_needs_no_data_but_a_run_does(tmp_path, capsys):
+    """Nothing is written either way."""
+    for dry_run, code in ((["--dry_run"], 0), ([], 2)):
+        words = ["--config=configs/cifar10_analytic_sa.py", f"--config.data.root={tmp_path}"]
+        words += [f"--workdir={tmp_path / 'run'}", "--device=cpu", *dry_run]
+        assert run(ADAPTERS["analytic"], ["analytic_dpm", *words]) == code
+        assert not (tmp_path / "run").exists()
+    assert "cifar-10-python.tar.gz" in capsys.readouterr().err
 
 
 def test_an_interrupted_estimate_continues(finished, tmp_path, monkeypatch):
