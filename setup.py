@@ -18,7 +18,9 @@ ADAPTERS = [
     "tensorboard",
     "tqdm",
 ]
-TESTS = [*ADAPTERS, "hypothesis", "pytest>=8", "ruff"]
+DIFFUSERS = ["diffusers>=0.30", "accelerate"]
+LUCIDRAINS = ["denoising-diffusion-pytorch>=2.3"]
+TESTS = [*ADAPTERS, *DIFFUSERS, *LUCIDRAINS, "hypothesis", "pytest>=8", "ruff"]
 
 setup(
     name="sa-plugin",
@@ -28,7 +30,13 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
-    packages=["sa_plugin", "sa_plugin.metrics"],
+    packages=["sa_plugin", "sa_plugin.integrations", "sa_plugin.metrics"],
     install_requires=["torch>=2.4", "numpy>=1.26"],
-    extras_require={"metrics": METRICS, "adapters": ADAPTERS, "tests": TESTS},
+    extras_require={
+        "metrics": METRICS,
+        "adapters": ADAPTERS,
+        "diffusers": DIFFUSERS,
+        "denoising-diffusion-pytorch": LUCIDRAINS,
+        "tests": TESTS,
+    },
 )
