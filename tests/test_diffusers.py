@@ -127,7 +127,9 @@ def test_a_saved_pipeline_comes_back(tmp_path):
 
 
 def test_a_config_of_diffusers_is_taken_over(tmp_path):
-    ddpm = DDPMScheduler(T, beta_schedule="squaredcos_cap_v2", prediction_type="sample")
+    ddpm = DDPMScheduler(
+        num_train_timesteps=T, beta_schedule="squaredcos_cap_v2", prediction_type="sample"
+    )
     scheduler = OptimalVarianceScheduler.from_config(ddpm.config, variance="big")
     assert np.array_equal(scheduler.schedule.betas, noise_schedule(ddpm).betas)
     assert scheduler.config.prediction_type == "sample"

@@ -186,6 +186,9 @@ class OptimalVarianceScheduler(SchedulerMixin, ConfigMixin):
     ``variance_type``, ``timestep_spacing`` and ``steps_offset`` are what ``variance`` and
     ``trajectory`` replace. The last step adds no noise.
 
+    Name the arguments: diffusers' ``from_config`` takes one that was given by position for a
+    default (``DDPMScheduler(50)`` is carried over as 1000 steps, by its own schedulers as well).
+
     Args:
         num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas: as in
             ``DDPMScheduler``; ``trained_betas`` keep their float64 digits.
