@@ -20,8 +20,10 @@ ADAPTERS = [
     "tensorboard",
     "tqdm",
 ]
+DIFFUSERS = ["diffusers>=0.30", "accelerate"]
+LUCIDRAINS = ["denoising-diffusion-pytorch>=2.3"]
 JAX = ["jax"]
-TESTS = [*ADAPTERS, *JAX, "hypothesis", "pytest>=8", "ruff"]
+TESTS = [*ADAPTERS, *DIFFUSERS, *LUCIDRAINS, *JAX, "hypothesis", "pytest>=8", "ruff"]
 
 setup(
     name="sa-plugin",
@@ -34,5 +36,12 @@ setup(
     packages=find_packages(include=["sa_plugin", "sa_plugin.*"]),
     package_data={"sa_plugin": ["py.typed"]},
     install_requires=["torch>=2.4", "numpy>=1.26"],
-    extras_require={"metrics": METRICS, "adapters": ADAPTERS, "jax": JAX, "tests": TESTS},
+    extras_require={
+        "metrics": METRICS,
+        "adapters": ADAPTERS,
+        "diffusers": DIFFUSERS,
+        "denoising-diffusion-pytorch": LUCIDRAINS,
+        "jax": JAX,
+        "tests": TESTS,
+    },
 )

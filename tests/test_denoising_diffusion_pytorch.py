@@ -1,0 +1,93 @@
+"""denoising-diffusion-pytorch: the subclass adds our SA term to the host's loss, and only that."""
+
+import pytest
+import torch
+from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+from sklearn.datasets import load_digits
+
+from sa_plugin import SALoss
+from sa_plugin.integrations.denoising_diffusion_pytorch import SAGaussianDiffusion
+
+T = 50
+OBJECTIVES = ["pred_noise", "pred_x0", "pred_v"]
+
+
+def diffusion(kind=SAGaussianDiffusion, self_condition=False, **options):
+    torch.manual_seed(0)
+    unet = Unet(8, dim_mults=(1, 2), channels=1, self_condition=self_condition, flash_attn=False)
+    return kind(unet, image_size=8, timesteps=T, **options)
+
+
+def draw(generator, batch=8):
+    digits = torch.tensor(load_digits().images / 8 - 1, dtype=torch.float32)[:, None]
+    index = torch.randint(len(digits), (batch,), generator=generator)
+    t = torch.randint(T, (batch,), generator=generator)
+    return digits[index], t, torch.randn(3, batch, 1, 8, 8, generator=generator)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_training_on_digits_has_the_losses_of_our_own_loop(objective):
+    curves = []
+    for ours in (False, True):
+        model = diffusion(objective=objective, K=3)
+        loss = SALoss(model.sa_loss.schedule, K=3, reduction="mean")
+        optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+        generator = torch.Generator().manual_seed(1)
+        curve = []
+        for _ in range(3):
+            x, t, noise = draw(generator)
+            if ours:
+                value = loss(model.eps_model(), x, n=t + 1, noise=noise).total
+            else:
+                value = model.p_losses(x, t, noise[0].clone(), noises=noise[1:])
+            optimizer.zero_grad()
+            value.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            curve.append(value.item())
+        curves.append(torch.tensor(curve))
+    torch.testing.assert_close(*curves, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("options", [{}, {"min_snr_loss_weight": True}])
+def test_without_lambda_it_is_the_hosts_loss(objective, options):
+    x, t, noise = draw(torch.Generator().manual_seed(2))
+    values = [
+        diffusion(kind, objective=objective, **extra, **options).p_losses(x, t, noise[0].clone())
+        for kind, extra in ((GaussianDiffusion, {}), (SAGaussianDiffusion, {"lam": 0}))
+    ]
+    assert torch.equal(*values)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_min_snr_weighs_both_terms_alike(objective):
+    """At K = 1 the SA term is L_simple: whatever the weights, the total is twice the host's."""
+    model = diffusion(objective=objective, K=1, min_snr_loss_weight=True)
+    x, t, noise = draw(torch.Generator().manual_seed(3))
+    model.p_losses(x, t, noise[0])
+    torch.testing.assert_close(model.statistics["sa_loss"], model.statistics["simple_loss"])
+
+
+def test_self_conditioning_is_shared_by_the_window(monkeypatch):
+    module = "denoising_diffusion_pytorch.denoising_diffusion_pytorch.random"
+    monkeypatch.setattr(module, lambda: 0.0)
+    model = diffusion(self_condition=True, K=2)
+    seen = []
+    model.model.register_forward_hook(lambda _, given, output: seen.append(given))
+    x, t, noise = draw(torch.Generator().manual_seed(4))
+    t = t.clamp(min=1)
+    model.p_losses(x, t, noise[0], noises=noise[1:2])
+    assert len(seen) == 3  # the host's two, and the window's other step
+    assert seen[1][2] is not None
+    assert torch.equal(seen[2][2], seen[1][2])
+    assert torch.equal(seen[2][1], t - 1)
+
+
+def test_state_dicts_are_the_hosts():
+    assert diffusion().state_dict().keys() == diffusion(GaussianDiffusion).state_dict().keys()
+
+
+def test_immiscible_is_refused():
+    with pytest.raises(ValueError, match="immiscible must be False"):
+        diffusion(immiscible=True)
