@@ -30,7 +30,6 @@ def get_config():
         "b": baseline(),
         "sa": sa(),
         "b_equal": equal_compute(config.experiment.base.iterations),
-        "sa_one": sa(backprop="one"),
     }
     config.samplings = control_samplings()
     steps = (5, 10, 25, 50)
@@ -38,10 +37,9 @@ def get_config():
     config.parts = {
         "main": part("Equal iterations", ("b", "sa"), ROWS, steps),
         "compute": part("Equal compute", ("b_equal", "sa"), CONTROLLED, steps),
-        "one": part("One backward pass", ("sa", "sa_one"), CONTROLLED, steps),
         "scaled": part("B with eps scaled", ("b/scaled", "sa"), CONTROLLED, steps),
         "unclipped": part("x_0 not clipped", unclipped, CONTROLLED, steps),
     }
-    config.tables = ("main", "compute", "one", "scaled", "unclipped")
+    config.tables = ("main", "compute", "scaled", "unclipped")
     config.gap.trainings = ("b", "sa")
     return config
