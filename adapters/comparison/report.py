@@ -74,6 +74,8 @@ def write_report(plan: Plan, command: str) -> Path:
         failures=errors,
         config=json.dumps(grid.config.to_dict(), indent=2, sort_keys=True),
     )
+    for path in set(folder.glob("*.png")) - {one.path for one in report.pictures}:
+        path.unlink()  # of a table that this comparison no longer has
     scales = {cell: found["eps_scale"] for cell, found in stored.items()}
     content = {
         "report.md": _markdown(report, folder),
