@@ -34,7 +34,6 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["sa_plugin", "sa_plugin.*"]),
-    package_data={"sa_plugin": ["py.typed"]},
     install_requires=["torch>=2.4", "numpy>=1.26"],
     extras_require={
         "metrics": METRICS,

@@ -11,10 +11,10 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
+from adapters.command import OwnOptions, exit_code
 from adapters.config import CONFIG_FILE, CommandLine, claim_folder, read_command_line
-from adapters.experiment import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Experiment
+from adapters.experiment import Experiment
 from adapters.registry import get_process
 from adapters.sample import adapter_of
 from adapters.strips import film_strip, plot_variances, reverse_variances, save_film_strip
@@ -27,33 +27,23 @@ MODULE = "adapters.pictures_of"
 FOLDER = "pictures"
 
 
-class _Parser(argparse.ArgumentParser):
-    """One whose errors are ValueErrors."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
 def main(argv: Sequence[str]) -> int:
-    """The command, program name first; 0, or 2 with one line for bad input."""
+    """The command, program name first: exit codes of ``exit_code``."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    try:
+
+    def work() -> None:
         own, rest = _parser().parse_known_args(list(argv[1:]))
         for name, low in (("images", 1), ("columns", 2), ("variance_images", 1)):
             if getattr(own, name) < low:
                 raise ValueError(f"--{name} must be >= {low}, got {getattr(own, name)}")
         line = read_command_line([argv[0], *rest], (), MODULE)
         _draw(_finished(line), own)
-    except (ValueError, OSError) as error:
-        print(f"{MODULE}: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    return 0
+
+    return exit_code(MODULE, work)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog=f"python -m {MODULE}", add_help=False, allow_abbrev=False)
+    parser = OwnOptions(MODULE, add_help=False)
     parser.add_argument("--help_pictures", action="help", help="this")
     add = parser.add_argument
     add("--steps", type=int, help="of the trajectory; default: the largest of sample.steps")
