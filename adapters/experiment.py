@@ -90,6 +90,8 @@ class Stage(Protocol):
 class Experiment:
     """A checked configuration with the folder and the device it runs on.
 
+    ``load``: takes the section ``data`` and gives the images; for those who have them already.
+
     Raises:
         ValueError: a value that the parts it names do not accept. Nothing has been written then.
     """
@@ -101,8 +103,11 @@ class Experiment:
         workdir: Path,
         device: str = "cpu",
         progress: bool = True,
+        *,
+        load: Callable[[FrozenConfigDict], ImageDataset] | None = None,
     ) -> None:
         self.adapter = adapter
+        self._load = load or load_dataset
         self.config = config
         self.workdir = workdir
         self.device = _usable_device(device)
@@ -124,10 +129,8 @@ class Experiment:
 
     @cached_property
     def dataset(self) -> ImageDataset:
-        """The training images."""
-        data = self.config.data
-        options = {} if data.check_md5 else {"check_md5": False}
-        return get_dataset(data.name, data.root, **options)
+        """The training images, loaded when they are first asked for."""
+        return self._load(self.config.data)
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -261,6 +264,13 @@ class Experiment:
         for name, low in least.items() if self.adapter.needs == "gamma" else ():
             if self.config.gamma[name] < low:
                 raise ValueError(f"gamma.{name} must be >= {low}, got {self.config.gamma[name]!r}")
+
+
+def load_dataset(data: FrozenConfigDict, **options: Any) -> ImageDataset:
+    """The images that the section ``data`` names; ``options`` of the dataset, such as a split."""
+    if not data.check_md5:
+        options["check_md5"] = False
+    return get_dataset(data.name, data.root, **options)
 
 
 def _usable_device(name: str) -> torch.device:

@@ -32,7 +32,6 @@ from adapters.report import table as table_of
 from adapters.sn_dpm import SN_DPM
 from sa_plugin.likelihood import bits_per_dim, mean_with_error, negative_elbo
 from third_party.common.data import ImageDataset, to_unit_range
-from third_party.common.datasets import get_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -248,9 +247,7 @@ class LikelihoodCells:
 def _dataset(experiment: Experiment, split: str) -> ImageDataset:
     if split == "train":
         return experiment.dataset
-    data = experiment.config.data
-    options = {} if data.check_md5 else {"check_md5": False}
-    return get_dataset(data.name, data.root, split=split, **options)
+    return load_dataset(experiment.config.data, split=split)
 
 
 def _whole_numbers(name: str, values: Sequence[Any]) -> tuple[int, ...]:

@@ -365,6 +365,15 @@ def test_a_grid_killed_again_and_again_loses_at_most_the_task_under_way(finished
         assert float(a["frechet_pixels"]) == pytest.approx(float(b["frechet_pixels"]), rel=1e-4)
 
 
+def test_all_experiments_of_a_grid_share_one_copy_of_the_images(tmp_path):
+    line = read_command_line(["c", *SMALL], (), "adapters.compare", COMPARISON)
+    store = Store(Grid(line.config), tmp_path, "cpu", False)
+    one = store.experiment(Line("b"), 0, None)
+    other = store.experiment(Line("sa"), 1, "npr_ddpm")
+    assert one is not other
+    assert one.dataset is other.dataset is store.dataset
+
+
 def test_a_plan_names_every_task_once(tmp_path):
     line = read_command_line(["c", *SMALL], (), "adapters.compare", COMPARISON)
     plan = Plan(Store(Grid(line.config), tmp_path, "cpu", False))

@@ -36,7 +36,7 @@ from adapters.comparison.grid import (
 )
 from adapters.config import CONFIG_FILE
 from adapters.evaluation import Summary, evaluate, summarise
-from adapters.experiment import Experiment
+from adapters.experiment import Experiment, load_dataset
 from adapters.features import build_extractors, write_atomically
 from adapters.gamma_stage import GammaStage
 from adapters.pictures import save_grid
@@ -82,6 +82,8 @@ class Store:
         self.progress = progress
         self.experiment = lru_cache(maxsize=64)(self._experiment)
         self._networks: dict[Path, tuple[nn.Module, str]] = {}
+        # One copy of the images for all experiments; their sections are equal but for overrides.
+        self._load = lru_cache(maxsize=1)(load_dataset)
 
     def training_folder(self, line: Line, seed: int) -> Path:
         """Where a noise network is trained."""
@@ -115,7 +117,7 @@ class Store:
         needs = get_process(process).needs if process else None
         _, adapter = ADAPTERS[needs]
         workdir = folder / second_name(config, needs) if needs else folder
-        return Experiment(adapter, config, workdir, self.device, self.progress)
+        return Experiment(adapter, config, workdir, self.device, self.progress, load=self._load)
 
 
 class StageTask:
