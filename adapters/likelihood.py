@@ -24,7 +24,7 @@ from torch import Tensor
 from adapters.analytic_dpm import ANALYTIC_DPM
 from adapters.command import OwnOptions, exit_code
 from adapters.config import CONFIG_FILE, CommandLine, claim_folder, read_command_line
-from adapters.experiment import Adapter, Experiment
+from adapters.experiment import Adapter, Experiment, load_dataset
 from adapters.features import write_atomically
 from adapters.npr_dpm import NPR_DPM
 from adapters.registry import PROCESSES, get_process

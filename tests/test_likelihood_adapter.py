@@ -100,11 +100,11 @@ def test_an_interruption_keeps_what_is_stored(workdir, monkeypatch, capsys):
 def test_another_split_is_asked_of_the_dataset(workdir, monkeypatch):
     asked = {}
 
-    def dataset(name, root, **options):
-        asked.update(options, name=name)
+    def dataset(data, **options):
+        asked.update(options, name=data.name)
         return experiment("analytic", workdir).dataset
 
-    monkeypatch.setattr(likelihood, "get_dataset", dataset)
+    monkeypatch.setattr(likelihood, "load_dataset", dataset)
     assert run("analytic", workdir, "--split=test", "--variances=small", "--steps=3") == 0
     assert asked == {"name": "digits", "split": "test"}
 
