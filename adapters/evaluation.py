@@ -103,7 +103,7 @@ def evaluate(
     ``n_images``, ``sample_variance`` and ``reference_variance`` (see ``Summary``), and for each of
     the reference's extractors NAME ``frechet_NAME``; where it is a classifier also ``is_NAME`` and
     ``is_NAME_std`` over ``splits`` splits. ``Extractor.metric_names`` holds these keys, which for
-    "inception" are ``fid``, ``inception_score`` and ``inception_score_std``. Distances of a finite
+    "inception" and "inception_tf" include ``fid`` and ``inception_score``. Distances of a finite
     number of images are biased upwards: compare only results of equal ``n_images``.
 
     ``extras``: also ``kid_NAME`` and ``kid_NAME_std`` ("kid"), ``precision_NAME`` and

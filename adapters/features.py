@@ -281,10 +281,18 @@ def inception(cache_dir: Path | None, device: torch.device) -> Extractor:
     return module.inception(cache_dir, device)
 
 
+def inception_tf(cache_dir: Path | None, device: torch.device) -> Extractor:
+    """The same network on torch-fidelity's input; see ``adapters.inception``."""
+    from adapters import inception as module
+
+    return module.inception_tf(cache_dir, device)
+
+
 EXTRACTORS: dict[str, Builder] = {
     "pixels": pixels,
     "digit_classifier": digit_classifier,
     "inception": inception,
+    "inception_tf": inception_tf,
 }
 
 

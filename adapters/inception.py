@@ -1,15 +1,19 @@
-"""Inception as pytorch-fid runs it: the features that FID and the Inception Score are defined on.
+"""Inception as pytorch-fid runs it, which FID is quoted with, and as torch-fidelity does.
 
-The network and its resizing are pytorch-fid's own, so that the moments are those pytorch-fid finds
-for the same images saved as PNG. Its weights (a port of TensorFlow's inception-2015-12-05) are
-looked for, never downloaded: in the file that ``SA_INCEPTION_WEIGHTS`` names, or else under
-pytorch-fid's file name in ``cache_dir``, then where pytorch-fid itself keeps them.
+One network and one file of weights, but two ways to its input: pytorch-fid resizes with half-pixel
+centres and takes [-1, 1], torch-fidelity resizes as TensorFlow 1 did and takes (levels - 128) / 128.
+"inception" is the former, and gives ``fid``: that of pytorch-fid for the same images saved as PNG.
+"inception_tf" is the latter, and gives ``inception_score``: that of torch-fidelity. The weights (a
+port of TensorFlow's inception-2015-12-05) are looked for, never downloaded: in the file that
+``SA_INCEPTION_WEIGHTS`` names, or else under pytorch-fid's file name in ``cache_dir``, then where
+pytorch-fid itself keeps them.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from unittest import mock
@@ -24,20 +28,27 @@ WEIGHTS_VARIABLE = "SA_INCEPTION_WEIGHTS"
 
 # A batch is passed through in parts: at 299 x 299 an image takes about 10 MB on its way.
 _IMAGES_AT_ONCE = 128
+_SIDE = 299  # pixels, of the images that Inception takes
 
 
 class FIDInception(nn.Module):
     """pytorch-fid's network with the classifier's last layer, which pytorch-fid leaves out.
 
-    ``state``: a state dict in the layout of pytorch-fid's weights file.
+    ``state``: a state dict in the layout of pytorch-fid's weights file. ``tensorflow``: resize and
+    shift the images as torch-fidelity does.
     """
 
-    def __init__(self, state: dict[str, Tensor]) -> None:
+    def __init__(self, state: dict[str, Tensor], tensorflow: bool = False) -> None:
         super().__init__()
+        self._resize = _tensorflow_resize() if tensorflow else None
         package = _pytorch_fid()
         # pytorch-fid takes its weights from nowhere but its own download.
         with mock.patch.object(package, "load_state_dict_from_url", return_value=state):
-            self.trunk = package.InceptionV3([package.InceptionV3.BLOCK_INDEX_BY_DIM[2048]])
+            self.trunk = package.InceptionV3(
+                [package.InceptionV3.BLOCK_INDEX_BY_DIM[2048]],
+                resize_input=not tensorflow,
+                normalize_input=not tensorflow,
+            )
         self.register_buffer("fc_weight", state["fc.weight"])  # [1008, 2048]
         self.eval()
 
@@ -49,15 +60,34 @@ class FIDInception(nn.Module):
         """
         if x.ndim != 4 or x.shape[1] not in (1, 3):
             raise ValueError(f"inception takes images [B, 1 or 3, H, W], got {tuple(x.shape)}")
-        levels = to_uint8(x).to(torch.float32) / 255  # [0, 1], which pytorch-fid's network takes
-        (pool3,) = self.trunk(levels.expand(-1, 3, -1, -1))
+        levels = to_uint8(x).to(torch.float32).expand(-1, 3, -1, -1)
+        if self._resize is None:
+            (pool3,) = self.trunk(levels / 255)  # [0, 1], which pytorch-fid's network takes
+        else:
+            resized = self._resize(levels, size=(_SIDE, _SIDE), align_corners=False)
+            (pool3,) = self.trunk((resized - 128) / 128)
         features = pool3.flatten(1)
         return Extracted(features, F.linear(features, self.fc_weight))
 
 
 def inception(cache_dir: Path | None, device: torch.device) -> Extractor:
-    """pool3 (D = 2048) and logits of ``FIDInception``, in float32 as pytorch-fid has them."""
-    model = load_inception(find_weights(cache_dir)).to(device)
+    """pool3 (D = 2048) and logits of ``FIDInception``, in float32 as pytorch-fid has them.
+
+    Its score is ``is_inception``: ``inception_score`` is a number of torch-fidelity's input.
+    """
+    extract = _extract_with(load_inception(find_weights(cache_dir)), device)
+    return Extractor("inception", extract, established_names=("fid", "is_inception"))
+
+
+def inception_tf(cache_dir: Path | None, device: torch.device) -> Extractor:
+    """pool3 (D = 2048) and logits from torch-fidelity's input, by the same network and weights."""
+    extract = _extract_with(load_inception(find_weights(cache_dir), tensorflow=True), device)
+    names = ("frechet_inception_tf", "inception_score")
+    return Extractor("inception_tf", extract, established_names=names)
+
+
+def _extract_with(model: FIDInception, device: torch.device) -> Callable[[Tensor], Extracted]:
+    model = model.to(device)
 
     @torch.no_grad()
     def extract(x: Tensor) -> Extracted:
@@ -67,7 +97,7 @@ def inception(cache_dir: Path | None, device: torch.device) -> Extractor:
             torch.cat([part.features for part in parts]), torch.cat([part.logits for part in parts])
         )
 
-    return Extractor("inception", extract, established_names=("fid", "inception_score"))
+    return extract
 
 
 def find_weights(cache_dir: str | Path | None) -> Path:
@@ -91,14 +121,14 @@ def find_weights(cache_dir: str | Path | None) -> Path:
     )
 
 
-def load_inception(path: str | Path) -> FIDInception:
+def load_inception(path: str | Path, tensorflow: bool = False) -> FIDInception:
     """The network with the weights of this file, on the CPU."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on a damaged file the unpickler raises almost anything
         raise _unusable(path, error) from error
     try:
-        return FIDInception(state)
+        return FIDInception(state, tensorflow)
     except (RuntimeError, TypeError) as error:  # other names or shapes; not a state dict
         raise _unusable(path, error) from error
 
@@ -120,3 +150,15 @@ def _pytorch_fid() -> ModuleType:
             "the features 'inception' need the package pytorch-fid, which comes with the extra "
             f"[metrics]: pip install '.[metrics]' ({error})"
         ) from error
+
+
+def _tensorflow_resize() -> Callable[..., Tensor]:
+    """torch-fidelity's bilinear resizing; the package is of the same extra."""
+    try:
+        module = importlib.import_module("torch_fidelity.interpolate_compat_tensorflow")
+    except ImportError as error:
+        raise ImportError(
+            "the features 'inception_tf' need the package torch-fidelity, which comes with the "
+            f"extra [metrics]: pip install '.[metrics]' ({error})"
+        ) from error
+    return module.interpolate_bilinear_2d_like_tensorflow1x

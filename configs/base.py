@@ -58,7 +58,9 @@ def base_config() -> ConfigDict:
                 "clip_pixel_ddim": 1.0,
             },
             "evaluate": {
-                "features": ("inception",),  # see adapters.features.EXTRACTORS
+                # See adapters.features.EXTRACTORS: FID is of "inception", the Inception Score of
+                # "inception_tf", a second pass.
+                "features": ("inception", "inception_tf"),
                 "splits": 10,  # of the Inception-Score formula
             },
         }

@@ -146,7 +146,7 @@ def test_what_all_settings_have_in_common(name, method):
     assert (sample.n_images, sample.trajectory, sample.clip_x0) == (50_000, "linear", True)
     assert (sample.clip_sigma_idx, sample.clip_pixel_ddim) == (1, 1.0)
     assert sample.steps == (10, 25, 50, 100, 200, 1000)
-    assert config.evaluate.features == ("inception",)
+    assert config.evaluate.features == ("inception", "inception_tf")
     assert config.data.name == name.removesuffix("_cosine")
 
 

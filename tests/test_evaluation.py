@@ -155,7 +155,7 @@ class TestRegistry:
 
     def test_refuses_unknown_and_repeated_names(self) -> None:
         with pytest.raises(
-            ValueError, match=r"among \['digit_classifier', 'inception', 'pixels'\]"
+            ValueError, match=r"among \['digit_classifier', 'inception', 'inception_tf', 'pixels'\]"
         ):
             build_extractors(["pixels", "fid"])
         with pytest.raises(ValueError, match="got 'fid'"):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from pytorch_fid import inception as reference_package
 from torch import Tensor, nn
@@ -91,16 +92,22 @@ def extractor(surroundings: None) -> Extractor:
     return made
 
 
-def activations(folder: Path, network: nn.Module, images: Tensor) -> np.ndarray:
-    """What pytorch-fid makes of the images saved as PNG files in ``folder``: [B, 2048]."""
+def save_pngs(folder: Path, images: Tensor) -> list[Path]:
+    """The images as PNG files in ``folder``."""
     from PIL import Image as image_module
-    from pytorch_fid import fid_score
 
     paths = [folder / f"{i:03d}.png" for i in range(len(images))]
     for path, image in zip(paths, images, strict=True):
         levels = image.permute(1, 2, 0).squeeze(2).numpy()  # [H, W, 3], or [H, W] if grey
         image_module.fromarray(levels).save(path)
-    return fid_score.get_activations(paths, network, num_workers=0)
+    return paths
+
+
+def activations(folder: Path, network: nn.Module, images: Tensor) -> np.ndarray:
+    """What pytorch-fid makes of the images saved as PNG files in ``folder``: [B, 2048]."""
+    from pytorch_fid import fid_score
+
+    return fid_score.get_activations(save_pngs(folder, images), network, num_workers=0)
 
 
 class TestFeatures:
@@ -191,12 +198,64 @@ class TestMetrics:
         np.testing.assert_allclose(moments.mu, means[1], rtol=1e-5)
         np.testing.assert_allclose(moments.sigma, roots[1].T @ roots[1], rtol=1e-3, atol=1e-6)
         metrics = evaluate([made], reference, splits=2)
-        assert list(metrics)[3:] == ["fid", "inception_score", "inception_score_std"]
+        assert list(metrics)[3:] == ["fid", "is_inception", "is_inception_std"]
         assert metrics["fid"] == pytest.approx(fid, rel=1e-4)
         assert fid > 1
-        assert metrics["inception_score"] - 1 == pytest.approx(score[0] - 1, rel=1e-3)
-        assert metrics["inception_score_std"] == pytest.approx(score[1], rel=1e-3)
+        assert metrics["is_inception"] - 1 == pytest.approx(score[0] - 1, rel=1e-3)
+        assert metrics["is_inception_std"] == pytest.approx(score[1], rel=1e-3)
         assert score[0] > 1.001
+
+    @pytest.mark.slow
+    def test_inception_score_equals_torch_fidelitys(
+        self, hub: Path, extractor: Extractor, tmp_path: Path
+    ) -> None:
+        import torch_fidelity
+
+        images = random_images(6, seed=3)
+        save_pngs(tmp_path, images)
+        expected = torch_fidelity.calculate_metrics(
+            input1=str(tmp_path),
+            isc=True,
+            isc_splits=2,
+            cuda=False,
+            cache=False,
+            verbose=False,
+            save_cpu_ram=True,
+            feature_extractor_weights_path=str(hub / "checkpoints" / NAME),
+        )
+        (tensorflow,) = build_extractors(["inception_tf"])
+        metrics = evaluate([images], summarise([images], [tensorflow, extractor]), splits=2)
+        mean, std = (expected[f"inception_score_{of}"] for of in ("mean", "std"))
+        assert metrics["inception_score"] == pytest.approx(mean, rel=1e-6)
+        assert metrics["inception_score_std"] == pytest.approx(std, rel=1e-6 * mean / std)
+        assert mean > 1.001
+        # pytorch-fid's input gives another number, which therefore has another name.
+        assert abs(metrics["is_inception"] - mean) > 1e-5
+
+    @pytest.mark.slow
+    def test_fid_equals_pytorch_fids_of_two_folders(
+        self, extractor: Extractor, pytorch_fid_network: nn.Module, tmp_path: Path
+    ) -> None:
+        from pytorch_fid import fid_score
+
+        made, real = random_images(12, seed=1), random_images(10, seed=2)
+        moments = []
+        for name, images in (("made", made), ("real", real)):
+            (tmp_path / name).mkdir()
+            paths = save_pngs(tmp_path / name, images)
+            moments.append(
+                fid_score.calculate_activation_statistics(paths, pytorch_fid_network, num_workers=0)
+            )
+        (mu1, sigma1), (mu2, sigma2) = moments
+        # pytorch-fid's own distance calls sqrtm(disp=...), which SciPy 1.18 no longer has: its
+        # formula, with the trace of the root from the eigenvalues of the product's small factor.
+        values, vectors = scipy.linalg.eigh(sigma1, subset_by_index=[2048 - 11, 2047])
+        root = vectors * np.sqrt(values)  # [2048, 11]: twelve images have rank eleven
+        trace = np.trace(scipy.linalg.sqrtm(root.T @ sigma2 @ root)).real
+        expected = np.sum((mu1 - mu2) ** 2) + np.trace(sigma1) + np.trace(sigma2) - 2 * trace
+        metrics = evaluate([made], summarise([real], [extractor]), splits=2)
+        assert metrics["fid"] == pytest.approx(expected, rel=1e-3)
+        assert expected > 1
 
     def test_grey_pngs(
         self, extractor: Extractor, pytorch_fid_network: nn.Module, tmp_path: Path
@@ -218,7 +277,7 @@ class TestMetrics:
         reference: Summary = summarise([images], spaces)
         keys = ["frechet_means", "is_means", "is_means_std", "distance", "score", "score_std"]
         assert list(evaluate([images], reference, splits=2))[3:] == keys
-        assert extractor.metric_names == ("fid", "inception_score")
+        assert extractor.metric_names == ("fid", "is_inception")
 
 
 class TestWeights:

@@ -67,6 +67,25 @@ class TestFrechetDistance:
         value = frechet_distance(zero, np.outer(u, u), zero, np.outer(v, v))
         assert value == pytest.approx(expected, rel=1e-12)
 
+    @pytest.mark.parametrize(("rank1", "rank2"), [(30, 3), (5, 5), (1, 29), (29, 29)])
+    def test_singular_covariances_agree_with_scipys_root(self, rank1: int, rank2: int) -> None:
+        # SciPy's root of a singular product is itself off by 1e-8 and more: S_1 = R R^T turns the
+        # trace into that of (R^T S_2 R)^(1/2), of which SciPy sees the regular part alone.
+        rng = np.random.default_rng(10 * rank1 + rank2)
+        factors = [rng.standard_normal((30, rank)) for rank in (rank1, rank2)]
+        sigma1, sigma2 = (factor @ factor.T for factor in factors)
+        mu1, mu2 = rng.standard_normal((2, 30))
+        small = min(factors, key=lambda factor: factor.shape[1])
+        other = sigma1 if small is factors[1] else sigma2
+        trace = np.trace(scipy.linalg.sqrtm(small.T @ other @ small)).real
+        expected = np.sum((mu1 - mu2) ** 2) + np.trace(sigma1) + np.trace(sigma2) - 2 * trace
+        value = frechet_distance(mu1, sigma1, mu2, sigma2)
+        assert value == pytest.approx(expected, rel=1e-6)
+        # And SciPy's root of the full product, with a shift that makes it regular.
+        shift = 1e-6 * np.eye(30)
+        shifted = (mu1, sigma1 + shift, mu2, sigma2 + shift)
+        assert frechet_distance(*shifted) == pytest.approx(frechet_by_sqrtm(*shifted), rel=1e-6)
+
     @pytest.mark.parametrize("rank", [1, 7, 63, 64, None])
     def test_zero_for_equal_moments(self, rank: int | None) -> None:
         rng = np.random.default_rng(2)
