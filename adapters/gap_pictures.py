@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from adapters.pictures import COLOURS, DASHES, INK, write_figure
+from adapters.pictures import COLOURS, DASHES, add_legend, label_axes, write_figure
 from sa_plugin.gap import GapCurve
 
 QUANTITIES = {
@@ -55,15 +55,8 @@ def plot_gap(
         axes.set_yscale("log")
     else:
         axes.set_ylim(bottom=0)
-    axes.set_xlabel("step n", color=INK)
-    axes.set_ylabel(QUANTITIES[quantity][2], color=INK)
-    if title:
-        axes.set_title(title, loc="left", fontsize=12, pad=10, color=INK)
-    axes.grid(True, color="#E4E4E4", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    style = {"frameon": False, "fontsize": 9, "labelcolor": INK, "handlelength": 3.5}
-    figure.legend(handles, list(curves), loc="outside right upper", **style)
+    label_axes(axes, "step n", QUANTITIES[quantity][2], title)
+    add_legend(figure, handles, list(curves))
     write_figure(path, figure)
 
 

@@ -106,16 +106,8 @@ def plot_metric(
     _label_steps(axes, steps, _wants_log("log_x", log_x, steps, factor=4))
     if _wants_log("log_y", log_y, means, factor=8):
         label_log_values(axes)
-    axes.set_xlabel(x_label, color=INK)
-    axes.set_ylabel(metric, color=INK)
-    if title:
-        axes.set_title(title, loc="left", fontsize=12, pad=10, color=INK)
-    axes.grid(True, color="#E4E4E4", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    # Handles long enough to tell the dashes.
-    style = {"frameon": False, "fontsize": 9, "labelcolor": INK, "handlelength": 3.5}
-    figure.legend(lines, list(points), loc="outside right upper", **style)
+    label_axes(axes, x_label, metric, title)
+    add_legend(figure, lines, list(points))
     write_figure(path, figure)
 
 
@@ -224,6 +216,23 @@ def _wants_log(name: str, asked: bool | None, values: Sequence[float], *, factor
     if asked and not positive:
         raise ValueError(f"{name} must be False where values are not positive, got {min(values)}")
     return positive and max(values) > factor * min(values) if asked is None else asked
+
+
+def label_axes(axes: Axes, x_label: str, y_label: str, title: str | None) -> None:
+    """Words, a quiet grid, and no frame where nothing is read off."""
+    axes.set_xlabel(x_label, color=INK)
+    axes.set_ylabel(y_label, color=INK)
+    if title:
+        axes.set_title(title, loc="left", fontsize=12, pad=10, color=INK)
+    axes.grid(True, color="#E4E4E4", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def add_legend(figure: Figure, lines: Sequence[Line2D], labels: Sequence[str]) -> None:
+    """Beside the axes, its handles long enough to tell the dashes."""
+    style = {"frameon": False, "fontsize": 9, "labelcolor": INK, "handlelength": 3.5}
+    figure.legend(lines, labels, loc="outside right upper", **style)
 
 
 def _label_steps(axes: Axes, steps: Sequence[int], log: bool) -> None:

@@ -111,6 +111,20 @@ def control_samplings() -> dict[str, dict]:
     }
 
 
+def paper_table(name: str, title: str, experiment: ConfigDict, metric: str) -> ConfigDict:
+    """Table 1 ("fid") or 2 ("inception_score") of the data that ``name``, TABLE_DATA, ends in."""
+    data = name.split("_", 1)[1]
+    config = base_comparison()
+    config.name, config.title, config.store = name, title, data
+    tables_1_and_2(config, experiment)
+    if metric == "fid":
+        config.metrics = (metric, "sample_variance")
+        config.published = published(data)
+    else:
+        config.metrics = (metric,)
+    return config
+
+
 def tables_1_and_2(
     config: ConfigDict, experiment: ConfigDict, steps: tuple[int, ...] = COLUMNS
 ) -> None:
