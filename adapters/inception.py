@@ -1,7 +1,7 @@
 """Inception as pytorch-fid runs it, which FID is quoted with, and as torch-fidelity does.
 
 One network and one file of weights, but two ways to its input: pytorch-fid resizes with half-pixel
-centres and takes [-1, 1], torch-fidelity resizes as TensorFlow 1 and takes (levels - 128) / 128.
+centres and takes [-1, 1], torch-fidelity resizes as TensorFlow 1 did and takes (levels-128)/128.
 "inception" is the former, and gives ``fid``: that of pytorch-fid for the same images saved as PNG.
 "inception_tf" is the latter, and gives ``inception_score``: that of torch-fidelity. The weights (a
 port of TensorFlow's inception-2015-12-05) are looked for, never downloaded: in the file that
