@@ -149,7 +149,7 @@ class DiffusersSALoss:
         if model_output is None:
             own = self._eps_model(noisy, n.to(noisy.device), unet=unet, **unet_kwargs)
         else:
-            own = self._eps_model(noisy, n.to(noisy.device), unet=lambda *_: model_output)
+            own = self._eps_model.eps_of(_unpack(model_output, noisy, cut=True), noisy, n)
         simple, sa = self.loss.sa_term(
             self._eps_model,
             clean_images,
@@ -380,7 +380,11 @@ class _UNet(nn.Module):
 
 
 def _call_unet(x: Tensor, time: Tensor, *, unet: Any, cut: bool = True, **kwargs: Any) -> Tensor:
-    output = unet(x, time, **kwargs)
+    return _unpack(unet(x, time, **kwargs), x, cut)
+
+
+def _unpack(output: Any, x: Tensor, cut: bool) -> Tensor:
+    """The tensor in what a UNet returned; ``cut`` leaves x's channels."""
     sample = getattr(output, "sample", None)
     if sample is None:
         sample = output[0] if isinstance(output, tuple) else output
