@@ -1,4 +1,4 @@
-r"""The sequence-aware (SA) loss of arXiv 2312.12431, for any noise network.
+r"""The sequence-aware (SA) loss of arXiv 2312.12431, for any noise network::
 
     L = L_simple + lambda L_sa
     L_simple = mean_B |e_t|^2,   L_sa = mean_B |(1/K) sum_{s in window} tau_s e_s|^2,

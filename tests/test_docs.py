@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -59,14 +60,25 @@ def _criteria(folder: Path) -> Variables:
         assert criterion.statistics["sa_loss"] > 0
 
 
+def _trainable(folder: Path) -> Variables:
+    return [{"network": TimeBlind(1, 1, 1)}]
+
+
 # What a page's blocks take for granted: one set of variables before each of the first blocks.
 GIVEN: dict[str, Callable[[Path], Variables]] = {
     "README.md": _network_and_images,
     "docs/checkpoints.md": _checkpoints,
+    "docs/choosing.md": _trainable,
     "docs/hooking.md": _criteria,
+    "docs/indexing.md": _trainable,
 }
 # Sizes of long blocks, for the quick run; the slow test runs them as they stand.
 QUICK: dict[str, list[dict[str, str]]] = {
+    "docs/start.md": [
+        {"num_train_timesteps=1000": "num_train_timesteps=20", "(32, 64)": "(8, 16)"},
+        {"range(1000)": "range(2)", "randint(1000": "randint(20"},
+        {"images[:32]": "images[:2]", "num_inference_steps=25": "num_inference_steps=3"},
+    ],
     "docs/likelihood.md": [{"(100, 3, 8, 8)": "(4, 3, 8, 8)"}],
 }
 
@@ -103,6 +115,17 @@ def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
     run_page(page, tmp_path, QUICK.get(name_of(page), []))
 
 
+@pytest.mark.slow
+def test_the_start_page_trains(tmp_path, monkeypatch):
+    """As it stands: the loss falls, and what the page says of its two terms is so."""
+    monkeypatch.chdir(tmp_path)
+    namespace = run_page(ROOT / "docs" / "start.md", tmp_path, [])
+    simple, sa = torch.tensor(namespace["losses"])[-200:].mean(0).tolist()
+    assert simple < 0.25 * namespace["losses"][0][0]
+    assert sa == pytest.approx(simple / 2, rel=0.25)
+    assert len(namespace["pictures"]) == 16
+
+
 def test_every_python_block_is_found():
     """A fence that the collector does not see would not be run."""
     for page in pages():
@@ -122,6 +145,21 @@ def test_commands_name_modules_and_configurations_that_exist(page):
     assert {name for name in configs if not (ROOT / name).exists()} == set()
     scripts = set(re.findall(r"\bexamples/\w+\.py", text))
     assert {name for name in scripts if not (ROOT / name).exists()} == set()
+
+
+@pytest.mark.parametrize("page", pages(), ids=name_of)
+def test_names_of_the_library_exist(page):
+    for name in set(re.findall(r"`(sa_plugin(?:\.\w+)+)`", page.read_text())):
+        resolve(name)
+
+
+def resolve(name: str) -> Any:
+    """The module or what is in one; ImportError or AttributeError if there is no such thing."""
+    try:
+        return import_module(name)
+    except ModuleNotFoundError:
+        before, _, last = name.rpartition(".")
+        return getattr(resolve(before), last)
 
 
 def test_the_runner_sees_a_wrong_output_and_a_missing_size(tmp_path):

@@ -85,7 +85,7 @@ def unet_model(unet: Any, scheduler: Any, *, second: bool = False) -> Any:
 
 
 class DiffusersSALoss:
-    """L_simple + lambda L_sa with the arguments that a diffusers training loop has at hand.
+    """L_simple + lambda L_sa with the arguments that a diffusers training loop has at hand::
 
         loss = F.mse_loss(model_output, noise)                                        # before
         loss = sa_loss(model, clean_images, noise, timesteps, model_output).total     # after
