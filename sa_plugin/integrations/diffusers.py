@@ -252,15 +252,15 @@ class OptimalVarianceScheduler(SchedulerMixin, ConfigMixin):
         self._gamma = None if gamma is None else check_gamma(gamma, self.schedule.N)
         if variance == "analytic" and gamma is None:
             raise ValueError("variance 'analytic' needs gamma (estimate_gamma gives it), got None")
-        self._keep_plain(trained_betas, gamma, trajectory)
+        self._keep_plain(trained_betas, trajectory)
         self.set_timesteps(self.schedule.N if isinstance(trajectory, str) else None)
 
-    def _keep_plain(self, trained_betas: Any, gamma: Any, trajectory: Any) -> None:
+    def _keep_plain(self, trained_betas: Any, trajectory: Any) -> None:
         """Arrays of the configuration as lists: it is written as JSON."""
         plain: dict[str, Any] = {"num_train_timesteps": self.schedule.N}
         if trained_betas is not None:
             plain["trained_betas"] = self.schedule.betas[1:].tolist()
-        if gamma is not None:
+        if self._gamma is not None:
             plain["gamma"] = [0.0, *self._gamma[1:].tolist()]  # entry 0 is unused, perhaps NaN
         if not isinstance(trajectory, str):
             plain["trajectory"] = [int(n) for n in trajectory]
