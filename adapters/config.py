@@ -194,6 +194,9 @@ def _check_same(path: Path, resolved: dict[str, Any], option: str) -> None:
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path} is not a resolved configuration: {error}") from error
     here = flatten(resolved)
+    # A key that came after the run was written had the value that is now its default.
+    defaults = flatten(json.loads(json.dumps(base_config().to_dict())))
+    there = {k: v for k, v in defaults.items() if k in here} | there
     differing = sorted(k for k in there.keys() | here.keys() if there.get(k) != here.get(k))
     if differing:
         shown = "; ".join(
