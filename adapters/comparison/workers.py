@@ -43,11 +43,21 @@ class Failures:
 
     def error(self, task: Task, *, of_this_run: bool = False) -> str | None:
         """The last failure in one line; None if there is none."""
+        noted = self._noted(task)
+        if noted is None or (of_this_run and noted["run"] != self.run_id):
+            return None
+        return noted["error"]
+
+    def log(self, task: Task) -> str:
+        """The traceback of the last failure."""
+        noted = self._noted(task)
+        return "" if noted is None else noted["traceback"]
+
+    def _noted(self, task: Task) -> dict[str, str] | None:
         try:
-            noted = json.loads(self.path(task).read_text())
+            return json.loads(self.path(task).read_text())
         except FileNotFoundError:
             return None
-        return noted["error"] if not of_this_run or noted["run"] == self.run_id else None
 
     def note(self, task: Task, error: Exception) -> None:
         """Write a failure down."""
