@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adapters.features import Extracted, Extractor, to_uint8
+from adapters.features import Extracted, Extractor
+from sa_plugin.sampler import to_uint8
 
 WEIGHTS_VARIABLE = "SA_INCEPTION_WEIGHTS"
 

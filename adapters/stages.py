@@ -301,6 +301,7 @@ class EvaluateStage:
             config.evaluate.features,
             cache_dir=self.experiment.workdir.parent / CACHE,
             device=self.experiment.device,
+            data_root=config.data.root,
         )
         reference = summarise(self.experiment.dataset.uint8_batches(batch), extractors)
         metrics: dict[str, dict[str, dict[str, float]]] = {}
