@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import pickle
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sa_plugin._files.reading import reading
+from sa_plugin._files.tensors import load_tensors
 from sa_plugin.sampler import to_uint8
 
 
@@ -245,10 +246,8 @@ def load_digit_classifier(
     key = {"format": 1, "data": data, **asdict(settings)}
     digest = hashlib.sha256(repr(sorted(key.items())).encode()).hexdigest()[:12]
     path = Path(cache_dir) / f"digit_classifier-{digest}.pt"
-    state = _read_cache(path, key)
-    if state is not None:
-        model = DigitClassifier(settings.width, settings.dim, settings.dropout)
-        model.load_state_dict(state)
+    model = DigitClassifier(settings.width, settings.dim, settings.dropout)
+    if _load_cache(path, key, model):
         return model.eval().requires_grad_(False)
     model = train_digit_classifier(images, labels, settings)
     buffer = io.BytesIO()
@@ -311,17 +310,20 @@ def write_atomically(path: str | Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _read_cache(path: Path, key: dict[str, object]) -> dict[str, Tensor] | None:
-    """The weights in a cache file, or None if there is none, or none made as ``key`` says."""
+def _load_cache(path: Path, key: dict[str, object], model: nn.Module) -> bool:
+    """Whether a cache file has given ``model`` its weights, made as ``key`` says."""
     if not path.exists():
-        return None
+        return False
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        warnings.warn(f"{path} cannot be read and is made anew: {error}", stacklevel=3)
-        return None
-    usable = isinstance(stored, dict) and stored.get("key") == key
-    return stored["state"] if usable else None
+        with reading(path, "cannot be read and is made anew") as file:
+            stored = load_tensors(file)
+            if stored["key"] != key:
+                return False
+            model.load_state_dict(stored["state"])
+            return True
+    except ValueError as error:
+        warnings.warn(str(error), stacklevel=3)
+        return False
 
 
 @contextmanager
