@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import pickle
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adapters.features import Extracted, Extractor, from_uint8, write_atomically
+from sa_plugin._files.reading import reading
+from sa_plugin._files.tensors import load_tensors
 from third_party.common.datasets import IMAGE_SHAPES, get_dataset
 
 CLASSES = 10  # of the digits and of the pieces of clothing
@@ -143,10 +144,8 @@ def load(
     key = {"format": 1, "data": data, **asdict(settings)}
     digest = hashlib.sha256(repr(sorted(key.items())).encode()).hexdigest()[:12]
     path = cache_dir / f"{NAMES[dataset]}-{digest}.pt"
-    state = _read_cache(path, key)
-    if state is not None:
-        model = _blank(images.shape[-1], settings)
-        model.load_state_dict(state)
+    model = _blank(images.shape[-1], settings)
+    if _load_cache(path, key, model):
         return model.eval().requires_grad_(False)
     model = train(images, labels, settings)
     buffer = io.BytesIO()
@@ -177,17 +176,20 @@ def _blank(size: int, settings: ClassifierSettings) -> Classifier:
     return Classifier(size, settings.width, settings.dim, settings.dropout)
 
 
-def _read_cache(path: Path, key: dict[str, object]) -> dict[str, Tensor] | None:
-    """The weights in a cache file, or None if there is none, or none made as ``key`` says."""
+def _load_cache(path: Path, key: dict[str, object], model: nn.Module) -> bool:
+    """Whether a cache file has given ``model`` its weights, made as ``key`` says."""
     if not path.exists():
-        return None
+        return False
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        warnings.warn(f"{path} cannot be read and is made anew: {error}", stacklevel=3)
-        return None
-    usable = isinstance(stored, dict) and stored.get("key") == key
-    return stored["state"] if usable else None
+        with reading(path, "cannot be read and is made anew") as file:
+            stored = load_tensors(file)
+            if stored["key"] != key:
+                return False
+            model.load_state_dict(stored["state"])
+            return True
+    except ValueError as error:
+        warnings.warn(str(error), stacklevel=3)
+        return False
 
 
 @contextmanager

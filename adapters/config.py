@@ -18,6 +18,7 @@ from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from adapters.features import write_atomically
+from adapters.stored import read_json
 from configs.base import base_config
 
 CONFIG_FILE = "config.json"
@@ -189,10 +190,7 @@ def claim_folder(workdir: Path, config: FrozenConfigDict, *, option: str = "--wo
 
 
 def _check_same(path: Path, resolved: dict[str, Any], option: str) -> None:
-    try:
-        there = flatten(json.loads(path.read_text()))
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is not a resolved configuration: {error}") from error
+    there = read_json(path, "is not a resolved configuration", flatten)
     here = flatten(resolved)
     differing = sorted(k for k in there.keys() | here.keys() if there.get(k) != here.get(k))
     if differing:

@@ -30,6 +30,7 @@ from adapters.npr_dpm import NPR_DPM
 from adapters.registry import PROCESSES, get_process
 from adapters.report import table as table_of
 from adapters.sn_dpm import SN_DPM
+from adapters.stored import read_json
 from sa_plugin.likelihood import bits_per_dim, mean_with_error, negative_elbo
 from third_party.common.data import ImageDataset, to_unit_range
 
@@ -230,11 +231,7 @@ class LikelihoodCells:
     def _read(self) -> dict[str, dict[str, dict[str, Any]]]:
         if not self.path.exists():
             return {}
-        try:
-            result = json.loads(self.path.read_text())
-            there, cells = result["settings"], result["cells"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.path} cannot be read; remove it: {error}") from error
+        there, cells = read_json(self.path, "cannot be read; remove it", _settings_and_cells)
         for name, here in vars(self.settings).items():
             if there.get(name) != here:
                 raise ValueError(
@@ -242,6 +239,15 @@ class LikelihoodCells:
                     f"{here!r} here); move it away to compute others"
                 )
         return cells
+
+
+def _settings_and_cells(
+    result: Any,
+) -> tuple[dict[str, Any], dict[str, dict[str, dict[str, Any]]]]:
+    settings, cells = dict(result["settings"]), dict(result["cells"])
+    for steps, cell in ((s, c) for by_steps in cells.values() for s, c in by_steps.items()):
+        int(steps), float(cell["bits_per_dim"]), float(cell["stderr"])
+    return settings, cells
 
 
 def _dataset(experiment: Experiment, split: str) -> ImageDataset:

@@ -23,6 +23,7 @@ from adapters.logs import TrainingLog
 from adapters.pictures import plot_metric, save_grid, save_labelled_grids
 from adapters.published.layouts import write_host
 from adapters.registry import get_process
+from adapters.stored import read_images
 from sa_plugin.gamma import Gamma
 from sa_plugin.hook import attach
 from sa_plugin.sampler import Sampler
@@ -222,8 +223,7 @@ class SampleStage:
         path = self.path(process, steps)
         if not path.exists():
             raise ValueError(f"{path} is needed first: run stage 'sample'")
-        with np.load(path) as arrays:
-            return torch.from_numpy(arrays["arr_0"]).permute(0, 3, 1, 2)
+        return read_images(path)
 
     def stage_of(self, process: str) -> TrainStage:
         """The stage whose network a process samples with."""

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -22,6 +22,10 @@ from torch import Tensor
 
 from sa_plugin._batches import BlockNoise
 from sa_plugin._checks import check_choice, check_non_negative, check_whole
+from sa_plugin._files.arrays import open_npz
+from sa_plugin._files.pickled import ARRAYS, PickledArray
+from sa_plugin._files.reading import reading
+from sa_plugin._files.tensors import entries_once, load_tensors
 from sa_plugin._tally import Store, Tally, write_atomically
 from sa_plugin._tensors import DeviceTables
 from sa_plugin.prediction import PREDICTS, to_eps
@@ -84,17 +88,15 @@ class Gamma:
         Raises:
             ValueError: no such file, or one that holds something else.
         """
-        file = Path(path).absolute()
-        if not file.is_file():
-            raise ValueError(f"there is no file of Gamma at {file}")
-        try:
-            if file.suffix != ".npz":
+        path = Path(path).absolute()
+        if not path.is_file():
+            raise ValueError(f"there is no file of Gamma at {path}")
+        with reading(path, "holds no Gamma, one number a step [N+1]") as file:
+            if path.suffix != ".npz":
                 return cls(_load_array(file))
-            with np.load(file) as arrays:
-                return cls(arrays["values"], arrays.get("stderr"))
-        except Exception as error:  # a damaged file can raise anything
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"{file} holds no Gamma, one number a step [N+1]: {reason}") from error
+            with open_npz(file) as arrays:
+                arrays.check_names(["values"], allowed=["stderr"])
+                return cls(**{name: arrays[name] for name in arrays.names})
 
 
 def estimate_gamma(
@@ -278,14 +280,11 @@ def _table(name: str, table: ArrayLike, size: int) -> FloatArray:
     return values
 
 
-def _load_array(file: Path) -> NDArray[Any]:
-    """An array or a tensor by ``torch.load`` with weights_only; of NumPy only what arrays need."""
-    from numpy._core.multiarray import _reconstruct
-
-    arrays = [(_reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
-    dtypes = [type(np.dtype(name)) for name in ("float32", "float64")]
-    with torch.serialization.safe_globals([*arrays, np.ndarray, np.dtype, *dtypes]):
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
-    if not isinstance(loaded, Tensor | np.ndarray):
+def _load_array(file: BinaryIO) -> NDArray[Any]:
+    """An array or a tensor of ``torch.save``."""
+    loaded = load_tensors(file, ARRAYS)
+    if isinstance(loaded, PickledArray) and loaded.array is not None:
+        return loaded.array
+    if not isinstance(loaded, Tensor):
         raise ValueError(f"it is a {type(loaded).__name__}")
-    return np.asarray(loaded)
+    return entries_once(loaded).numpy()

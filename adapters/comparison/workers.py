@@ -23,6 +23,8 @@ from filelock import FileLock, Timeout
 
 from adapters.comparison.tasks import Plan, Task
 from adapters.features import write_atomically
+from adapters.stored import read_json
+from sa_plugin._files.reading import UnreadableFile
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +45,14 @@ class Failures:
 
     def error(self, task: Task, *, of_this_run: bool = False) -> str | None:
         """The last failure in one line; None if there is none."""
-        try:
-            noted = json.loads(self.path(task).read_text())
-        except FileNotFoundError:
+        path = self.path(task)
+        if not path.exists():
             return None
-        return noted["error"] if not of_this_run or noted["run"] == self.run_id else None
+        try:
+            error, run = read_json(path, "cannot be read", lambda d: (str(d["error"]), d["run"]))
+        except UnreadableFile as damaged:  # a note is no result: its task is tried again
+            error, run = str(damaged), None
+        return error if not of_this_run or run == self.run_id else None
 
     def note(self, task: Task, error: Exception) -> None:
         """Write a failure down."""
