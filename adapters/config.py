@@ -192,6 +192,9 @@ def claim_folder(workdir: Path, config: FrozenConfigDict, *, option: str = "--wo
 def _check_same(path: Path, resolved: dict[str, Any], option: str) -> None:
     there = read_json(path, "is not a resolved configuration", flatten)
     here = flatten(resolved)
+    # A key that came after the run was written had the value that is now its default.
+    defaults = flatten(json.loads(json.dumps(base_config().to_dict())))
+    there = {k: v for k, v in defaults.items() if k in here} | there
     differing = sorted(k for k in there.keys() | here.keys() if there.get(k) != here.get(k))
     if differing:
         shown = "; ".join(

@@ -32,7 +32,7 @@ from third_party.common.criterion_base import Criterion
 from third_party.common.data import ImageDataset, check_world
 from third_party.common.datasets import DATASETS, IMAGE_SHAPES, get_dataset
 from third_party.common.schedule import NamedSchedule
-from third_party.common.step_options import StepOptions
+from third_party.common.step_options import PRECISIONS, StepOptions
 from third_party.common.wrapper import DTWrapper
 from third_party.extended_analytic_dpm.methods import build_criterion, get_method
 
@@ -183,6 +183,9 @@ class Experiment:
             clip_sigma_idx=sample.clip_sigma_idx if optimal else 0,
             clip_pixel=sample.clip_pixel_ddpm if row.forward == "ddpm" else sample.clip_pixel_ddim,
             device=self.device,
+            channels_last=sample.channels_last,
+            autocast=None if sample.precision == "float32" else sample.precision,
+            compile=sample.compile,
         )
 
     def step_options(self, name: str) -> StepOptions:
@@ -221,6 +224,11 @@ class Experiment:
         if config.data.name not in DATASETS:
             raise ValueError(
                 f"data.name must be one of {sorted(DATASETS)}, got {config.data.name!r}"
+            )
+        if config.sample.precision not in PRECISIONS:
+            raise ValueError(
+                f"sample.precision must be one of {tuple(PRECISIONS)}, "
+                f"got {config.sample.precision!r}"
             )
         check_names(config.evaluate.features)
         self._check_head()
