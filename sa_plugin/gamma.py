@@ -62,7 +62,7 @@ class Gamma:
         """Number of steps."""
         return len(self.values) - 1
 
-    def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> NDArray[Any]:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         # NumPy 2 passes copy; NumPy 1 neither passes nor takes it.
         if copy is False and dtype not in (None, self.values.dtype):
             raise ValueError(f"a copy is needed to give dtype {dtype}, got copy=False")
@@ -74,7 +74,7 @@ class Gamma:
         That is ``torch.save`` of the float64 array [N+1]; it has no place for standard errors.
         """
         if Path(path).suffix == ".npz":
-            known = {} if self.stderr is None else {"stderr": self.stderr}
+            known: dict[str, Any] = {} if self.stderr is None else {"stderr": self.stderr}
             write_atomically(path, lambda file: np.savez(file, values=self.values, **known))
         else:
             write_atomically(path, lambda file: torch.save(np.array(self.values), file))
@@ -148,9 +148,9 @@ def estimate_gamma(
     tally = Tally(schedule.N)
     store = Store(checkpoint, save_every, squares.identity)
     store.read_into(tally)
-    total = n_images
-    if total is not None:
-        _check_not_beyond(store, tally, total)
+    if n_images is not None:
+        _check_not_beyond(store, tally, n_images)
+    total = 0
     for first, x0 in _numbered(batches, n_images):
         _add_batch(tally, store, squares, first, x0, progress)
         total = first + len(x0)
@@ -238,12 +238,13 @@ def _check_not_beyond(store: Store, tally: Tally, n_images: int) -> None:
 
 def _numbered(batches: Iterable[Tensor], n_images: int | None) -> Iterator[tuple[int, Tensor]]:
     """(number of the first image, x_0) up to ``n_images``; ValueError if there are fewer."""
-    first, shape = 0, None
+    first = 0
+    shape: torch.Size | None = None
     for x0 in batches:
         if not isinstance(x0, Tensor) or x0.ndim < 2 or not x0.is_floating_point():
             got = f"{x0.dtype} {tuple(x0.shape)}" if isinstance(x0, Tensor) else type(x0).__name__
             raise ValueError(f"batches must hold floating-point images [B, ...], got {got}")
-        if x0.shape[1:] != (x0.shape[1:] if shape is None else shape):
+        if shape is not None and x0.shape[1:] != shape:
             raise ValueError(
                 f"batches must hold images of one shape, got {tuple(shape)}, {tuple(x0.shape[1:])}"
             )
