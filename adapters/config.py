@@ -165,6 +165,8 @@ def default_workdir(config: FrozenConfigDict) -> Path:
     for option, default in (("window", "down"), ("weighting", "uniform"), ("backprop", "all")):
         if sa.lam and sa[option] != default:
             label += f"_{sa[option]}"
+    if sa.lam and sa.reuse:
+        label += "_reuse"
     if config.base.init_from:
         label += "_warm"
     return Path("runs") / config.name / f"{label}_seed{config.seed}"

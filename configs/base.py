@@ -30,6 +30,8 @@ def base_config() -> ConfigDict:
                 "noise": "independent",
                 "backprop": "all",
                 "stack": True,
+                "reuse": False,  # L_simple from all calls of a window; with backprop "all"
+                "extra_precision": "same",  # or "bf16": calls without a graph, backprop "one"
             },
             "base": _training(),  # the noise network
             "head": {
@@ -80,6 +82,7 @@ def _training() -> dict:
         "iterations": 500_000,
         "batch_size": 128,
         "lr": 1e-4,
+        "lr_warmup": 0,  # steps over which the rate rises to lr, a straight line; 0: none
         "ema": 0.9999,
         "grad_clip": 0.0,  # largest norm of the gradient; 0: no limit
         "log_every": 100,
