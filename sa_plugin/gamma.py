@@ -111,6 +111,7 @@ def estimate_gamma(
     noise: Callable[[int], Tensor] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     save_every: float = 60.0,
+    stop: Callable[[], bool] = lambda: False,
     progress: bool = False,
 ) -> Gamma:
     """Gamma_n at all steps with its standard error, by N * n_images * noises network evaluations.
@@ -132,6 +133,7 @@ def estimate_gamma(
         checkpoint: file to keep the state in, and to continue from if it is there: after an
             interruption (to the numbers of an unbroken run), or with a larger ``n_images``.
         save_every: seconds between saves; 0 saves after every step.
+        stop: asked after every step of a batch; True saves the state and raises KeyboardInterrupt.
         progress: show a bar over all steps of a batch (needs tqdm).
 
     Raises:
@@ -152,7 +154,7 @@ def estimate_gamma(
         _check_not_beyond(store, tally, n_images)
     total = 0
     for first, x0 in _numbered(batches, n_images):
-        _add_batch(tally, store, squares, first, x0, progress)
+        _add_batch(tally, store, squares, first, x0, stop, progress)
         total = first + len(x0)
     _check_not_beyond(store, tally, total)
     store.save(tally)
@@ -161,7 +163,13 @@ def estimate_gamma(
 
 
 def _add_batch(
-    tally: Tally, store: Store, squares: _MeanSquares, first: int, x0: Tensor, progress: bool
+    tally: Tally,
+    store: Store,
+    squares: _MeanSquares,
+    first: int,
+    x0: Tensor,
+    stop: Callable[[], bool],
+    progress: bool,
 ) -> None:
     """All steps of one batch, less what a checkpoint has seen of it."""
     tally.move_to(x0.device)
@@ -170,6 +178,9 @@ def _add_batch(
         if done < len(x0):
             tally.add(n, squares(x0[done:], first + done, n))
             store.save_if_due(tally)
+        if stop():
+            store.save(tally)
+            raise KeyboardInterrupt(f"stopped at step n = {n} of Gamma{store.where}")
 
 
 class _MeanSquares:
