@@ -205,6 +205,14 @@ def claimed(
         yield
 
 
+def check_holds(workdir: Path, config: FrozenConfigDict, module: str) -> None:
+    """ValueError unless ``workdir`` holds a run of ``config``, which ``module`` is to have made."""
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        raise ValueError(f"{workdir} holds no run: run python -m {module} first")
+    _check_same(path, json.loads(json.dumps(config.to_dict())), "--workdir")
+
+
 def _is_of_the_run(workdir: Path, resolved: dict[str, Any], option: str) -> bool:
     """Whether the folder holds this configuration; False where there is nothing yet."""
     path = workdir / CONFIG_FILE
