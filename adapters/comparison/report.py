@@ -18,7 +18,7 @@ from adapters.comparison.tables import Table, build_tables, comma_separated, lat
 from adapters.comparison.tasks import Plan
 from adapters.comparison.workers import Failures
 from adapters.features import write_atomically
-from adapters.report import table
+from adapters.report import as_text, table
 
 REPORTS = "reports"
 PAPER = "arXiv 2312.12431"
@@ -146,13 +146,15 @@ def _published(plan: Plan) -> str:
 
 
 def _markdown(report: Report, folder: Path) -> str:
-    facts = "\n".join(f"- {name}: {text}" for name, text in report.facts.items())
-    parts = [f"# {report.title}\n", f"{report.state}.\n", markdown(report.tables)]
+    facts = "\n".join(f"- {as_text(name)}: {as_text(text)}" for name, text in report.facts.items())
+    parts = [f"# {as_text(report.title)}\n", f"{report.state}.\n", markdown(report.tables)]
     if report.failures:
-        lines = "\n".join(f"- `{name}`: {error}" for name, error in report.failures.items())
+        lines = "\n".join(
+            f"- {as_text(name)}: {as_text(error)}" for name, error in report.failures.items()
+        )
         parts.append(f"## Failed\n\n{lines}\n")
     pictures = "\n\n".join(
-        f"![{one.caption}]({one.path.relative_to(folder)})" for one in report.pictures
+        f"![{as_text(one.caption)}]({one.path.relative_to(folder)})" for one in report.pictures
     )
     parts.append(f"## Pictures\n\n{pictures}\n")
     if report.published:
