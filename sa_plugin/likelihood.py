@@ -90,7 +90,7 @@ def negative_elbo(
         first: number of the first image, to share images out.
         batch_size: images in one network call; all of them by default.
         noise: gives the k-th draw instead, [B, ...], k = 0 for the largest timestep.
-        progress: show a bar over the steps of each batch (needs tqdm).
+        progress: show a bar over the steps of each batch (extra "progress").
 
     Raises:
         ValueError: bad arguments; a network output of another shape, or not finite.

@@ -51,7 +51,7 @@ def pair_terms(
         x0: images [B, ...], floating point, on the network's device; one network call for each t.
         seed: of the noise, a draw for each image and t.
         noise: gives the draw of step t instead, [B, ...].
-        progress: show a bar over t (needs tqdm).
+        progress: show a bar over t (extra "progress").
 
     Raises:
         ValueError: bad arguments; a network output of another shape, or not finite.

@@ -162,7 +162,7 @@ class Sampler:
             noise: gives the k-th draw, [B, ...], k = 0 for the first step; the last step has none.
                 Called once for each step of each batch.
             first: number of the first image, to continue a run or to share it out.
-            progress: show a bar over the steps of each batch (needs tqdm).
+            progress: show a bar over the steps of each batch (extra "progress").
             model_kwargs: go to every call; tensors of length B (labels) follow their images.
 
         Raises:

@@ -160,9 +160,7 @@ def _markdown(report: Report, folder: Path) -> str:
     parts = [f"# {as_text(report.title)}\n", f"{report.state}.\n", markdown(report.tables)]
     if report.failures:
         lines = "\n".join(
-            f"- {as_text(one.task)}: {as_text(one.error)}
-
-{textwrap.indent(one.log, ' ' * 6)}"
+            f"- {as_text(one.task)}: {as_text(one.error)}\n\n{textwrap.indent(one.log, ' ' * 6)}"
             for one in report.failures
         )
         parts.append(f"## Failed\n\n{lines}\n")
