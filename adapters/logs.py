@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 
 from adapters.features import write_atomically
+from sa_plugin._files.reading import reading
 
 CSV_FILE = "log.csv"
 
@@ -50,8 +51,13 @@ class TrainingLog:
     def _read(self) -> list[dict[str, str]]:
         if not self._path.exists():
             return []
-        with self._path.open(newline="") as file:
-            return list(csv.DictReader(file))
+        with reading(self._path, "is damaged: remove it, it is written anew") as file:
+            rows = list(csv.DictReader(io.TextIOWrapper(file, "utf-8", newline="")))
+            for row in rows:
+                int(row["iteration"])
+                if None in row or None in row.values():
+                    raise ValueError(f"a row has not the columns of the others: {row}")
+            return rows
 
     def _write(self) -> None:
         columns = list(dict.fromkeys(name for row in self._rows for name in row))

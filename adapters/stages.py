@@ -23,6 +23,8 @@ from adapters.logs import TrainingLog
 from adapters.pictures import plot_metric, save_grid, save_labelled_grids
 from adapters.published.layouts import write_host
 from adapters.registry import get_process
+from adapters.signals import held
+from adapters.stored import read_images
 from sa_plugin.gamma import Gamma
 from sa_plugin.hook import attach
 from sa_plugin.sampler import Sampler
@@ -86,8 +88,8 @@ class TrainStage:
         if self.trunk is not None and not self.trunk.is_done():
             raise ValueError(f"stage {self.name!r} needs the result of stage {self.trunk.name!r}")
         if self.settings.iterations > 0:
-            with closing(TrainingLog(self.folder)) as log:
-                self._trainer(self._criterion(), log).run()
+            with closing(TrainingLog(self.folder)) as log, held() as stop:
+                self._trainer(self._criterion(), log, stop).run()
         elif distributed.is_first():
             network = self._criterion().models["model"]
             write_host({"ema": network.state_dict()}, self._final_checkpoint)
@@ -109,7 +111,7 @@ class TrainStage:
     def _final_checkpoint(self) -> Path:
         return self.folder / "ckpts" / f"{self.settings.iterations}.ckpt"
 
-    def _trainer(self, criterion: Criterion, log: TrainingLog) -> Trainer:
+    def _trainer(self, criterion: Criterion, log: TrainingLog, stop: Callable[[], bool]) -> Trainer:
         settings, experiment = self.settings, self.experiment
         ema = EMA(criterion.models, settings.ema)
         if distributed.world_size() > 1:
@@ -130,6 +132,7 @@ class TrainStage:
             log_every=settings.log_every,
             before_step=self._set_lambda if self._with_sa else None,
             on_log=log,
+            stop=stop,
             seed=experiment.config.seed,
             progress=experiment.progress,
             keep=settings.keep or None,
@@ -230,8 +233,7 @@ class SampleStage:
         path = self.path(process, steps)
         if not path.exists():
             raise ValueError(f"{path} is needed first: run stage 'sample'")
-        with np.load(path) as arrays:
-            return torch.from_numpy(arrays["arr_0"]).permute(0, 3, 1, 2)
+        return read_images(path)
 
     def stage_of(self, process: str) -> TrainStage:
         """The stage whose network a process samples with."""
@@ -309,6 +311,7 @@ class EvaluateStage:
             config.evaluate.features,
             cache_dir=self.experiment.workdir.parent / CACHE,
             device=self.experiment.device,
+            data_root=config.data.root,
         )
         reference = summarise(self.experiment.dataset.uint8_batches(batch), extractors)
         metrics: dict[str, dict[str, dict[str, float]]] = {}

@@ -59,6 +59,10 @@ def base_config() -> ConfigDict:
                 "clip_sigma_idx": 1,
                 "clip_pixel_ddpm": 2.0,
                 "clip_pixel_ddim": 1.0,
+                # How the network is run; see docs/sampling.md. Another choice, other last bits.
+                "channels_last": False,
+                "compile": False,
+                "precision": "float32",  # or "bf16", "fp16": of the network's matrix products
             },
             "evaluate": {
                 # See adapters.features.EXTRACTORS: FID is of "inception", the Inception Score of

@@ -32,7 +32,11 @@ class BlockNoise:
         seeds = [(base + block * 0x9E3779B97F4A7C15) % 2**64 for block in blocks]
         self._generators = [torch.Generator(device).manual_seed(s) for s in seeds]
         self._kept = slice(first - blocks.start * BLOCK, first - blocks.start * BLOCK + shape[0])
-        self._options = {"size": (BLOCK, *shape[1:]), "dtype": dtype, "device": device}
+        self._options: dict[str, Any] = {
+            "size": (BLOCK, *shape[1:]),
+            "dtype": dtype,
+            "device": device,
+        }
 
     def draw(self) -> Tensor:
         """The next [B, ...] of standard normal numbers."""

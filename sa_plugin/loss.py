@@ -1,4 +1,4 @@
-r"""The sequence-aware (SA) loss of arXiv 2312.12431, for any noise network.
+r"""The sequence-aware (SA) loss of arXiv 2312.12431, for any noise network::
 
     L = L_simple + lambda L_sa
     L_simple = mean_B |e_t|^2,   L_sa = mean_B |(1/K) sum_{s in window} tau_s e_s|^2,
@@ -357,9 +357,11 @@ _kept_losses: dict[tuple[int, float], tuple[weakref.ref[Tensor], int, SALoss]] =
 
 
 def _loss_for(b: Tensor, K: int, lam: float) -> SALoss:
-    reference, version, loss = _kept_losses.get((K, lam), (None, -1, None))
-    if loss is not None and reference() is b and version == b._version:
-        return loss
+    kept = _kept_losses.get((K, lam))
+    if kept is not None:
+        reference, version, loss = kept
+        if reference() is b and version == b._version:
+            return loss
     betas = torch.as_tensor(b).detach().double().cpu().numpy()
     loss = SALoss(NoiseSchedule.from_betas(betas), K=K, lam=lam)
     if isinstance(b, Tensor):

@@ -120,7 +120,11 @@ class Sampler:
         )
         self._tables = DeviceTables(stack=self.coefficients.stack())
         self._variance = variance
-        self._options = {"predicts": predicts, "clip_x0": clip_x0, "avg_cov": avg_cov}
+        self._options: dict[str, Any] = {
+            "predicts": predicts,
+            "clip_x0": clip_x0,
+            "avg_cov": avg_cov,
+        }
         self._is_random = variance != "small" or forward == "ddpm" or eta > 0
         self._device = device
 

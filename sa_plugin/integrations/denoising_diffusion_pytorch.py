@@ -115,7 +115,7 @@ class SAGaussianDiffusion(GaussianDiffusion):
             simple = super().p_losses(x_start, t, noise, offset_noise_strength, "none")
         (x, _, condition), output = calls[-1]  # a call for self-conditioning comes before
         n = t + 1
-        own = self._translator(x, n, network=lambda *_: output, condition=None)
+        own = self._translator.eps_of(output, x, n)
         _, sa = self.sa_loss.sa_term(
             self._translator,
             x_start,
