@@ -115,7 +115,9 @@ class Experiment:
         self.progress = progress
         self.host_schedule = NamedSchedule(config.schedule.name, config.schedule.N)
         self.schedule = NoiseSchedule.from_betas(self.host_schedule.betas[1:])
-        self.loss = SALoss(self.schedule, **config.sa.to_dict())
+        options = config.sa.to_dict()
+        self.lam_warmup = options.pop("lam_warmup")
+        self.loss = SALoss(self.schedule, **options)
         self._check()
 
     @property
@@ -226,6 +228,8 @@ class Experiment:
             raise ValueError(
                 f"data.name must be one of {sorted(DATASETS)}, got {config.data.name!r}"
             )
+        if self.lam_warmup < 0:
+            raise ValueError(f"sa.lam_warmup must be >= 0, got {self.lam_warmup!r}")
         if config.sample.precision not in PRECISIONS:
             raise ValueError(
                 f"sample.precision must be one of {tuple(PRECISIONS)}, "

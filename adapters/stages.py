@@ -66,10 +66,10 @@ class TrainStage:
 
     def plan(self) -> str:
         """What it does, in one line."""
-        loss = self.experiment.loss
+        loss, lam = self.experiment.loss, self.experiment.config.sa.lam
         term = ""
         if self._with_sa:
-            term = f", SA-{loss.K} with lambda {loss.lam:g} ({loss.tau.weighting} weighting)"
+            term = f", SA-{loss.K} with lambda {lam:g} ({loss.tau.weighting} weighting)"
         settings = self.settings
         start = f" from {settings.init_from}" if settings.init_from else ""
         if settings.iterations == 0:
@@ -130,6 +130,7 @@ class TrainStage:
             n_iters=settings.iterations,
             ckpt_every=settings.ckpt_every,
             log_every=settings.log_every,
+            before_step=self._set_lambda if self._with_sa else None,
             on_log=log,
             stop=stop,
             seed=experiment.config.seed,
@@ -139,7 +140,13 @@ class TrainStage:
 
     @property
     def _with_sa(self) -> bool:
-        return self.trunk is None and self.experiment.loss.lam > 0
+        return self.trunk is None and self.experiment.config.sa.lam > 0
+
+    def _set_lambda(self, iteration: int) -> None:
+        """By the iteration alone, so that a continued run has the same."""
+        experiment = self.experiment
+        risen = min(1.0, iteration / max(experiment.lam_warmup, 1))
+        experiment.loss.lam = experiment.config.sa.lam * risen
 
     def _criterion(self) -> Criterion:
         time = self.experiment.config.time
@@ -154,6 +161,7 @@ class TrainStage:
             ratio=self.experiment.config.head.ratio,
             lr=self.settings.lr,
             grad_clip=self.settings.grad_clip or None,
+            lr_warmup=self.settings.lr_warmup,
             rescale_timesteps=time.rescale_timesteps,
             shift1=time.shift1,
         )

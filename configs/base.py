@@ -24,6 +24,7 @@ def base_config() -> ConfigDict:
             # The SA loss; lam = 0 is the baseline. See sa_plugin.loss.SALoss.
             "sa": {
                 "lam": 1.0,
+                "lam_warmup": 0,  # iterations over which lambda rises to lam, a straight line
                 "K": 2,
                 "weighting": "uniform",
                 "window": "down",

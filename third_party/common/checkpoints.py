@@ -179,8 +179,9 @@ def _save(value: Any, path: Path) -> None:
     with open(path, "wb") as file:
         try:
             torch.save(value, file)
-        except RuntimeError as error:  # how torch tells that a write has failed
-            raise OSError(f"{path} cannot be written: {_first_line(error)}") from error
+        except RuntimeError as error:  # how torch tells that a write has failed, without the reason
+            said = _first_line(error)
+            raise OSError(f"{path} cannot be written; is the disk full? ({said})") from error
         file.flush()
         os.fsync(file.fileno())  # else a power cut after the rename could leave empty files
 
