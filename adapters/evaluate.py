@@ -62,7 +62,9 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     if args.save_stats is not None and len(names) != 1:
         raise ValueError(f"--save_stats takes one feature space at a time, got {names}")
     images = open_images(args.images, data_root=args.data_root)
-    extractors = build_extractors(names, cache_dir=args.cache_dir, device=args.device)
+    extractors = build_extractors(
+        names, cache_dir=args.cache_dir, device=args.device, data_root=args.data_root
+    )
     reference = None
     if args.against is not None:
         shape = images.image_shape

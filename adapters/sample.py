@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from adapters.analytic_dpm import ANALYTIC_DPM
 from adapters.command import EXIT_FAILED, OwnOptions, exit_code, one_line_warnings
-from adapters.config import claim_folder, read_command_line
+from adapters.config import claimed, read_command_line
 from adapters.convert import read_fitting
 from adapters.evaluate import open_reference, table
 from adapters.evaluation import Summary, summarise
@@ -206,7 +207,17 @@ def sample(argv: Sequence[str], group: Processes) -> None:
             print(cell.plan())
         return
     output = cell.output()
-    group.first(lambda: _claim(args.out, cell))
+    with ExitStack() as stack:
+        group.first(lambda: stack.enter_context(_claimed(args.out, cell)))
+        _fill(output, cell, group)
+    if group.rank == 0:
+        if isinstance(output, MetricsFile):
+            print(table(output.result()))
+        print(f"{output.n_images} images in {args.out}")
+
+
+def _fill(output: Output, cell: Cell, group: Processes) -> None:
+    """The units that are missing, by all processes."""
     missing = group.first(output.missing)
     units = group.share(group.gather(missing)[0])
     if units:
@@ -214,16 +225,14 @@ def sample(argv: Sequence[str], group: Processes) -> None:
         write_missing(output, units, lambda first, count: cell.images(sampler, first, count))
     group.gather(None)
     group.first(output.finish)
-    if group.rank == 0:
-        if isinstance(output, MetricsFile):
-            print(table(output.result()))
-        print(f"{output.n_images} images in {args.out}")
 
 
-def _claim(folder: Path, cell: Cell) -> None:
-    claim_folder(folder, cell.identity(), option="--out")
-    for path in folder.rglob(".*.tmp"):  # of processes that were killed while they wrote
-        path.unlink()
+@contextmanager
+def _claimed(folder: Path, cell: Cell) -> Iterator[None]:
+    with claimed(folder, cell.identity(), option="--out"):
+        for path in folder.rglob(".*.tmp"):  # of processes that were killed while they wrote
+            path.unlink()
+        yield
 
 
 def _digest(weights: Path) -> str:

@@ -22,13 +22,14 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from sa_plugin._arrays import Numeric
 from sa_plugin._batches import BlockNoise, noise_for, parts_of, shown
 from sa_plugin._checks import check_positive, check_whole
 from sa_plugin._tensors import DeviceTables, FirstBad, follow
 from sa_plugin.reverse import ReverseCoefficients, reverse_moments, split_output
 from sa_plugin.sampler import Sampler
 from sa_plugin.schedule import NoiseSchedule
-from sa_plugin.variance import Numeric, iddpm_variance
+from sa_plugin.variance import iddpm_variance
 
 HALF_LEVEL = 1 / 255  # half the distance of neighbouring grey levels in [-1, 1]
 _MOST = 2**63 - 1
@@ -89,15 +90,15 @@ def negative_elbo(
         first: number of the first image, to share images out.
         batch_size: images in one network call; all of them by default.
         noise: gives the k-th draw instead, [B, ...], k = 0 for the largest timestep.
-        progress: show a bar over the steps of each batch (needs tqdm).
+        progress: show a bar over the steps of each batch (extra "progress").
 
     Raises:
         ValueError: bad arguments; a network output of another shape, or not finite.
     """
     _check_images(x0)
     _check_numbers(schedule, decoder_variance, seed, first, batch_size)
-    options = {"predicts": predicts, "clip_x0": clip_x0, "avg_cov": avg_cov}
-    path = {"steps": steps, "trajectory": trajectory, "gamma": gamma}
+    options: dict[str, Any] = {"predicts": predicts, "clip_x0": clip_x0, "avg_cov": avg_cov}
+    path: dict[str, Any] = {"steps": steps, "trajectory": trajectory, "gamma": gamma}
     process = Sampler(model, schedule, variance=variance, **path, **options)
     bound = _Bound(process, variance, options, decoder_variance)
     done = []
@@ -105,8 +106,11 @@ def negative_elbo(
         images = x0[part]
         random = BlockNoise(seed, first + part.start, images.shape, x0.dtype, x0.device)
         given = None if noise is None else noise_for(noise, tuple(x0.shape), part)
-        draw = given or (lambda k, random=random: random.draw())
-        done.append(bound(images, draw, follow(model_kwargs, len(x0), part), progress))
+
+        def fresh(k: int, random: BlockNoise = random) -> Tensor:
+            return random.draw()
+
+        done.append(bound(images, given or fresh, follow(model_kwargs, len(x0), part), progress))
     terms = torch.cat(done, dim=1)
     return NegativeElbo(terms.sum(0), terms)
 

@@ -122,7 +122,11 @@ class Sampler:
         self._tables = DeviceTables(stack=self.coefficients.stack())
         self._columns: dict[tuple[torch.device, torch.dtype], list[ReverseCoefficients]] = {}
         self._variance = variance
-        self._options = {"predicts": predicts, "clip_x0": clip_x0, "avg_cov": avg_cov}
+        self._options: dict[str, Any] = {
+            "predicts": predicts,
+            "clip_x0": clip_x0,
+            "avg_cov": avg_cov,
+        }
         self._is_random = variance != "small" or forward == "ddpm" or eta > 0
         self._device = device
 
@@ -158,7 +162,7 @@ class Sampler:
             noise: gives the k-th draw, [B, ...], k = 0 for the first step; the last step has none.
                 Called once for each step of each batch.
             first: number of the first image, to continue a run or to share it out.
-            progress: show a bar over the steps of each batch (needs tqdm).
+            progress: show a bar over the steps of each batch (extra "progress").
             model_kwargs: go to every call; tensors of length B (labels) follow their images.
 
         Raises:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from ml_collections import FrozenConfigDict
 
-from adapters.config import check_keys, claim_folder, read_command_line
+from adapters.config import check_keys, claimed, read_command_line
 from adapters.features import check_names
 from adapters.registry import PROCESSES, build_network
 from configs import common
@@ -223,7 +223,8 @@ def test_a_run_from_before_a_key_existed_goes_on(tmp_path):
     old = here.to_dict()
     del old["sample"]["precision"]
     (tmp_path / "config.json").write_text(json.dumps(old))
-    claim_folder(tmp_path, here)
+    with claimed(tmp_path, here):
+        pass
     config.sample.precision = "bf16"
     with pytest.raises(ValueError, match=r"sample\.precision is 'float32' there, 'bf16' here"):
-        claim_folder(tmp_path, FrozenConfigDict(config))
+        claimed(tmp_path, FrozenConfigDict(config)).__enter__()

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from adapters.classifiers import labelled_images
 from adapters.evaluation import evaluate, summarise
-from adapters.features import build_extractors, load_digit_images
+from adapters.features import build_extractors
 from adapters.metrics_output import MetricsFile
 from adapters.outputs import PngFolder
 from sa_plugin.metrics import Moments
 from tests.test_sample import contents, run, weights  # noqa: F401, the fixture
 
-DIGITS = load_digit_images()[0]
+DIGITS = labelled_images("digits")[0]
 PIXELS = "--config.evaluate.features=('pixels',)"
 
 

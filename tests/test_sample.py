@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from adapters.config import LOCK_FILE
 from adapters.outputs import NpzFile, PngFolder, TarShards
 from adapters.produce import cut, runs_of, slice_size
 from adapters.sample import main
@@ -57,7 +58,8 @@ def run(*args, **options):
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    files = (p for p in folder.rglob("*") if p.is_file() and p.name != LOCK_FILE)
+    return {p.name: p.read_bytes() for p in files}
 
 
 @pytest.mark.parametrize("form", ["png", "npz", "tar"])

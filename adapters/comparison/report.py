@@ -19,7 +19,7 @@ from adapters.comparison.tables import Table, build_tables, comma_separated, lat
 from adapters.comparison.tasks import Plan
 from adapters.comparison.workers import Failures
 from adapters.features import write_atomically
-from adapters.report import table
+from adapters.report import as_text, table
 
 REPORTS = "reports"
 PAPER = "arXiv 2312.12431"
@@ -156,16 +156,16 @@ def _published(plan: Plan) -> str:
 
 
 def _markdown(report: Report, folder: Path) -> str:
-    facts = "\n".join(f"- {name}: {text}" for name, text in report.facts.items())
-    parts = [f"# {report.title}\n", f"{report.state}.\n", markdown(report.tables)]
+    facts = "\n".join(f"- {as_text(name)}: {as_text(text)}" for name, text in report.facts.items())
+    parts = [f"# {as_text(report.title)}\n", f"{report.state}.\n", markdown(report.tables)]
     if report.failures:
         lines = "\n".join(
-            f"- `{one.task}`: {one.error}\n\n{textwrap.indent(one.log, ' ' * 6)}"
+            f"- {as_text(one.task)}: {as_text(one.error)}\n\n{textwrap.indent(one.log, ' ' * 6)}"
             for one in report.failures
         )
         parts.append(f"## Failed\n\n{lines}\n")
     pictures = "\n\n".join(
-        f"![{one.caption}]({one.path.relative_to(folder)})" for one in report.pictures
+        f"![{as_text(one.caption)}]({one.path.relative_to(folder)})" for one in report.pictures
     )
     parts.append(f"## Pictures\n\n{pictures}\n")
     if report.published:
