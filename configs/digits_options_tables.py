@@ -1,4 +1,4 @@
-"""What lowers the variance of SA-2's gradient, or eases its start, against SA-2: digits, five seeds.
+"""Options of the SA loss against SA-2 as it is: less variance, an easier start; digits, five seeds.
 
 Shares its store with configs/digits_tables.py: what that has computed is not computed again.
 """
