@@ -106,9 +106,20 @@ def _entry(values: Sequence[float]) -> str:
     return f"{mean:.2f} ± {spread:.2f}"
 
 
+def as_text(text: str) -> str:
+    """Words out of names and files, in one line of Markdown that no word of them can leave."""
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    return line.replace("<", "&lt;")
+
+
+def as_cell(text: str) -> str:
+    """The same within a table."""
+    return as_text(text).replace("|", "\\|")
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
     """Markdown that reads well as plain text; the first ``left`` columns are words."""
-    lines = [list(head), *map(list, rows)]
+    lines = [[as_cell(word) for word in line] for line in (head, *rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
 
     def row(line: Sequence[str]) -> str:

@@ -16,7 +16,12 @@ exclude_patterns = ["conf.py"]
 html_theme = "furo"
 html_title = f"sa_plugin {release}"
 myst_heading_anchors = 3  # links to a heading, as GitHub has them
-autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_default_options = {
+    "members": True,
+    "member-order": "bysource",
+    "special-members": "__call__",
+}
+autodoc_type_aliases = {"ArrayLike": "ArrayLike", "Numeric": "Numeric"}
 maximum_signature_line_length = 88
 python_use_unqualified_type_names = True
 napoleon_numpy_docstring = False

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sa_plugin._checks import check_whole
+from sa_plugin._extras import explain_absence
 
 BLOCK = 64  # images that share a noise generator
 MOST = 2**63 - 1  # the largest seed or image number
@@ -41,7 +42,7 @@ class BlockNoise:
     def draw(self) -> Tensor:
         """The next [B, ...] of standard normal numbers."""
         rows = [torch.randn(generator=g, **self._options) for g in self._generators]
-        return torch.cat(rows)[self._kept]
+        return (rows[0] if len(rows) == 1 else torch.cat(rows))[self._kept]
 
 
 def parts_of(total: int, size: int) -> list[slice]:
@@ -67,8 +68,10 @@ def shown(items: Iterable[Any], total: int, unit: str, progress: bool) -> Iterab
     """``items``, with a bar over them where ``progress`` asks for one."""
     if not progress:
         return items
-    from tqdm import tqdm  # optional, and slow to import
-
+    try:
+        from tqdm import tqdm  # optional, and slow to import
+    except ModuleNotFoundError as error:
+        raise explain_absence(error, "tqdm", "progress") from None
     return tqdm(items, total=total, unit=unit)
 
 

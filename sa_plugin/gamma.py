@@ -20,7 +20,7 @@ import torch
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from torch import Tensor
 
-from sa_plugin._batches import BlockNoise
+from sa_plugin._batches import BlockNoise, shown
 from sa_plugin._checks import check_choice, check_non_negative, check_whole
 from sa_plugin._files.arrays import open_npz
 from sa_plugin._files.pickled import ARRAYS, PickledArray
@@ -134,7 +134,7 @@ def estimate_gamma(
             interruption (to the numbers of an unbroken run), or with a larger ``n_images``.
         save_every: seconds between saves; 0 saves after every step.
         stop: asked after every step of a batch; True saves the state and raises KeyboardInterrupt.
-        progress: show a bar over all steps of a batch (needs tqdm).
+        progress: show a bar over all steps of a batch (extra "progress").
 
     Raises:
         ValueError: a bad argument, too few images, a checkpoint of other draws, or a network whose
@@ -173,7 +173,8 @@ def _add_batch(
 ) -> None:
     """All steps of one batch, less what a checkpoint has seen of it."""
     tally.move_to(x0.device)
-    for n in _steps(len(tally.counts) - 1, progress):
+    N = len(tally.counts) - 1
+    for n in shown(range(1, N + 1), N, "step", progress):
         done = max(int(tally.counts[n]) - first, 0)
         if done < len(x0):
             tally.add(n, squares(x0[done:], first + done, n))
@@ -268,14 +269,6 @@ def _numbered(batches: Iterable[Tensor], n_images: int | None) -> Iterator[tuple
             return
     if first < (n_images or 2):
         raise ValueError(f"batches must hold at least {n_images or 2} images, got {first}")
-
-
-def _steps(N: int, progress: bool) -> Iterable[int]:
-    if not progress:
-        return range(1, N + 1)
-    from tqdm import tqdm  # optional, and slow to import
-
-    return tqdm(range(1, N + 1), unit="step", desc="Gamma")
 
 
 def _table(name: str, table: ArrayLike, size: int) -> FloatArray:

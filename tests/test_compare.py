@@ -172,6 +172,9 @@ def test_what_fails_is_shown_and_tried_again(tmp_path, capsys, monkeypatch):
     report = (tmp_path / "grid/reports/digits/report.md").read_text()
     assert "absent.pth" in report
     assert "2 failed" in report
+    page = (tmp_path / "grid/reports/digits/report.html").read_text()
+    for text in (report, page):  # the log too
+        assert text.count("in find_weights") == 2
     assert (tmp_path / "grid/reports/digits/gap_total.png").exists()
     assert compare(tmp_path / "grid", *few) == 0
 

@@ -162,6 +162,13 @@ def resolve(name: str) -> Any:
         return getattr(resolve(before), last)
 
 
+def test_every_public_module_is_in_the_reference():
+    text = "".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))
+    told = set(re.findall(r"automodule:: (\S+)", text))
+    files = (ROOT / "sa_plugin").rglob("[!_]*.py")
+    assert {".".join(f.relative_to(ROOT).with_suffix("").parts) for f in files} == told
+
+
 def test_the_runner_sees_a_wrong_output_and_a_missing_size(tmp_path):
     block = Block(tmp_path / "page.md", 3, "python", "n = 1000\nprint(n)\n")
     assert run(block, {}) == "1000\n"

@@ -242,9 +242,7 @@ def test_cifar10_files_cannot_run_code(cifar_root, capsys):
     folder.mkdir(exist_ok=True)
     for name, _ in CIFAR10.train_list:
         (folder / name).write_bytes(pickle.dumps({"data": Surprise(), "labels": []}))
-    with pytest.raises(
-        ValueError, match=r"asks for builtins\.print, which is no data; nothing of it was run"
-    ):
+    with pytest.raises(ValueError, match=r"asks for builtins\.print, which is no data"):
         get_dataset("cifar10", cifar_root, check_md5=False)
     assert capsys.readouterr().out == ""
 

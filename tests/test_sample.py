@@ -247,20 +247,74 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path, form):
     assert peaks[1] - peaks[0] < 12
 
 
+class Command:
+    """A run of the command in processes of its own, that can be watched and killed."""
+
+    def __init__(self, folder, *args, **options):
+        self.folder = folder
+        self.before = self.images()
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.began = time.monotonic()
+        self.process = subprocess.Popen(
+            command(folder, *args, **options), cwd=ROOT, env=env, text=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def images(self):
+        return sum(1 for _ in self.folder.glob("*.png"))
+
+    def wait_for_images(self):
+        """Until a new image is there; the seconds since the start."""
+        while self.images() == self.before and self.process.poll() is None:
+            time.sleep(0.02)
+        return time.monotonic() - self.began
+
+    def finish(self):
+        _, error = self.process.communicate()
+        assert self.process.returncode == 0, error
+        return time.monotonic() - self.began
+
+    def kill(self):
+        """SIGKILL to all its processes at once; whether it was still at work."""
+        os.kill(self.process.pid, signal.SIGSTOP)  # torchrun does not see its children die
+        for pid in [self.process.pid, *descendants(self.process.pid)]:
+            os.kill(pid, signal.SIGKILL)
+        self.process.stderr.close()
+        return self.process.wait() == -signal.SIGKILL
+
+
+def descendants(pid):
+    """Children and theirs, of Linux's /proc."""
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    found = [int(word) for word in path.read_text().split()]
+    return [one for child in found for one in (child, *descendants(child))]
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
 def test_two_processes_and_ten_kills(tmp_path, weights):
-    options = {"n": 1000, "steps": 20}
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    assert run(tmp_path / "one", weights, **options) == 0
+    """One process and two in turn, each killed at work; every fifth before its first image."""
+    options = {"n": 2500, "steps": 10}
+    one = Command(tmp_path / "one", weights, batch=500, **options)
+    start = one.wait_for_images()
+    per_unit = (one.finish() - start) / (options["n"] / 64)
     whole = contents(tmp_path / "one")
-    two = command(tmp_path / "two", weights, processes=2, batch=64, **options)
-    subprocess.run(two, cwd=ROOT, env=env, check=True, capture_output=True)
+    assert len(whole) == options["n"] + 1
+    Command(tmp_path / "two", weights, processes=2, batch=64, **options).finish()
     assert contents(tmp_path / "two") == whole
-    killed = command(tmp_path / "killed", weights, batch=64, **options)
-    for seed in range(10):
-        process = subprocess.Popen(killed, cwd=ROOT, env=env, stderr=subprocess.DEVNULL)
-        time.sleep(random.Random(seed).uniform(3, 9))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run(killed, cwd=ROOT, env=env, check=True, capture_output=True)
+    moments, hits, progress = random.Random(0), 0, set()
+    for k in range(10):
+        batch = (64, 500)[k // 2 % 2]
+        run = Command(tmp_path / "killed", weights, processes=1 + k % 2, batch=batch, **options)
+        if k % 5 == 4:
+            time.sleep(moments.uniform(0.2, 1) * start)
+        else:
+            run.wait_for_images()
+            time.sleep(moments.uniform(0, 2.5) * per_unit)
+        hits += run.kill()
+        progress.add(run.images())
+    print(f"{hits} kills, images after each: {sorted(progress)}")
+    assert hits >= 8  # a machine whose speed has changed may be done before it is killed
+    assert len(progress) >= 6
+    Command(tmp_path / "killed", weights, processes=2, batch=64, **options).finish()
     assert contents(tmp_path / "killed") == whole

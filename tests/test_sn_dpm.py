@@ -15,7 +15,7 @@ from adapters import stages, summary
 from adapters.experiment import Experiment, run
 from adapters.inception import WEIGHTS_VARIABLE
 from adapters.sn_dpm import SN_DPM
-from tests.test_inception import random_state
+from benchmarks.metrics import random_weights
 from third_party.extended_analytic_dpm.criterions import DTDSM
 
 DIGITS = [
@@ -340,7 +340,7 @@ def write_cifar10(root, images_a_file=4):
 def test_the_cifar10_experiment_runs_on_an_archive_of_the_right_format(tmp_path, monkeypatch):
     """Shrunk in size alone: training, head, samples, and FID with random Inception weights."""
     write_cifar10(tmp_path / "data")
-    torch.save(random_state(), tmp_path / "inception.pth")
+    torch.save(random_weights(), tmp_path / "inception.pth")
     monkeypatch.setenv(WEIGHTS_VARIABLE, str(tmp_path / "inception.pth"))
     arguments = [f"--config.data.root={tmp_path / 'data'}", f"--workdir={tmp_path / 'run'}"]
     assert run(SN_DPM, ["sn_dpm", *CIFAR10, *arguments]) == 0

@@ -256,7 +256,7 @@ class CellTask:
 
     def result(self) -> dict[str, Any]:
         """``metrics``, ``seconds``, ``eps_scale`` and what it was made with."""
-        return read_json(self.path, DAMAGED, _as_result)
+        return read_json(self.path, DAMAGED, as_result)
 
     def first_images(self) -> Tensor:
         """The first images, uint8 [n, C, H, W]."""
@@ -301,7 +301,8 @@ class CellTask:
         write_atomically(self.path.with_suffix(".npz"), content.getvalue())
 
 
-def _as_result(found: Any) -> dict[str, Any]:
+def as_result(found: Any) -> dict[str, Any]:
+    """A cell's result, of which every part is what the report takes it for."""
     check_cell(found["metrics"])
     checked = {"eps_scale": float(found["eps_scale"]), "seconds": float(found["seconds"])}
     return {**found, **checked, "made_with": dict(found["made_with"])}

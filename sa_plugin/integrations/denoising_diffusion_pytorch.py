@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sa_plugin._checks import check_choice
-from sa_plugin.integrations._extras import explain_absence
+from sa_plugin._extras import explain_absence
 from sa_plugin.loss import SALoss
 from sa_plugin.schedule import NoiseSchedule
 from sa_plugin.wrappers import EpsModel

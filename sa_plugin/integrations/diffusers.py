@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from sa_plugin._checks import check_choice, check_non_negative, check_whole
+from sa_plugin._extras import explain_absence
 from sa_plugin._tensors import DeviceTables
-from sa_plugin.integrations._extras import explain_absence
 from sa_plugin.loss import SALoss, SALossOutput
 from sa_plugin.reverse import ReverseCoefficients, reverse_moments
 from sa_plugin.schedule import NoiseSchedule

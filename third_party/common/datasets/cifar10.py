@@ -35,7 +35,7 @@ def cifar10(root: Path, *, split: str = "train", check_md5: bool = True) -> Imag
     files = _from_folder(folder, sums) if folder.is_dir() else _from_archive(archive, sums)
     images, labels = [], []
     for name, content in files.items():
-        place = f"{name} of dataset 'cifar10' below {root}"
+        place = folder / name if folder.is_dir() else f"{name} in {archive}"
         if check_md5 and (md5 := hashlib.md5(content).hexdigest()) != sums[name]:
             raise ValueError(
                 f"{place} has md5 {md5}: must be {sums[name]}; download {CIFAR10.url} again"
@@ -43,7 +43,9 @@ def cifar10(root: Path, *, split: str = "train", check_md5: bool = True) -> Imag
         try:
             pixels, classes = _batch(content)
         except Exception as error:  # a damaged pickle can raise anything
-            raise ValueError(f"{place} cannot be read: {reason(error)}") from error
+            raise ValueError(
+                f"{place} cannot be read as a part of dataset 'cifar10': {reason(error)}"
+            ) from error
         images.append(pixels)
         labels.extend(classes)
     return Images(torch.from_numpy(np.concatenate(images)), torch.tensor(labels))
