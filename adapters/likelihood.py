@@ -23,7 +23,7 @@ from torch import Tensor
 
 from adapters.analytic_dpm import ANALYTIC_DPM
 from adapters.command import OwnOptions, exit_code
-from adapters.config import CONFIG_FILE, CommandLine, claim_folder, read_command_line
+from adapters.config import CommandLine, check_holds, read_command_line
 from adapters.experiment import Adapter, Experiment, load_dataset
 from adapters.features import write_atomically
 from adapters.npr_dpm import NPR_DPM
@@ -99,9 +99,7 @@ def _experiment(line: CommandLine) -> Experiment:
         hosts = sorted(name for name, row in PROCESSES.items() if row.needs)
         raise ValueError(f"sample.processes must tell the host by a row among {hosts}")
     adapter = ADAPTERS[needs.pop()]
-    if not (line.workdir / CONFIG_FILE).exists():
-        raise ValueError(f"{line.workdir} holds no run: run python -m {adapter.module} first")
-    claim_folder(line.workdir, adapter.recorded(line.config))
+    check_holds(line.workdir, adapter.recorded(line.config), adapter.module)
     return Experiment(adapter, line.config, line.workdir, line.device, line.progress)
 
 

@@ -40,6 +40,9 @@ class Output(Protocol):
     def write(self, unit: int, images: Images) -> None:
         """Put a unit there; any process may, in any order."""
 
+    def close(self) -> None:
+        """What each process does after its last ``write``, or when something has failed."""
+
     def finish(self) -> None:
         """What one process does when no unit is missing; a second time it changes nothing."""
 
@@ -76,6 +79,9 @@ class PngFolder:
         for i, image in enumerate(images, start=unit * self.unit):
             write_atomically(self.folder / _png_name(i), encode_png(image))
 
+    def close(self) -> None:
+        """Every unit is written by itself."""
+
     def finish(self) -> None:
         """Nothing is left to do."""
 
@@ -106,6 +112,9 @@ class TarShards:
                 tar.addfile(entry, io.BytesIO(content))
         write_atomically(self._path(unit), buffer.getvalue())
 
+    def close(self) -> None:
+        """Every unit is written by itself."""
+
     def finish(self) -> None:
         """Nothing is left to do."""
 
@@ -135,6 +144,9 @@ class NpzFile:
         buffer = io.BytesIO()
         np.save(buffer, images)
         write_atomically(self._part(unit), buffer.getvalue())
+
+    def close(self) -> None:
+        """Every unit is written by itself."""
 
     def finish(self) -> None:
         """Join the parts, one in memory at a time, and take them away."""

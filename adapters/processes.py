@@ -7,6 +7,7 @@ serves GPUs and CPUs alike.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
+_POLL_SECONDS = 0.01
 _PATIENCE = timedelta(days=30)  # one process may finish long before another
 
 
@@ -43,6 +45,7 @@ class Processes:
             return [value]
         values: list[Any] = [None] * self.world
         try:
+            _meet()
             dist.all_gather_object(values, value)
         except RuntimeError as error:
             raise ConnectionError("another process of the run has stopped") from error
@@ -64,6 +67,14 @@ class Processes:
     def device(self, name: str) -> str:
         """A device of its own for each process of a machine, where the name leaves it open."""
         return f"cuda:{self.local_rank}" if name == "cuda" and self.world > 1 else name
+
+
+def _meet() -> None:
+    """Wait until all have come this far; unlike in a collective, signals are heard meanwhile."""
+    meeting = dist.all_reduce(torch.zeros(1), async_op=True)
+    while not meeting.is_completed():
+        time.sleep(_POLL_SECONDS)
+    meeting.wait()  # raises where another one has stopped
 
 
 @contextmanager

@@ -86,6 +86,11 @@ class Store:
         self._identity = identity
         self._saved_at = time.monotonic()
 
+    @property
+    def where(self) -> str:
+        """For a message: in which file; nothing without a path."""
+        return "" if self.path is None else f" in {self.path}"
+
     def read_into(self, tally: Tally) -> None:
         """ValueError if what is there cannot be read or belongs to other draws."""
         if self.path is None or not self.path.exists():

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from torch import Tensor
 
-from sa_plugin._batches import BlockNoise
+from sa_plugin._batches import BlockNoise, shown
 from sa_plugin._checks import check_choice, check_non_negative, check_whole
 from sa_plugin._files.arrays import open_npz
 from sa_plugin._files.pickled import ARRAYS, PickledArray
@@ -62,7 +62,7 @@ class Gamma:
         """Number of steps."""
         return len(self.values) - 1
 
-    def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> NDArray[Any]:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         # NumPy 2 passes copy; NumPy 1 neither passes nor takes it.
         if copy is False and dtype not in (None, self.values.dtype):
             raise ValueError(f"a copy is needed to give dtype {dtype}, got copy=False")
@@ -74,7 +74,7 @@ class Gamma:
         That is ``torch.save`` of the float64 array [N+1]; it has no place for standard errors.
         """
         if Path(path).suffix == ".npz":
-            known = {} if self.stderr is None else {"stderr": self.stderr}
+            known: dict[str, Any] = {} if self.stderr is None else {"stderr": self.stderr}
             write_atomically(path, lambda file: np.savez(file, values=self.values, **known))
         else:
             write_atomically(path, lambda file: torch.save(np.array(self.values), file))
@@ -111,6 +111,7 @@ def estimate_gamma(
     noise: Callable[[int], Tensor] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     save_every: float = 60.0,
+    stop: Callable[[], bool] = lambda: False,
     progress: bool = False,
 ) -> Gamma:
     """Gamma_n at all steps with its standard error, by N * n_images * noises network evaluations.
@@ -132,7 +133,8 @@ def estimate_gamma(
         checkpoint: file to keep the state in, and to continue from if it is there: after an
             interruption (to the numbers of an unbroken run), or with a larger ``n_images``.
         save_every: seconds between saves; 0 saves after every step.
-        progress: show a bar over all steps of a batch (needs tqdm).
+        stop: asked after every step of a batch; True saves the state and raises KeyboardInterrupt.
+        progress: show a bar over all steps of a batch (extra "progress").
 
     Raises:
         ValueError: a bad argument, too few images, a checkpoint of other draws, or a network whose
@@ -148,11 +150,11 @@ def estimate_gamma(
     tally = Tally(schedule.N)
     store = Store(checkpoint, save_every, squares.identity)
     store.read_into(tally)
-    total = n_images
-    if total is not None:
-        _check_not_beyond(store, tally, total)
+    if n_images is not None:
+        _check_not_beyond(store, tally, n_images)
+    total = 0
     for first, x0 in _numbered(batches, n_images):
-        _add_batch(tally, store, squares, first, x0, progress)
+        _add_batch(tally, store, squares, first, x0, stop, progress)
         total = first + len(x0)
     _check_not_beyond(store, tally, total)
     store.save(tally)
@@ -161,15 +163,25 @@ def estimate_gamma(
 
 
 def _add_batch(
-    tally: Tally, store: Store, squares: _MeanSquares, first: int, x0: Tensor, progress: bool
+    tally: Tally,
+    store: Store,
+    squares: _MeanSquares,
+    first: int,
+    x0: Tensor,
+    stop: Callable[[], bool],
+    progress: bool,
 ) -> None:
     """All steps of one batch, less what a checkpoint has seen of it."""
     tally.move_to(x0.device)
-    for n in _steps(len(tally.counts) - 1, progress):
+    N = len(tally.counts) - 1
+    for n in shown(range(1, N + 1), N, "step", progress):
         done = max(int(tally.counts[n]) - first, 0)
         if done < len(x0):
             tally.add(n, squares(x0[done:], first + done, n))
             store.save_if_due(tally)
+        if stop():
+            store.save(tally)
+            raise KeyboardInterrupt(f"stopped at step n = {n} of Gamma{store.where}")
 
 
 class _MeanSquares:
@@ -238,12 +250,13 @@ def _check_not_beyond(store: Store, tally: Tally, n_images: int) -> None:
 
 def _numbered(batches: Iterable[Tensor], n_images: int | None) -> Iterator[tuple[int, Tensor]]:
     """(number of the first image, x_0) up to ``n_images``; ValueError if there are fewer."""
-    first, shape = 0, None
+    first = 0
+    shape: torch.Size | None = None
     for x0 in batches:
         if not isinstance(x0, Tensor) or x0.ndim < 2 or not x0.is_floating_point():
             got = f"{x0.dtype} {tuple(x0.shape)}" if isinstance(x0, Tensor) else type(x0).__name__
             raise ValueError(f"batches must hold floating-point images [B, ...], got {got}")
-        if x0.shape[1:] != (x0.shape[1:] if shape is None else shape):
+        if shape is not None and x0.shape[1:] != shape:
             raise ValueError(
                 f"batches must hold images of one shape, got {tuple(shape)}, {tuple(x0.shape[1:])}"
             )
@@ -256,14 +269,6 @@ def _numbered(batches: Iterable[Tensor], n_images: int | None) -> Iterator[tuple
             return
     if first < (n_images or 2):
         raise ValueError(f"batches must hold at least {n_images or 2} images, got {first}")
-
-
-def _steps(N: int, progress: bool) -> Iterable[int]:
-    if not progress:
-        return range(1, N + 1)
-    from tqdm import tqdm  # optional, and slow to import
-
-    return tqdm(range(1, N + 1), unit="step", desc="Gamma")
 
 
 def _table(name: str, table: ArrayLike, size: int) -> FloatArray:

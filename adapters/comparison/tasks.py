@@ -108,7 +108,10 @@ class Store:
     def reference(self, features: tuple[str, ...]) -> Summary:
         """The real images' moments."""
         extractors = build_extractors(
-            features, cache_dir=self.folder / CACHE, device=torch.device(self.device)
+            features,
+            cache_dir=self.folder / CACHE,
+            device=self.device,
+            data_root=self.grid.config.experiment.data.root,
         )
         batch = self.grid.config.experiment.sample.batch_size
         return summarise(self.dataset.uint8_batches(batch), extractors)

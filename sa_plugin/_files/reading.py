@@ -107,11 +107,12 @@ def tar_files(file: BinaryIO, wanted: Callable[[str], bool]) -> Iterator[tuple[s
     size = size_of(file)
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
-            if not member.isreg() or member.issparse() or not wanted(member.name):
+            content = tar.extractfile(member) if member.isreg() else None
+            if content is None or member.issparse() or not wanted(member.name):
                 continue
             if not 0 <= member.size <= size:
                 raise UnreadableFile(f"its member {member.name!r} claims {member.size} bytes")
-            yield member.name, tar.extractfile(member).read()
+            yield member.name, content.read()
         file.seek(tar.offset)
         if file.read(_TAR_BLOCK) != bytes(_TAR_BLOCK):
             raise UnreadableFile(f"it is damaged or cut off at byte {tar.offset}")

@@ -6,7 +6,7 @@ import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -48,7 +48,7 @@ class Statistics:
         path = Path(path)
         if path.suffix != ".npz":
             raise ValueError(f"path must end in .npz, got {path}")
-        arrays: dict[str, npt.NDArray[np.generic]] = {"mu": self.mu, "sigma": self.sigma}
+        arrays: dict[str, Any] = {"mu": self.mu, "sigma": self.sigma}
         if self.count is not None:
             arrays["count"] = np.array(self.count)
         if self.features is not None:

@@ -4,6 +4,7 @@
                   models_states/NAME.pth      ema_models_states/NAME.pth
                   optimizers_states/NAME.pth  lr_schedulers_states/NAME.pth
                   resume.pth                  (not the host's: what an exact continuation needs)
+                  interim                     (not the host's: this one goes when the next is there)
 
 A folder is written under a temporary name and renamed when it is complete. Every file is read with
 `weights_only=True`, so that a checkpoint from elsewhere cannot run code.
@@ -29,6 +30,8 @@ from .files.tensors import load_tensors
 logger = logging.getLogger(__name__)
 
 PARTS = ("models", "ema_models", "optimizers", "lr_schedulers")
+INTERIM = "interim"  # an empty file in the folder
+TEMPORARY = ".tmp"  # ends the name of a folder that is not whole
 _FOLDER = re.compile(r"(\d+)\.ckpt")
 
 
@@ -44,6 +47,7 @@ class Checkpoint:
     states: dict[str, dict[str, Any]]  # one of PARTS -> name -> state dict
     best_val_loss: float = float("inf")
     resume: dict[str, Any] | None = field(default=None)  # None: not written by us
+    interim: bool = False  # of a run that was asked to stop between two regular checkpoints
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -52,7 +56,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     Where there is no room, an OSError; what was written of it is taken away again.
     """
     path = folder / f"{checkpoint.iteration}.ckpt"
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + TEMPORARY)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         _write_states(temporary, checkpoint)
@@ -77,6 +81,8 @@ def _write_states(temporary: Path, checkpoint: Checkpoint) -> None:
         (temporary / f"{part}_states").mkdir()
         for name, state in checkpoint.states[part].items():
             _save(state, temporary / f"{part}_states" / f"{name}.pth")
+    if checkpoint.interim:
+        (temporary / INTERIM).touch()
 
 
 def read_checkpoint(path: Path, names: Mapping[str, Iterable[str]]) -> Checkpoint:
@@ -96,6 +102,7 @@ def read_checkpoint(path: Path, names: Mapping[str, Iterable[str]]) -> Checkpoin
             for part in PARTS
         },
         resume=_load_dict(resume) if resume.exists() else None,
+        interim=(path / INTERIM).exists(),
     )
 
 
@@ -129,11 +136,22 @@ def newest_checkpoint(
 
 
 def prune(folder: Path, keep: int | None, upto: int) -> None:
-    """Remove all but the `keep` newest checkpoints of at most `upto` iterations; None keeps all."""
-    if keep is None:
-        return
-    done = [path for iteration, path in checkpoint_paths(folder).items() if iteration <= upto]
-    for path in done[keep:]:
+    """Remove all but the `keep` newest checkpoints of at most `upto` iterations; None keeps all.
+
+    Interim ones of fewer iterations go in any case, and what a killed run left half written or
+    half removed.
+    """
+    _remove_temporary(folder)
+    there = {it: path for it, path in checkpoint_paths(folder).items() if it <= upto}
+    passing = [path for it, path in there.items() if it < upto and (path / INTERIM).exists()]
+    done = [path for path in there.values() if path not in passing]
+    for path in passing + ([] if keep is None else done[keep:]):
+        path.rename(path.with_name(path.name + TEMPORARY))
+    _remove_temporary(folder)
+
+
+def _remove_temporary(folder: Path) -> None:
+    for path in folder.glob(f"*.ckpt{TEMPORARY}"):
         shutil.rmtree(path)
 
 
@@ -161,8 +179,9 @@ def _save(value: Any, path: Path) -> None:
     with open(path, "wb") as file:
         try:
             torch.save(value, file)
-        except RuntimeError as error:  # how torch tells that a write has failed
-            raise OSError(f"{path} cannot be written: {_first_line(error)}") from error
+        except RuntimeError as error:  # how torch tells that a write has failed, without the reason
+            said = _first_line(error)
+            raise OSError(f"{path} cannot be written; is the disk full? ({said})") from error
         file.flush()
         os.fsync(file.fileno())  # else a power cut after the rename could leave empty files
 

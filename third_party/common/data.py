@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -98,7 +99,13 @@ class StoredImages(Dataset[Tensor], ABC):
         workers = default_workers() if len(self) >= WORTH_WORKERS else 0
         generator = torch.Generator().manual_seed(0)  # else the loader draws from the global one
         return _plain_errors(
-            DataLoader(self, batch_size=batch_size, num_workers=workers, generator=generator)
+            DataLoader(
+                self,
+                batch_size=batch_size,
+                num_workers=workers,
+                generator=generator,
+                worker_init_fn=_outlive_signals,
+            )
         )
 
 
@@ -242,6 +249,7 @@ class BatchStream(Iterator[Tensor]):
             # Without one of its own the loader would draw from the global generator, and a
             # continued run, which starts one loader more, would see other noise.
             generator=torch.Generator().manual_seed(self._shuffle.seed),
+            worker_init_fn=_outlive_signals,
         )
         return _plain_errors(loader)
 
@@ -268,6 +276,15 @@ class _Part(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         for position in count(self.start):
             yield from self.indices(position).tolist()
+
+
+def _outlive_signals(_: int) -> None:
+    """For a loader's worker: to stop is its run's affair, which may need some batches more.
+
+    Terminals and batch systems signal all processes of a job. A worker ends with its run.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _plain_errors(loader: DataLoader[Any]) -> Iterator[Any]:
