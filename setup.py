@@ -8,6 +8,10 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "sa_plugin" / "__init__.py").read_text())[1]
 
+# Each has the lowest version that its part was run with, and .ci/lowest repeats that, from these
+# lines, for the library, the metrics and the adapters; accelerate, diffusers, furo and jax were run
+# with newer ones alone. The newest that all tests were run with: torch 2.14.1, torchvision 0.29.1,
+# numpy 2.4.6, scipy 1.17.1.
 METRICS = ["scipy>=1.11.2", "pytorch-fid>=0.3.0", "torch-fidelity>=0.4.0", "torchvision>=0.21.0"]
 ADAPTERS = [
     *METRICS,
@@ -20,20 +24,20 @@ ADAPTERS = [
     "tensorboard>=2.15.0",
     "tqdm>=4.66.1",
 ]
-DIFFUSERS = ["diffusers>=0.30", "accelerate"]
+DIFFUSERS = ["diffusers>=0.30", "accelerate>=1.0"]
 LUCIDRAINS = ["denoising-diffusion-pytorch>=2.3"]
-JAX = ["jax"]
-DOCS = [*DIFFUSERS, *LUCIDRAINS, "furo", "myst-parser>=4", "sphinx>=8"]
+JAX = ["jax>=0.4.30"]
+DOCS = [*DIFFUSERS, *LUCIDRAINS, "furo>=2024.8.6", "myst-parser>=4", "sphinx>=8"]
 TESTS = [
     *ADAPTERS,
     *DIFFUSERS,
     *LUCIDRAINS,
     *JAX,
-    "hypothesis",
+    "hypothesis>=6.100.0",
     "mypy>=1.15",
-    "packaging",
-    "pytest>=8",
-    "ruff",
+    "packaging>=23.2",
+    "pytest>=8.0.0",
+    "ruff>=0.17",
     "setuptools>=70.1",
 ]
 

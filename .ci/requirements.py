@@ -1,6 +1,6 @@
 """What setup.py asks for, read from it: the only place where versions stand.
 
-    python .ci/requirements.py lowest [EXTRA ...]     the lowest versions allowed, for pip
+python .ci/requirements.py lowest [EXTRA ...]     the lowest versions allowed, for pip
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def lowest(extras: Iterable[str]) -> list[str]:
         for requirement in known[extra]:
             match = LOWER.fullmatch(requirement)
             if match is None:
-                raise ValueError(f"{requirement!r} of {extra or 'the library'!r} has no lower bound")
+                raise ValueError(f"{requirement!r} in {extra!r} has no lower bound")
             found[match[1]] = f"{match[1]}=={match[2]}"
     return list(found.values())
 
