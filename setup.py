@@ -23,7 +23,19 @@ ADAPTERS = [
 DIFFUSERS = ["diffusers>=0.30", "accelerate"]
 LUCIDRAINS = ["denoising-diffusion-pytorch>=2.3"]
 JAX = ["jax"]
-TESTS = [*ADAPTERS, *DIFFUSERS, *LUCIDRAINS, *JAX, "hypothesis", "pytest>=8", "ruff"]
+DOCS = [*DIFFUSERS, *LUCIDRAINS, "furo", "myst-parser>=4", "sphinx>=8"]
+TESTS = [
+    *ADAPTERS,
+    *DIFFUSERS,
+    *LUCIDRAINS,
+    *JAX,
+    "hypothesis",
+    "mypy>=1.15",
+    "packaging",
+    "pytest>=8",
+    "ruff",
+    "setuptools>=70.1",
+]
 
 setup(
     name="sa-plugin",
@@ -34,6 +46,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["sa_plugin", "sa_plugin.*"]),
+    package_data={"sa_plugin": ["py.typed"]},
     install_requires=["torch>=2.4", "numpy>=1.26"],
     extras_require={
         "metrics": METRICS,
@@ -41,6 +54,8 @@ setup(
         "diffusers": DIFFUSERS,
         "denoising-diffusion-pytorch": LUCIDRAINS,
         "jax": JAX,
+        "progress": ["tqdm"],
+        "docs": DOCS,
         "tests": TESTS,
     },
 )

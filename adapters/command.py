@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from signal import SIGINT, SIGTERM
 from typing import NoReturn
 
@@ -61,6 +63,14 @@ def exit_code(
         said = f"{what}: {stop}" if stop.args else what
         return _tell(module, said, EXIT_BY_SIGNAL + number, continues)
     return 0
+
+
+@contextmanager
+def one_line_warnings(module: str) -> Iterator[None]:
+    """Warnings within are told in one line on stderr, as errors are."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: _tell(module, f"warning: {message}", 0)
+        yield
 
 
 def one_line(text: str) -> str:

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from adapters.features import write_atomically
 from adapters.locks import locked
+from adapters.stored import read_json
 from configs.base import base_config
 
 CONFIG_FILE = "config.json"
@@ -169,6 +170,8 @@ def default_workdir(config: FrozenConfigDict) -> Path:
     for option, default in (("window", "down"), ("weighting", "uniform"), ("backprop", "all")):
         if sa.lam and sa[option] != default:
             label += f"_{sa[option]}"
+    if sa.lam and sa.reuse:
+        label += "_reuse"
     if config.base.init_from:
         label += "_warm"
     return Path("runs") / config.name / f"{label}_seed{config.seed}"
@@ -202,6 +205,14 @@ def claimed(
         yield
 
 
+def check_holds(workdir: Path, config: FrozenConfigDict, module: str) -> None:
+    """ValueError unless ``workdir`` holds a run of ``config``, which ``module`` is to have made."""
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        raise ValueError(f"{workdir} holds no run: run python -m {module} first")
+    _check_same(path, json.loads(json.dumps(config.to_dict())), "--workdir")
+
+
 def _is_of_the_run(workdir: Path, resolved: dict[str, Any], option: str) -> bool:
     """Whether the folder holds this configuration; False where there is nothing yet."""
     path = workdir / CONFIG_FILE
@@ -214,11 +225,11 @@ def _is_of_the_run(workdir: Path, resolved: dict[str, Any], option: str) -> bool
 
 
 def _check_same(path: Path, resolved: dict[str, Any], option: str) -> None:
-    try:
-        there = flatten(json.loads(path.read_text()))
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is not a resolved configuration: {error}") from error
+    there = read_json(path, "is not a resolved configuration", flatten)
     here = flatten(resolved)
+    # A key that came after the run was written had the value that is now its default.
+    defaults = flatten(json.loads(json.dumps(base_config().to_dict())))
+    there = {k: v for k, v in defaults.items() if k in here} | there
     differing = sorted(k for k in there.keys() | here.keys() if there.get(k) != here.get(k))
     if differing:
         shown = "; ".join(

@@ -34,7 +34,7 @@ from third_party.common.criterion_base import Criterion
 from third_party.common.data import ImageDataset, check_world
 from third_party.common.datasets import DATASETS, IMAGE_SHAPES, get_dataset
 from third_party.common.schedule import NamedSchedule
-from third_party.common.step_options import StepOptions
+from third_party.common.step_options import PRECISIONS, StepOptions
 from third_party.common.wrapper import DTWrapper
 from third_party.extended_analytic_dpm.methods import build_criterion, get_method
 
@@ -116,7 +116,9 @@ class Experiment:
         self.progress = progress
         self.host_schedule = NamedSchedule(config.schedule.name, config.schedule.N)
         self.schedule = NoiseSchedule.from_betas(self.host_schedule.betas[1:])
-        self.loss = SALoss(self.schedule, **config.sa.to_dict())
+        options = config.sa.to_dict()
+        self.lam_warmup = options.pop("lam_warmup")
+        self.loss = SALoss(self.schedule, **options)
         self._check()
 
     @property
@@ -185,6 +187,9 @@ class Experiment:
             clip_sigma_idx=sample.clip_sigma_idx if optimal else 0,
             clip_pixel=sample.clip_pixel_ddpm if row.forward == "ddpm" else sample.clip_pixel_ddim,
             device=self.device,
+            channels_last=sample.channels_last,
+            autocast=None if sample.precision == "float32" else sample.precision,
+            compile=sample.compile,
         )
 
     def step_options(self, name: str) -> StepOptions:
@@ -223,6 +228,13 @@ class Experiment:
         if config.data.name not in DATASETS:
             raise ValueError(
                 f"data.name must be one of {sorted(DATASETS)}, got {config.data.name!r}"
+            )
+        if self.lam_warmup < 0:
+            raise ValueError(f"sa.lam_warmup must be >= 0, got {self.lam_warmup!r}")
+        if config.sample.precision not in PRECISIONS:
+            raise ValueError(
+                f"sample.precision must be one of {tuple(PRECISIONS)}, "
+                f"got {config.sample.precision!r}"
             )
         check_names(config.evaluate.features)
         self._check_head()

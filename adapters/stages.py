@@ -24,6 +24,7 @@ from adapters.pictures import plot_metric, save_grid, save_labelled_grids
 from adapters.published.layouts import write_host
 from adapters.registry import get_process
 from adapters.signals import held
+from adapters.stored import read_images
 from sa_plugin.gamma import Gamma
 from sa_plugin.hook import attach
 from sa_plugin.sampler import Sampler
@@ -65,10 +66,10 @@ class TrainStage:
 
     def plan(self) -> str:
         """What it does, in one line."""
-        loss = self.experiment.loss
+        loss, lam = self.experiment.loss, self.experiment.config.sa.lam
         term = ""
         if self._with_sa:
-            term = f", SA-{loss.K} with lambda {loss.lam:g} ({loss.tau.weighting} weighting)"
+            term = f", SA-{loss.K} with lambda {lam:g} ({loss.tau.weighting} weighting)"
         settings = self.settings
         start = f" from {settings.init_from}" if settings.init_from else ""
         if settings.iterations == 0:
@@ -129,6 +130,7 @@ class TrainStage:
             n_iters=settings.iterations,
             ckpt_every=settings.ckpt_every,
             log_every=settings.log_every,
+            before_step=self._set_lambda if self._with_sa else None,
             on_log=log,
             stop=stop,
             seed=experiment.config.seed,
@@ -138,7 +140,13 @@ class TrainStage:
 
     @property
     def _with_sa(self) -> bool:
-        return self.trunk is None and self.experiment.loss.lam > 0
+        return self.trunk is None and self.experiment.config.sa.lam > 0
+
+    def _set_lambda(self, iteration: int) -> None:
+        """By the iteration alone, so that a continued run has the same."""
+        experiment = self.experiment
+        risen = min(1.0, iteration / max(experiment.lam_warmup, 1))
+        experiment.loss.lam = experiment.config.sa.lam * risen
 
     def _criterion(self) -> Criterion:
         time = self.experiment.config.time
@@ -153,6 +161,7 @@ class TrainStage:
             ratio=self.experiment.config.head.ratio,
             lr=self.settings.lr,
             grad_clip=self.settings.grad_clip or None,
+            lr_warmup=self.settings.lr_warmup,
             rescale_timesteps=time.rescale_timesteps,
             shift1=time.shift1,
         )
@@ -224,8 +233,7 @@ class SampleStage:
         path = self.path(process, steps)
         if not path.exists():
             raise ValueError(f"{path} is needed first: run stage 'sample'")
-        with np.load(path) as arrays:
-            return torch.from_numpy(arrays["arr_0"]).permute(0, 3, 1, 2)
+        return read_images(path)
 
     def stage_of(self, process: str) -> TrainStage:
         """The stage whose network a process samples with."""
@@ -303,6 +311,7 @@ class EvaluateStage:
             config.evaluate.features,
             cache_dir=self.experiment.workdir.parent / CACHE,
             device=self.experiment.device,
+            data_root=config.data.root,
         )
         reference = summarise(self.experiment.dataset.uint8_batches(batch), extractors)
         metrics: dict[str, dict[str, dict[str, float]]] = {}

@@ -7,8 +7,9 @@ import platform
 import resource
 import time
 from collections.abc import Sequence
+from math import comb
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import torch
@@ -40,13 +41,21 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds_of(work: Any, device: str) -> float:
-    """Wall-clock time of ``work()``, in seconds."""
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def seconds_of(work: Any, device: str, clock: str = "wall") -> float:
+    """Time of ``work()``, in seconds: "wall", or "cpu", the work of this process's threads.
+
+    The latter leaves out the time in which other processes had the cores, but not what they do to
+    caches and clock rates.
+    """
+    now = CLOCKS[clock]
     synchronise(device)
-    start = time.perf_counter()
+    start = now()
     work()
     synchronise(device)
-    return time.perf_counter() - start
+    return now() - start
 
 
 def flop_of_call(net: nn.Module, x: Tensor, t: Tensor) -> int:
@@ -69,6 +78,10 @@ def peak_memory(device: str) -> float:
     """MiB: the device's peak since the last reset, or the whole process's on the CPU."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")  # getrusage's figure may be that of the starting process
+    if status.exists():
+        (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
+        return float(line.split()[1]) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
@@ -86,6 +99,28 @@ def describe(device: str) -> str:
         f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s), "
         f"PyTorch {torch.__version__}{load}"
     )
+
+
+def quartiles(values: Sequence[float], form: str = "{:.3f}") -> str:
+    """median (first to third quartile)."""
+    low, middle, high = (
+        quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    )
+    return f"{form.format(middle)} ({form.format(low)} to {form.format(high)})"
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """A 95 % interval of the median from the values' ranks alone: no law is assumed.
+
+    Fewer than six values cannot give one: the least and the largest, whatever that is worth.
+    """
+    n, ordered = len(values), sorted(values)
+    rank, below = 0, 0.5**n  # below: the chance that at most ``rank`` values lie under the median
+    while below <= 0.025:
+        rank += 1
+        below += comb(n, rank) * 0.5**n
+    rank = max(rank - 1, 0)
+    return ordered[rank], ordered[n - 1 - rank]
 
 
 def spread(values: Sequence[float], form: str = "{:.3f}") -> str:

@@ -10,12 +10,16 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sa_plugin import NoiseSchedule, TauTable
 from sa_plugin.formulas import window_gap
+
+try:
+    import jax
+    import jax.numpy as jnp
+except ModuleNotFoundError:
+    raise SystemExit("jax is not installed; get it by: pip install 'sa-plugin[jax]'") from None
 
 Array = jax.Array
 Params = list[tuple[Array, Array]]

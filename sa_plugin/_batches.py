@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sa_plugin._checks import check_whole
+from sa_plugin._extras import explain_absence
 
 BLOCK = 64  # images that share a noise generator
 MOST = 2**63 - 1  # the largest seed or image number
@@ -32,12 +33,16 @@ class BlockNoise:
         seeds = [(base + block * 0x9E3779B97F4A7C15) % 2**64 for block in blocks]
         self._generators = [torch.Generator(device).manual_seed(s) for s in seeds]
         self._kept = slice(first - blocks.start * BLOCK, first - blocks.start * BLOCK + shape[0])
-        self._options = {"size": (BLOCK, *shape[1:]), "dtype": dtype, "device": device}
+        self._options: dict[str, Any] = {
+            "size": (BLOCK, *shape[1:]),
+            "dtype": dtype,
+            "device": device,
+        }
 
     def draw(self) -> Tensor:
         """The next [B, ...] of standard normal numbers."""
         rows = [torch.randn(generator=g, **self._options) for g in self._generators]
-        return torch.cat(rows)[self._kept]
+        return (rows[0] if len(rows) == 1 else torch.cat(rows))[self._kept]
 
 
 def parts_of(total: int, size: int) -> list[slice]:
@@ -63,8 +68,10 @@ def shown(items: Iterable[Any], total: int, unit: str, progress: bool) -> Iterab
     """``items``, with a bar over them where ``progress`` asks for one."""
     if not progress:
         return items
-    from tqdm import tqdm  # optional, and slow to import
-
+    try:
+        from tqdm import tqdm  # optional, and slow to import
+    except ModuleNotFoundError as error:
+        raise explain_absence(error, "tqdm", "progress") from None
     return tqdm(items, total=total, unit=unit)
 
 

@@ -15,8 +15,11 @@ def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
 
 def check_whole(name: str, value: object, low: int, high: int) -> None:
     """ValueError unless ``value`` is a whole number in low..high."""
-    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not is_whole or not low <= value <= high:
+    if (
+        not isinstance(value, numbers.Integral)
+        or isinstance(value, bool)
+        or not low <= int(value) <= high
+    ):
         raise ValueError(f"{name} must be a whole number in {low}..{high}, got {value!r}")
 
 

@@ -6,7 +6,7 @@ What is here has been written for CUDA and falls back to plain calls elsewhere.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ class NetworkCall:
 
     def __call__(self, x: Tensor, n: Tensor, **kwargs: Any) -> Any:
         """The network's output."""
-        cast = nullcontext()
+        cast: AbstractContextManager[Any] = nullcontext()
         if self._dtype is not None:
             cast = torch.autocast(x.device.type, dtype=self._dtype)
         with cast:

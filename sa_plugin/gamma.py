@@ -13,15 +13,19 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from torch import Tensor
 
-from sa_plugin._batches import BlockNoise
+from sa_plugin._batches import BlockNoise, shown
 from sa_plugin._checks import check_choice, check_non_negative, check_whole
+from sa_plugin._files.arrays import open_npz
+from sa_plugin._files.pickled import ARRAYS, PickledArray
+from sa_plugin._files.reading import reading
+from sa_plugin._files.tensors import entries_once, load_tensors
 from sa_plugin._tally import Store, Tally, write_atomically
 from sa_plugin._tensors import DeviceTables
 from sa_plugin.prediction import PREDICTS, to_eps
@@ -58,7 +62,7 @@ class Gamma:
         """Number of steps."""
         return len(self.values) - 1
 
-    def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> NDArray[Any]:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         # NumPy 2 passes copy; NumPy 1 neither passes nor takes it.
         if copy is False and dtype not in (None, self.values.dtype):
             raise ValueError(f"a copy is needed to give dtype {dtype}, got copy=False")
@@ -70,7 +74,7 @@ class Gamma:
         That is ``torch.save`` of the float64 array [N+1]; it has no place for standard errors.
         """
         if Path(path).suffix == ".npz":
-            known = {} if self.stderr is None else {"stderr": self.stderr}
+            known: dict[str, Any] = {} if self.stderr is None else {"stderr": self.stderr}
             write_atomically(path, lambda file: np.savez(file, values=self.values, **known))
         else:
             write_atomically(path, lambda file: torch.save(np.array(self.values), file))
@@ -84,17 +88,15 @@ class Gamma:
         Raises:
             ValueError: no such file, or one that holds something else.
         """
-        file = Path(path).absolute()
-        if not file.is_file():
-            raise ValueError(f"there is no file of Gamma at {file}")
-        try:
-            if file.suffix != ".npz":
+        path = Path(path).absolute()
+        if not path.is_file():
+            raise ValueError(f"there is no file of Gamma at {path}")
+        with reading(path, "holds no Gamma, one number a step [N+1]") as file:
+            if path.suffix != ".npz":
                 return cls(_load_array(file))
-            with np.load(file) as arrays:
-                return cls(arrays["values"], arrays.get("stderr"))
-        except Exception as error:  # a damaged file can raise anything
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"{file} holds no Gamma, one number a step [N+1]: {reason}") from error
+            with open_npz(file) as arrays:
+                arrays.check_names(["values"], allowed=["stderr"])
+                return cls(**{name: arrays[name] for name in arrays.names})
 
 
 def estimate_gamma(
@@ -132,7 +134,7 @@ def estimate_gamma(
             interruption (to the numbers of an unbroken run), or with a larger ``n_images``.
         save_every: seconds between saves; 0 saves after every step.
         stop: asked after every step of a batch; True saves the state and raises KeyboardInterrupt.
-        progress: show a bar over all steps of a batch (needs tqdm).
+        progress: show a bar over all steps of a batch (extra "progress").
 
     Raises:
         ValueError: a bad argument, too few images, a checkpoint of other draws, or a network whose
@@ -148,9 +150,9 @@ def estimate_gamma(
     tally = Tally(schedule.N)
     store = Store(checkpoint, save_every, squares.identity)
     store.read_into(tally)
-    total = n_images
-    if total is not None:
-        _check_not_beyond(store, tally, total)
+    if n_images is not None:
+        _check_not_beyond(store, tally, n_images)
+    total = 0
     for first, x0 in _numbered(batches, n_images):
         _add_batch(tally, store, squares, first, x0, stop, progress)
         total = first + len(x0)
@@ -171,7 +173,8 @@ def _add_batch(
 ) -> None:
     """All steps of one batch, less what a checkpoint has seen of it."""
     tally.move_to(x0.device)
-    for n in _steps(len(tally.counts) - 1, progress):
+    N = len(tally.counts) - 1
+    for n in shown(range(1, N + 1), N, "step", progress):
         done = max(int(tally.counts[n]) - first, 0)
         if done < len(x0):
             tally.add(n, squares(x0[done:], first + done, n))
@@ -247,12 +250,13 @@ def _check_not_beyond(store: Store, tally: Tally, n_images: int) -> None:
 
 def _numbered(batches: Iterable[Tensor], n_images: int | None) -> Iterator[tuple[int, Tensor]]:
     """(number of the first image, x_0) up to ``n_images``; ValueError if there are fewer."""
-    first, shape = 0, None
+    first = 0
+    shape: torch.Size | None = None
     for x0 in batches:
         if not isinstance(x0, Tensor) or x0.ndim < 2 or not x0.is_floating_point():
             got = f"{x0.dtype} {tuple(x0.shape)}" if isinstance(x0, Tensor) else type(x0).__name__
             raise ValueError(f"batches must hold floating-point images [B, ...], got {got}")
-        if x0.shape[1:] != (x0.shape[1:] if shape is None else shape):
+        if shape is not None and x0.shape[1:] != shape:
             raise ValueError(
                 f"batches must hold images of one shape, got {tuple(shape)}, {tuple(x0.shape[1:])}"
             )
@@ -265,14 +269,6 @@ def _numbered(batches: Iterable[Tensor], n_images: int | None) -> Iterator[tuple
             return
     if first < (n_images or 2):
         raise ValueError(f"batches must hold at least {n_images or 2} images, got {first}")
-
-
-def _steps(N: int, progress: bool) -> Iterable[int]:
-    if not progress:
-        return range(1, N + 1)
-    from tqdm import tqdm  # optional, and slow to import
-
-    return tqdm(range(1, N + 1), unit="step", desc="Gamma")
 
 
 def _table(name: str, table: ArrayLike, size: int) -> FloatArray:
@@ -289,14 +285,11 @@ def _table(name: str, table: ArrayLike, size: int) -> FloatArray:
     return values
 
 
-def _load_array(file: Path) -> NDArray[Any]:
-    """An array or a tensor by ``torch.load`` with weights_only; of NumPy only what arrays need."""
-    from numpy._core.multiarray import _reconstruct
-
-    arrays = [(_reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
-    dtypes = [type(np.dtype(name)) for name in ("float32", "float64")]
-    with torch.serialization.safe_globals([*arrays, np.ndarray, np.dtype, *dtypes]):
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
-    if not isinstance(loaded, Tensor | np.ndarray):
+def _load_array(file: BinaryIO) -> NDArray[Any]:
+    """An array or a tensor of ``torch.save``."""
+    loaded = load_tensors(file, ARRAYS)
+    if isinstance(loaded, PickledArray) and loaded.array is not None:
+        return loaded.array
+    if not isinstance(loaded, Tensor):
         raise ValueError(f"it is a {type(loaded).__name__}")
-    return np.asarray(loaded)
+    return entries_once(loaded).numpy()

@@ -107,7 +107,7 @@ def theorem2_bounds(schedule: NoiseSchedule, errors: Tensor, K: int) -> Theorem2
     blank = weighted.new_zeros(K - 1, *weighted.shape[1:])
     padded = torch.cat([blank, weighted, blank])
     held = len(padded) - K + 1  # windows that hold any step of 2..M; the others are zero
-    sums = sum(padded[k : k + held] for k in range(K)) / K
+    sums = sum((padded[k : k + held] for k in range(K)), padded.new_zeros(())) / K
     return Theorem2(float(upper), float(_mean_square(sums).sum() / windows), float(lower))
 
 

@@ -22,13 +22,14 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from sa_plugin._arrays import Numeric
 from sa_plugin._batches import BlockNoise, noise_for, parts_of, shown
 from sa_plugin._checks import check_positive, check_whole
-from sa_plugin._tensors import DeviceTables, follow, note_bad, refuse_bad
+from sa_plugin._tensors import DeviceTables, FirstBad, follow
 from sa_plugin.reverse import ReverseCoefficients, reverse_moments, split_output
 from sa_plugin.sampler import Sampler
 from sa_plugin.schedule import NoiseSchedule
-from sa_plugin.variance import Numeric, iddpm_variance
+from sa_plugin.variance import iddpm_variance
 
 HALF_LEVEL = 1 / 255  # half the distance of neighbouring grey levels in [-1, 1]
 _MOST = 2**63 - 1
@@ -89,15 +90,15 @@ def negative_elbo(
         first: number of the first image, to share images out.
         batch_size: images in one network call; all of them by default.
         noise: gives the k-th draw instead, [B, ...], k = 0 for the largest timestep.
-        progress: show a bar over the steps of each batch (needs tqdm).
+        progress: show a bar over the steps of each batch (extra "progress").
 
     Raises:
         ValueError: bad arguments; a network output of another shape, or not finite.
     """
     _check_images(x0)
     _check_numbers(schedule, decoder_variance, seed, first, batch_size)
-    options = {"predicts": predicts, "clip_x0": clip_x0, "avg_cov": avg_cov}
-    path = {"steps": steps, "trajectory": trajectory, "gamma": gamma}
+    options: dict[str, Any] = {"predicts": predicts, "clip_x0": clip_x0, "avg_cov": avg_cov}
+    path: dict[str, Any] = {"steps": steps, "trajectory": trajectory, "gamma": gamma}
     process = Sampler(model, schedule, variance=variance, **path, **options)
     bound = _Bound(process, variance, options, decoder_variance)
     done = []
@@ -105,8 +106,11 @@ def negative_elbo(
         images = x0[part]
         random = BlockNoise(seed, first + part.start, images.shape, x0.dtype, x0.device)
         given = None if noise is None else noise_for(noise, tuple(x0.shape), part)
-        draw = given or (lambda k, random=random: random.draw())
-        done.append(bound(images, draw, follow(model_kwargs, len(x0), part), progress))
+
+        def fresh(k: int, random: BlockNoise = random) -> Tensor:
+            return random.draw()
+
+        done.append(bound(images, given or fresh, follow(model_kwargs, len(x0), part), progress))
     terms = torch.cat(done, dim=1)
     return NegativeElbo(terms.sum(0), terms)
 
@@ -185,19 +189,19 @@ class _Bound:
         start = ReverseCoefficients.unstack(stack[:, 0].unbind())
         zero, one = (torch.full_like(start.a, value) for value in (0.0, 1.0))
         terms = [gaussian_kl(start.a * exact, start.b**2, zero, one)]
-        first_bad = torch.zeros((), dtype=torch.int64, device=x0.device)
+        first_bad = FirstBad()
         descending = self._process.timesteps[::-1]
         for k, t in shown(enumerate(descending), len(descending), "step", progress):
             c = ReverseCoefficients.unstack(stack[:, k].unbind())
             x = (c.a * exact + c.b * draw(k).to(exact)).to(x0.dtype)
             n = torch.full((len(x),), t, dtype=torch.int64, device=x.device)
             output, second = split_output(self._process.model(x, n, **kwargs), x, self._variance)
-            first_bad = note_bad(first_bad, t, output, second)
+            first_bad.note(t, output, second)
             second = None if second is None else second.double()
             is_last = k == len(descending) - 1
             term = self._decoder if is_last else self._divergence
             terms.append(term(c, exact, x.double(), output.double(), second))
-        refuse_bad(first_bad)
+        first_bad.refuse()
         return torch.stack([term.flatten(1).sum(1) for term in reversed(terms)])
 
     def _divergence(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sa_plugin._batches import MOST, BlockNoise, noise_for, shown
 from sa_plugin._checks import check_whole
-from sa_plugin._tensors import DeviceTables, note_bad, refuse_bad
+from sa_plugin._tensors import DeviceTables, FirstBad
 from sa_plugin.likelihood import divergence
 from sa_plugin.reverse import ReverseCoefficients, split_output
 from sa_plugin.sampler import Sampler
@@ -51,7 +51,7 @@ def pair_terms(
         x0: images [B, ...], floating point, on the network's device; one network call for each t.
         seed: of the noise, a draw for each image and t.
         noise: gives the draw of step t instead, [B, ...].
-        progress: show a bar over t (needs tqdm).
+        progress: show a bar over t (extra "progress").
 
     Raises:
         ValueError: bad arguments; a network output of another shape, or not finite.
@@ -59,14 +59,19 @@ def pair_terms(
     if not isinstance(x0, Tensor) or x0.ndim < 2 or not x0.is_floating_point() or len(x0) == 0:
         raise ValueError(f"x0 must hold floating-point images [B, ...], got {_told(x0)}")
     check_whole("seed", seed, 0, MOST)
-    options = {"variance": variance, "predicts": predicts, "clip_x0": clip_x0, "avg_cov": avg_cov}
+    options: dict[str, Any] = {
+        "variance": variance,
+        "predicts": predicts,
+        "clip_x0": clip_x0,
+        "avg_cov": avg_cov,
+    }
     Sampler(model, schedule, steps=1, gamma=gamma, **options)  # looks at the options
     values = None if gamma is None else check_gamma(gamma, schedule.N)
     random = BlockNoise(seed, 0, x0.shape, x0.dtype, x0.device)
     given = None if noise is None else noise_for(noise, tuple(x0.shape), slice(None))
     draw = given or (lambda t: random.draw())
     terms = torch.zeros(schedule.N + 1, schedule.N + 1, dtype=torch.float64, device=x0.device)
-    first_bad = torch.zeros((), dtype=torch.int64, device=x0.device)
+    first_bad = FirstBad()
     for t in shown(range(2, schedule.N + 1), schedule.N - 1, "step", progress):
         s = np.arange(1, t)
         table = ReverseCoefficients.between(schedule, s, np.full_like(s, t), gamma=values)
@@ -75,14 +80,17 @@ def pair_terms(
         n = torch.full((len(x),), t, dtype=torch.int64, device=x.device)
         with torch.no_grad():
             output, second = split_output(model(x, n, **model_kwargs), x, variance)
-            first_bad = note_bad(first_bad, t, output, second)
-            known = [None if y is None else y.double() for y in (x0, x, output, second)]
+            first_bad.note(t, output, second)
+            second = None if second is None else second.double()
+            known = (x0.double(), x.double(), output.double(), second)
             terms[1:t, t] = _means(stack, known, options)
-    refuse_bad(first_bad)
+    first_bad.refuse()
     return terms.cpu().numpy()
 
 
-def _means(stack: Tensor, known: list[Tensor | None], options: dict[str, Any]) -> Tensor:
+def _means(
+    stack: Tensor, known: tuple[Tensor, Tensor, Tensor, Tensor | None], options: dict[str, Any]
+) -> Tensor:
     """The cost of the pairs of ``stack`` [10, S] with one t: float64 [S], a mean over images."""
     x0 = known[0]
     rows = max(_AT_ONCE // x0.numel(), 1)

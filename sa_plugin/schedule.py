@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -151,7 +152,7 @@ def _check_betas(betas: FloatArray) -> None:
         raise ValueError(f"betas must lie inside (0, 1), got {betas[n]} at step n = {n}")
 
 
-def _check_step_pair(s: NDArray, t: NDArray, N: int) -> None:
+def _check_step_pair(s: NDArray[Any], t: NDArray[Any], N: int) -> None:
     if not (np.issubdtype(s.dtype, np.integer) and np.issubdtype(t.dtype, np.integer)):
         raise ValueError(f"steps must be integers, got {s.dtype} and {t.dtype}")
     if np.any(s < 0) or np.any(s > t) or np.any(t > N):

@@ -91,6 +91,8 @@ def resolve_trajectory(
     """
     N = schedule.N
     if isinstance(trajectory, str):
+        if steps is None:
+            raise ValueError(f"steps must be a whole number in 1..{N}, got None")
         return choose_timesteps(N, steps, trajectory, gamma=gamma, betas=schedule.betas)
     chosen = np.asarray(trajectory)
     if chosen.ndim != 1 or chosen.size == 0 or not np.issubdtype(chosen.dtype, np.integer):

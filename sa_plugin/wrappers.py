@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from sa_plugin._checks import check_choice
@@ -29,13 +31,16 @@ class EpsModel(nn.Module):
         index_from: 1 if the network's time is n, 0 if it is n - 1 (DDIM, improved-diffusion,
             diffusers; "shift1" in the Analytic-DPM codes).
         rescale_to: multiply time by ``rescale_to / N`` (a float then); None leaves integers.
+        times: the network's times of the steps 1..N, [N], where neither of the two says it:
+            respaced timesteps.
         predicts: what the network was trained for: "eps", "x0" or "v".
         output: "one" tensor; "pair" (eps, second) as the SN and NPR networks of the hosts give;
             "channels", the first C channels are eps and the rest (learned variance, a second head)
             is the second output.
 
     Raises:
-        ValueError: unknown option, or at the call an output that does not fit ``output``.
+        ValueError: unknown option, ``times`` of another length or beside ``index_from`` or
+            ``rescale_to``, or at the call an output that does not fit ``output``.
     """
 
     def __init__(
@@ -45,42 +50,61 @@ class EpsModel(nn.Module):
         *,
         index_from: int = 1,
         rescale_to: float | None = None,
+        times: ArrayLike | None = None,
         predicts: str = "eps",
         output: str = "one",
     ) -> None:
         super().__init__()
         if index_from not in (0, 1):
             raise ValueError(f"index_from must be 0 or 1, got {index_from!r}")
+        if times is not None and (index_from, rescale_to) != (1, None):
+            raise ValueError("times replaces index_from and rescale_to; give it alone")
         check_choice("predicts", predicts, PREDICTS)
         check_choice("output", output, OUTPUTS)
         self.network = network
         self.index_from = index_from
         self.time_scale = None if rescale_to is None else rescale_to / schedule.N
+        self.times = None if times is None else _check_times(times, schedule.N)
         self.predicts = predicts
         self.output = output
         self._tables = DeviceTables(signal=schedule.cum_alphas**0.5, sigma=schedule.cum_betas**0.5)
 
     def forward(self, x: Tensor, n: Tensor, **kwargs: Any) -> Tensor:
         """Predicted eps [B, C, H, W]."""
-        return self._first_and_second(x, n, kwargs)[0]
+        return self._call(x, n, kwargs)[0]
 
     def with_second(self, x: Tensor, n: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Predicted (eps, second output): what a Sampler needs for npr, sn and iddpm."""
-        eps, second = self._first_and_second(x, n, kwargs)
+        eps, second = self._call(x, n, kwargs)
         if second is None:
             raise ValueError(f"output={self.output!r} has no second output")
         return eps, second
 
-    def _first_and_second(
-        self, x: Tensor, n: Tensor, kwargs: dict[str, Any]
-    ) -> tuple[Tensor, Tensor | None]:
-        first, second = self._split(self.network(x, self._time(n), **kwargs), x)
+    def eps_of(self, output: Any, x: Tensor, n: Tensor) -> Tensor:
+        """Predicted eps of a call that the host has made itself.
+
+        Args:
+            output: what the network returned.
+            x: its input x_n, [B, C, H, W].
+            n: steps [B] in 1..N, in whatever way the network was told.
+        """
+        return self._translate(output, x, n)[0]
+
+    def _call(self, x: Tensor, n: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        return self._translate(self.network(x, self._time(n), **kwargs), x, n)
+
+    def _translate(self, output: Any, x: Tensor, n: Tensor) -> tuple[Tensor, Tensor | None]:
+        first, second = self._split(output, x)
         if self.predicts == "eps":
             return first, second
+        n = n.to(x.device)
         a, b = (expand(self._tables.get(name, x)[n], x) for name in ("signal", "sigma"))
         return to_eps(first, x, a, b, self.predicts), second
 
     def _time(self, n: Tensor) -> Tensor:
+        if self.times is not None:
+            self.times = self.times.to(n.device)  # moved once
+            return self.times[n - 1]
         time = n if self.index_from == 1 else n - 1
         return time if self.time_scale is None else time.to(torch.float32) * self.time_scale
 
@@ -97,6 +121,14 @@ class EpsModel(nn.Module):
                 f'output="channels" needs more than {channels} channels, got {output.shape[1]}'
             )
         return output[:, :channels], output[:, channels:]
+
+
+def _check_times(times: ArrayLike, N: int) -> Tensor:
+    """[N]: int64 of whole numbers, else float32."""
+    values = torch.as_tensor(np.asarray(times))
+    if values.shape != (N,):
+        raise ValueError(f"times must be [N], N = {N}, got shape {tuple(values.shape)}")
+    return values.to(torch.float32 if values.is_floating_point() else torch.int64)
 
 
 class SigmaModel(nn.Module):

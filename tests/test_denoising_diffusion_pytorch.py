@@ -25,8 +25,8 @@ def draw(generator, batch=8):
     return digits[index], t, torch.randn(3, batch, 1, 8, 8, generator=generator)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_training_on_digits_has_the_losses_of_our_own_loop(objective):
+def train(objective, iterations):
+    """Losses of the host's loop with the subclass, and of SALoss, with the same draws."""
     curves = []
     for ours in (False, True):
         model = diffusion(objective=objective, K=3)
@@ -34,7 +34,7 @@ def test_training_on_digits_has_the_losses_of_our_own_loop(objective):
         optimizer = torch.optim.Adam(model.parameters(), 1e-3)
         generator = torch.Generator().manual_seed(1)
         curve = []
-        for _ in range(3):
+        for _ in range(iterations):
             x, t, noise = draw(generator)
             if ours:
                 value = loss(model.eps_model(), x, n=t + 1, noise=noise).total
@@ -46,7 +46,20 @@ def test_training_on_digits_has_the_losses_of_our_own_loop(objective):
             optimizer.step()
             curve.append(value.item())
         curves.append(torch.tensor(curve))
-    torch.testing.assert_close(*curves, rtol=1e-5, atol=1e-5)
+    return curves
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_training_on_digits_has_the_losses_of_our_own_loop(objective):
+    torch.testing.assert_close(*train(objective, 3), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_training_longer_on_digits_has_the_losses_of_our_own_loop(objective):
+    host, ours = train(objective, 300)
+    torch.testing.assert_close(host, ours, rtol=1e-5, atol=1e-5)
+    assert ours[-50:].mean() < ours[:50].mean()
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -91,3 +104,8 @@ def test_state_dicts_are_the_hosts():
 def test_immiscible_is_refused():
     with pytest.raises(ValueError, match="immiscible must be False"):
         diffusion(immiscible=True)
+
+
+def test_reuse_is_refused():
+    with pytest.raises(ValueError, match="reuse must be False"):
+        diffusion(sa_options={"reuse": True})

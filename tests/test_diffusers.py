@@ -13,6 +13,8 @@ from sa_plugin.integrations.diffusers import (
     noise_schedule,
     unet_model,
 )
+from sa_plugin.reverse import ReverseCoefficients, reverse_moments
+from sa_plugin.variance import NEEDS_SECOND
 
 T = 50
 GAMMA = np.linspace(0.3, 0.99, T + 1)
@@ -48,7 +50,7 @@ def test_the_pipeline_gives_the_samplers_images(forward, eta, variance, predicti
         with pytest.raises(ValueError, match="defined for forward 'ddpm' only"):
             OptimalVarianceScheduler(T, forward=forward, variance=variance)
         return
-    pair = variance in ("npr", "sn", "iddpm")
+    pair = variance in NEEDS_SECOND
     network = unet(out=6 if pair else 3)
     options = {"forward": forward, "eta": eta, "variance": variance, "gamma": GAMMA}
     scheduler = OptimalVarianceScheduler(T, prediction_type=prediction_type, **options)
@@ -79,20 +81,56 @@ def test_a_bf16_step_is_the_float32_step_rounded(variance):
     assert torch.equal(half, full.bfloat16())
 
 
-@pytest.mark.parametrize("variance", ["small", "analytic", "sn"])
-def test_a_bf16_pipeline_stays_near_the_sampler(variance):
-    pair = variance == "sn"
-    network = unet(out=6 if pair else 3).bfloat16()
-    scheduler = OptimalVarianceScheduler(T, variance=variance, gamma=GAMMA)
+@pytest.mark.parametrize(
+    ("forward", "eta", "variance", "channels"),
+    [
+        (forward, eta, variance, channels)
+        for forward, eta in (("ddpm", 0.0), ("ddim", 0.5))
+        for variance in VARIANCES
+        for channels in (3, 6)
+        if forward == "ddpm" or variance not in ("big", "iddpm")
+        if channels == 6 or variance not in NEEDS_SECOND
+    ],
+)
+def test_a_bf16_pipeline_is_the_samplers_process_rounded_at_each_step(
+    forward, eta, variance, channels
+):
+    """Of a bf16 network: the steps themselves are taken in float32."""
+    network = unet(out=channels).bfloat16()
+    options = {"forward": forward, "eta": eta, "variance": variance, "gamma": GAMMA}
+    scheduler = OptimalVarianceScheduler(T, **options)
     pipeline = DDPMPipeline(network, scheduler)
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     ours = pipeline(2, generator, num_inference_steps=5, output_type="pt").images
+    x, *noise = draws(6, 2, torch.bfloat16)
+    sampler = Sampler(network, scheduler.schedule, steps=5, **options)
+    tables = torch.from_numpy(sampler.coefficients.stack()).float()
+    for k, n in enumerate(sampler.timesteps[::-1]):
+        with torch.no_grad():
+            output = network(x, n - 1).sample.float()
+        first, second = output[:, :3], output[:, 3:]
+        c = ReverseCoefficients.unstack(tables[:, k].unbind())
+        moments = reverse_moments(c, x.float(), first, second, variance=variance)
+        fresh = noise[k].float() if k < 4 else torch.zeros(())
+        x = (moments.mean + moments.variance.sqrt() * fresh).bfloat16()
+    torch.testing.assert_close(ours, (x / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("variance", ["small", "analytic", "sn"])
+def test_a_bf16_pipeline_stays_near_the_float32_sampler(variance):
+    pair = variance == "sn"
+    network = unet(out=6 if pair else 3)
+    scheduler = OptimalVarianceScheduler(T, variance=variance, gamma=GAMMA)
     x_T, *noise = draws(6, 2, torch.bfloat16)
     model = unet_model(network, scheduler, second=pair)
     sampler = Sampler(model, scheduler.schedule, steps=5, variance=variance, gamma=GAMMA)
-    expected = sampler.sample(x_T.shape, x_init=x_T, noise=lambda k: noise[k])
-    torch.testing.assert_close(ours, (expected / 2 + 0.5).clamp(0, 1), rtol=0, atol=0.03)
+    expected = sampler.sample(x_T.shape, x_init=x_T.float(), noise=lambda k: noise[k].float())
+    pipeline = DDPMPipeline(network.bfloat16(), scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    ours = pipeline(2, generator, num_inference_steps=5, output_type="pt").images
+    torch.testing.assert_close(ours.float(), (expected / 2 + 0.5).clamp(0, 1), rtol=0, atol=0.03)
 
 
 def test_six_channels_serve_a_variance_of_three():

@@ -1,9 +1,18 @@
-"""What a user of the library meets first: quick imports, the direction of imports."""
+"""What a user of the library meets first: the wheel, imports, absent extras, types."""
 
+import re
+import shutil
 import subprocess
 import sys
 import textwrap
+import zipfile
+from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 
@@ -47,3 +56,154 @@ def test_the_import_check_sees_what_it_should(tmp_path):
         "sa_plugin/x.py:2: sa_plugin must not import adapters",
         "third_party/host/y.py:2: third_party must not import sa_plugin",
     ]
+
+
+# Without the modules named in argv: each is absent to the import system. Then argv's program.
+WITHOUT = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in blocked:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+blocked, program = set(sys.argv[1].split(",")), sys.argv[2]
+sys.meta_path.insert(0, Absent())
+exec(program)
+"""
+
+
+def run_without(blocked: set[str], program: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT, ",".join(blocked), textwrap.dedent(program)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
+def required(names: Iterable[str]) -> set[str]:
+    """Distributions that pip installs for these."""
+    found: set[str] = set()
+    queue = [canonicalize_name(name) for name in names]
+    while queue:
+        name = queue.pop()
+        if name in found:
+            continue
+        found.add(name)
+        for text in metadata.distribution(name).requires or []:
+            requirement = Requirement(text)
+            wanted = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+            if wanted and _is_installed(requirement.name):
+                queue.append(canonicalize_name(requirement.name))
+    return found
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return metadata.distribution(name) is not None
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def test_a_plain_installation_imports_all_but_the_integrations():
+    """With the distributions of install_requires alone; each integration names its extra."""
+    setup = (ROOT / "setup.py").read_text()
+    declared = re.search(r"install_requires=\[(.+?)\]", setup)[1]
+    there = required(Requirement(name).name for name in re.findall(r'"(.+?)"', declared))
+    blocked = {
+        module
+        for module, distributions in metadata.packages_distributions().items()
+        if not there & {canonicalize_name(name) for name in distributions}
+    }
+    blocked -= {"sa_plugin", *sys.stdlib_module_names}
+    assert {"diffusers", "scipy", "tqdm"} <= blocked
+    done = run_without(
+        blocked,
+        """
+        import importlib, pkgutil, sa_plugin
+        for module in pkgutil.walk_packages(sa_plugin.__path__, "sa_plugin."):
+            try:
+                importlib.import_module(module.name)
+            except ModuleNotFoundError as error:
+                print(module.name, "|", error)
+        """,
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        f"sa_plugin.integrations.{module} | {module} is not installed; get it by: "
+        f"pip install 'sa-plugin[{extra}]'"
+        for module, extra in (
+            ("denoising_diffusion_pytorch", "denoising-diffusion-pytorch"),
+            ("diffusers", "diffusers"),
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "program"),
+    [
+        ("absl", "adapters", "import adapters.sn_dpm"),
+        ("jax", "jax", "import examples.jax_sa2"),
+        (
+            "tqdm",
+            "progress",
+            """
+            from sa_plugin import NoiseSchedule, Sampler
+            sampler = Sampler(lambda x, n: x, NoiseSchedule.linear(100), steps=2)
+            sampler.sample((1, 1, 2, 2), progress=True)
+            """,
+        ),
+    ],
+)
+def test_an_absent_extra_is_named_in_one_line(module, extra, program):
+    done = run_without({module}, program)
+    assert done.returncode == 1
+    said = done.stderr.splitlines()[-1].removeprefix("ModuleNotFoundError: ")
+    assert said == f"{module} is not installed; get it by: pip install 'sa-plugin[{extra}]'"
+
+
+def test_the_extras_that_are_named_exist():
+    setup = (ROOT / "setup.py").read_text()
+    declared = set(re.findall(r'^        "([\w-]+)": ', setup, re.M))
+    folders = ("sa_plugin", "adapters", "examples", "docs")
+    texts = [path for folder in folders for path in (ROOT / folder).rglob("*")]
+    named = {
+        extra
+        for path in texts
+        if path.suffix in (".py", ".md")
+        for extra in re.findall(r"sa-plugin\[([\w-]+)\]", path.read_text())
+    }
+    assert {"adapters", "docs", "jax", "tests"} <= declared
+    assert named <= declared
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_library_and_nothing_else(tmp_path):
+    """Built of a copy, so that nothing is left in the checkout."""
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "sa_plugin", source / "sa_plugin", ignore=_caches)
+    for name in ("tests", "adapters", "configs"):  # which must not get in
+        (source / name).mkdir()
+        (source / name / "__init__.py").touch()
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index"]
+    done = subprocess.run([*pip, "-w", tmp_path, source], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        (licence,) = (name for name in archive.namelist() if name.endswith("/LICENSE"))
+        (about,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
+        described = archive.read(about).decode()
+    ours = {p for p in (ROOT / "sa_plugin").rglob("*") if p.suffix == ".py" or p.name == "py.typed"}
+    assert names == {str(path.relative_to(ROOT)) for path in ours}
+    assert "sa_plugin/py.typed" in names
+    assert licence
+    for line in ("Name: sa-plugin", "Requires-Dist: torch>=2.4", "Provides-Extra: docs"):
+        assert line in described
+
+
+def _caches(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if name == "__pycache__"]

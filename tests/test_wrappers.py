@@ -54,6 +54,25 @@ def test_time_is_told_as_the_host_expects_it(options, expected):
     assert seen[0].is_floating_point() == ("rescale_to" in options)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+def test_respaced_times_are_told(dtype):
+    seen = []
+    times = (torch.arange(50) * 20 + 3).to(dtype)
+    EpsModel(lambda x, t: seen.append(t) or x, SCHEDULE, times=times)(X, N)
+    assert seen[0].tolist() == [3, 23, 483, 983]
+    assert seen[0].dtype == dtype
+
+
+@pytest.mark.parametrize("predicts", PREDICTS)
+def test_an_output_that_the_host_has_is_translated_alike(predicts):
+    """eps_of makes no call, and gives what a call would."""
+    host = torch.cat([TARGETS[predicts], X], 1)
+    model = EpsModel(lambda x, t: host, SCHEDULE, predicts=predicts, output="channels")
+    expected = model(X, N)
+    model.network = None
+    assert torch.equal(model.eps_of(host, X, N), expected)
+
+
 def test_second_outputs():
     pair = EpsModel(lambda x, t: (x, 2 * x), SCHEDULE, output="pair")
     channels = EpsModel(lambda x, t: torch.cat([x, 2 * x], 1), SCHEDULE, output="channels")
@@ -85,6 +104,9 @@ def test_a_module_keeps_its_parameters_and_mode():
         ({"index_from": 2}, "index_from must be 0 or 1, got 2"),
         ({"predicts": "score"}, r"predicts must be one of \('eps', 'x0', 'v'\), got 'score'"),
         ({"output": "two"}, "output must be one of .*got 'two'"),
+        ({"times": range(49)}, r"times must be \[N\], N = 50, got shape \(49,\)"),
+        ({"times": range(50), "index_from": 0}, "times replaces index_from and rescale_to"),
+        ({"times": range(50), "rescale_to": 1000}, "times replaces index_from and rescale_to"),
     ],
 )
 def test_bad_options_are_refused(options, said):

@@ -24,6 +24,8 @@ from adapters.comparison.tasks import Plan, Task
 from adapters.features import write_atomically
 from adapters.locks import locked
 from adapters.signals import caught
+from adapters.stored import read_json
+from sa_plugin._files.reading import UnreadableFile
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +46,26 @@ class Failures:
 
     def error(self, task: Task, *, of_this_run: bool = False) -> str | None:
         """The last failure in one line; None if there is none."""
-        try:
-            noted = json.loads(self.path(task).read_text())
-        except FileNotFoundError:
+        noted = self._noted(task)
+        if noted is None or (of_this_run and noted["run"] != self.run_id):
             return None
-        return noted["error"] if not of_this_run or noted["run"] == self.run_id else None
+        return noted["error"]
+
+    def log(self, task: Task) -> str:
+        """The traceback of the last failure."""
+        noted = self._noted(task)
+        return "" if noted is None else noted["traceback"]
+
+    def _noted(self, task: Task) -> dict[str, str] | None:
+        """The note of a failure; one that is damaged is of no run: its task is tried again."""
+        path = self.path(task)
+        if not path.exists():
+            return None
+        keys = ("run", "error", "traceback")
+        try:
+            return read_json(path, "cannot be read", lambda noted: {k: str(noted[k]) for k in keys})
+        except UnreadableFile as damaged:
+            return {"run": "", "error": str(damaged), "traceback": ""}
 
     def note(self, task: Task, error: Exception) -> None:
         """Write a failure down."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sa_plugin._checks import check_choice
-from sa_plugin.integrations._extras import explain_absence
+from sa_plugin._extras import explain_absence
 from sa_plugin.loss import SALoss
 from sa_plugin.schedule import NoiseSchedule
 from sa_plugin.wrappers import EpsModel
@@ -71,6 +71,8 @@ class SAGaussianDiffusion(GaussianDiffusion):
         super().__init__(model, **options)
         schedule = NoiseSchedule.from_betas(self.betas.double().numpy())
         self.sa_loss = SALoss(schedule, K, lam, reduction="mean", **(sa_options or {}))
+        if self.sa_loss.reuse:
+            raise ValueError("sa_options: reuse must be False, for L_simple is the host's own")
         snr = torch.from_numpy(schedule.cum_alphas[1:] / schedule.cum_betas[1:])
         own = {"pred_noise": torch.ones_like(snr), "pred_x0": snr, "pred_v": snr / (snr + 1)}
         weight = (self.loss_weight.double() / own[self.objective]).float()
@@ -113,7 +115,7 @@ class SAGaussianDiffusion(GaussianDiffusion):
             simple = super().p_losses(x_start, t, noise, offset_noise_strength, "none")
         (x, _, condition), output = calls[-1]  # a call for self-conditioning comes before
         n = t + 1
-        own = self._translator(x, n, network=lambda *_: output, condition=None)
+        own = self._translator.eps_of(output, x, n)
         _, sa = self.sa_loss.sa_term(
             self._translator,
             x_start,

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from sa_plugin._checks import check_choice, check_non_negative, check_whole
+from sa_plugin._extras import explain_absence
 from sa_plugin._tensors import DeviceTables
-from sa_plugin.integrations._extras import explain_absence
 from sa_plugin.loss import SALoss, SALossOutput
 from sa_plugin.reverse import ReverseCoefficients, reverse_moments
 from sa_plugin.schedule import NoiseSchedule
@@ -85,7 +85,7 @@ def unet_model(unet: Any, scheduler: Any, *, second: bool = False) -> Any:
 
 
 class DiffusersSALoss:
-    """L_simple + lambda L_sa with the arguments that a diffusers training loop has at hand.
+    """L_simple + lambda L_sa with the arguments that a diffusers training loop has at hand::
 
         loss = F.mse_loss(model_output, noise)                                        # before
         loss = sa_loss(model, clean_images, noise, timesteps, model_output).total     # after
@@ -149,7 +149,7 @@ class DiffusersSALoss:
         if model_output is None:
             own = self._eps_model(noisy, n.to(noisy.device), unet=unet, **unet_kwargs)
         else:
-            own = self._eps_model(noisy, n.to(noisy.device), unet=lambda *_: model_output)
+            own = self._eps_model.eps_of(_unpack(model_output, noisy, cut=True), noisy, n)
         simple, sa = self.loss.sa_term(
             self._eps_model,
             clean_images,
@@ -252,15 +252,15 @@ class OptimalVarianceScheduler(SchedulerMixin, ConfigMixin):
         self._gamma = None if gamma is None else check_gamma(gamma, self.schedule.N)
         if variance == "analytic" and gamma is None:
             raise ValueError("variance 'analytic' needs gamma (estimate_gamma gives it), got None")
-        self._keep_plain(trained_betas, gamma, trajectory)
+        self._keep_plain(trained_betas, trajectory)
         self.set_timesteps(self.schedule.N if isinstance(trajectory, str) else None)
 
-    def _keep_plain(self, trained_betas: Any, gamma: Any, trajectory: Any) -> None:
+    def _keep_plain(self, trained_betas: Any, trajectory: Any) -> None:
         """Arrays of the configuration as lists: it is written as JSON."""
         plain: dict[str, Any] = {"num_train_timesteps": self.schedule.N}
         if trained_betas is not None:
             plain["trained_betas"] = self.schedule.betas[1:].tolist()
-        if gamma is not None:
+        if self._gamma is not None:
             plain["gamma"] = [0.0, *self._gamma[1:].tolist()]  # entry 0 is unused, perhaps NaN
         if not isinstance(trajectory, str):
             plain["trajectory"] = [int(n) for n in trajectory]
@@ -380,7 +380,11 @@ class _UNet(nn.Module):
 
 
 def _call_unet(x: Tensor, time: Tensor, *, unet: Any, cut: bool = True, **kwargs: Any) -> Tensor:
-    output = unet(x, time, **kwargs)
+    return _unpack(unet(x, time, **kwargs), x, cut)
+
+
+def _unpack(output: Any, x: Tensor, cut: bool) -> Tensor:
+    """The tensor in what a UNet returned; ``cut`` leaves x's channels."""
     sample = getattr(output, "sample", None)
     if sample is None:
         sample = output[0] if isinstance(output, tuple) else output

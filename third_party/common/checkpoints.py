@@ -24,6 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .files.reading import UnreadableFile, reading
+from .files.tensors import load_tensors
+
 logger = logging.getLogger(__name__)
 
 PARTS = ("models", "ema_models", "optimizers", "lr_schedulers")
@@ -84,19 +87,21 @@ def _write_states(temporary: Path, checkpoint: Checkpoint) -> None:
 
 def read_checkpoint(path: Path, names: Mapping[str, Iterable[str]]) -> Checkpoint:
     """Read the states called `names` (one of PARTS -> names) from the folder `path`."""
-    iteration = _load(path / "it.pth")
+    iteration = _load_number(path / "it.pth")
     match = _FOLDER.fullmatch(path.name)
     if match and iteration != int(match[1]):
         raise DamagedCheckpoint(f"{path}: it.pth holds {iteration!r}")
     resume = path / "resume.pth"
     return Checkpoint(
         iteration=iteration,
-        best_val_loss=float(_load(path / "best_val_loss.pth")),
+        best_val_loss=float(_load_number(path / "best_val_loss.pth")),
         states={
-            part: {name: _load(path / f"{part}_states" / f"{name}.pth") for name in names[part]}
+            part: {
+                name: _load_dict(path / f"{part}_states" / f"{name}.pth") for name in names[part]
+            }
             for part in PARTS
         },
-        resume=_load(resume) if resume.exists() else None,
+        resume=_load_dict(resume) if resume.exists() else None,
         interim=(path / INTERIM).exists(),
     )
 
@@ -156,13 +161,13 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not file.is_file():
         raise ValueError(f"no checkpoint at {file}: give the path of a state dict saved as .pth")
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can raise anything
+        with reading(file, "is damaged or holds more than weights") as opened:
+            state = load_tensors(opened)
+    except UnreadableFile as error:
         raise ValueError(
-            f"{file} is damaged or holds more than weights ({_first_line(error)}). If you trust "
-            f"its origin, convert it: python -c \"import torch; torch.save(torch.load('{file}', "
-            "map_location='cpu', weights_only=False)['KEY'], 'weights.pth')\", KEY being the entry "
-            "with the state dict"
+            f'{error}. If you trust its origin, convert it: python -c "import torch; '
+            f"torch.save(torch.load('{file}', map_location='cpu', weights_only=False)['KEY'], "
+            "'weights.pth')\", KEY being the entry with the state dict"
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         found = f"the entries {list(state)[:8]}" if isinstance(state, Mapping) else type(state)
@@ -174,8 +179,9 @@ def _save(value: Any, path: Path) -> None:
     with open(path, "wb") as file:
         try:
             torch.save(value, file)
-        except RuntimeError as error:  # how torch tells that a write has failed
-            raise OSError(f"{path} cannot be written: {_first_line(error)}") from error
+        except RuntimeError as error:  # how torch tells that a write has failed, without the reason
+            said = _first_line(error)
+            raise OSError(f"{path} cannot be written; is the disk full? ({said})") from error
         file.flush()
         os.fsync(file.fileno())  # else a power cut after the rename could leave empty files
 
@@ -192,9 +198,24 @@ def _load(path: Path) -> Any:
     if not path.is_file():
         raise DamagedCheckpoint(f"{path} is missing")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can raise anything
-        raise DamagedCheckpoint(f"{path}: {_first_line(error)}") from error
+        with reading(path, "is damaged") as file:
+            return load_tensors(file)
+    except UnreadableFile as error:
+        raise DamagedCheckpoint(str(error)) from error
+
+
+def _load_number(path: Path) -> int | float:
+    value = _load(path)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise DamagedCheckpoint(f"{path} holds a {type(value).__name__}: must hold a number")
+    return value
+
+
+def _load_dict(path: Path) -> dict[str, Any]:
+    value = _load(path)
+    if not isinstance(value, dict):
+        raise DamagedCheckpoint(f"{path} holds a {type(value).__name__}: must hold a state dict")
+    return value
 
 
 def _first_line(error: Exception) -> str:

@@ -10,6 +10,7 @@ are an `ImageDataset`.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 from abc import ABC, abstractmethod
@@ -303,13 +304,13 @@ def _plain_errors(loader: DataLoader[Any]) -> Iterator[Any]:
         return
     except ValueError as error:
         message = str(error).strip()
-        if not message.startswith("Caught ValueError in DataLoader worker"):
+        if not re.match(r"Caught \w+ in DataLoader worker", message):
             raise
         # The error refers to the loader's iterator. If that lived on, workers forked later would
         # try to end this one's, and wait for them in vain.
         error.__traceback__ = None
     del batches
-    raise ValueError(message.splitlines()[-1].removeprefix("ValueError: "))
+    raise ValueError(message.splitlines()[-1].partition(": ")[2])  # behind the error's class
 
 
 def check_world(batch_size: int, world: int) -> None:

@@ -60,6 +60,7 @@ class Trainer:
     ckpt_every     steps between checkpoints; the last step always has one
     log_every      steps between calls of on_log(iteration, {name: mean since the last call}); after
                    a continuation the iterations since the checkpoint are reported again
+    before_step    called as before_step(iteration) before each step; iterations count from 1
     on_checkpoint  called as on_checkpoint(iteration, path) after each checkpoint; neither callback
                    disturbs the random states, so they may draw as they like
     stop           asked after each step: whether to save and raise TrainingStopped. Where several
@@ -78,6 +79,7 @@ class Trainer:
         n_iters: int,
         ckpt_every: int,
         log_every: int,
+        before_step: Callable[[int], None] | None = None,
         on_log: Callable[[int, dict[str, float]], None] | None = None,
         on_checkpoint: Callable[[int, Path], None] | None = None,
         stop: Callable[[], bool] | None = None,
@@ -96,6 +98,7 @@ class Trainer:
         self.n_iters = n_iters
         self.ckpt_every = ckpt_every
         self.log_every = log_every
+        self.before_step = before_step
         self.on_log = on_log
         self.on_checkpoint = on_checkpoint
         self.stop = stop
@@ -114,6 +117,8 @@ class Trainer:
         hidden = not (self.progress and distributed.is_first())
         with tqdm(total=self.n_iters, initial=start, unit="it", disable=hidden) as progress:
             for iteration in range(start + 1, self.n_iters + 1):
+                if self.before_step is not None:
+                    self.before_step(iteration)
                 self.criterion.update(self.data)
                 self.ema.update()
                 self._window.add(iteration, self.criterion.statistics)

@@ -71,6 +71,22 @@ def add_tokens(x: Tensor, tokens: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------- layers
 
 
+class GroupNorm(nn.GroupNorm):
+    """The same normalisation in its input's precision where autocast is on.
+
+    CUDA's autocast would copy the features to float32 and let the activation run on those, before
+    the convolution copies them back; the kernel sums in float32 whatever it is given.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, ...] -> [B, C, ...], of x's dtype."""
+        if not torch.is_autocast_enabled(x.device.type):
+            return super().forward(x)
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.group_norm(x, self.num_groups, weight, bias, self.eps)
+
+
 class Upsample(nn.Module):
     """Each pixel becomes a square of four, then a 3x3 convolution (left out where not wanted)."""
 

@@ -1,4 +1,4 @@
-"""What an integration says where the library that it serves is not installed."""
+"""What is said where an optional library is not installed."""
 
 from __future__ import annotations
 

@@ -1,0 +1,47 @@
+"""The documentation site: sphinx-build -W docs build/docs (extra "docs")."""
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from sa_plugin import __version__  # noqa: E402 - found by the line above
+
+project = "sa_plugin"
+release = __version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["conf.py"]
+html_theme = "furo"
+html_title = f"sa_plugin {release}"
+myst_heading_anchors = 3  # links to a heading, as GitHub has them
+autodoc_default_options = {
+    "members": True,
+    "member-order": "bysource",
+    "special-members": "__call__",
+}
+autodoc_type_aliases = {"ArrayLike": "ArrayLike", "Numeric": "Numeric"}
+maximum_signature_line_length = 88
+python_use_unqualified_type_names = True
+napoleon_numpy_docstring = False
+
+
+def escape_formulas(app, what, name, obj, options, lines):
+    """In docstrings |e| is a norm and *shape a shape, not marks of reStructuredText."""
+    literal_from = None  # the indent of the line whose "::" begins a literal block
+    for i, line in enumerate(lines):
+        indent = len(line) - len(line.lstrip())
+        if line.strip() and literal_from is not None and indent <= literal_from:
+            literal_from = None
+        if literal_from is None:
+            parts = re.split(r"(``.+?``)", line)
+            parts[::2] = [re.sub(r"([|*])", r"\\\1", part) for part in parts[::2]]
+            lines[i] = "".join(parts)
+            if line.rstrip().endswith("::"):
+                literal_from = indent
+
+
+def setup(app):
+    # Before napoleon, which makes marks of its own of the sections.
+    app.connect("autodoc-process-docstring", escape_formulas, priority=100)
