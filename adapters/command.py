@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from signal import SIGINT, SIGTERM
 from typing import NoReturn
 
+from adapters import signals
+
+# All of them; docs/reliability.md says what a batch script can make of them.
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
+EXIT_BY_SIGNAL = 128  # plus the signal's number, as shells count: 130 SIGINT, 143 SIGTERM
 CONTINUES = "; the same command continues it"
 
 
@@ -37,22 +43,34 @@ def exit_code(
     """Do ``work`` and tell what stops it in one line on stderr.
 
     Returns:
-        0: done; 2: a ValueError; ``failed``: an OSError; 130: interrupted. Any other exception is a
-        mistake of ours and keeps its traceback.
+        0: done; 2: a ValueError; ``failed``: an OSError; 130: stopped by SIGINT; 143: by SIGTERM.
+        Any other exception is a mistake of ours and keeps its traceback.
 
     Args:
         failed: where the command can be repeated after an OSError, EXIT_FAILED, which says so.
         continues: what is added to the lines of a command that can be repeated.
     """
     try:
-        work()
+        with signals.caught():
+            work()
     except ValueError as error:
         return _tell(module, error, EXIT_BAD_INPUT)
     except OSError as error:
         return _tell(module, error, failed, continues if failed == EXIT_FAILED else "")
-    except KeyboardInterrupt:
-        return _tell(module, "interrupted", EXIT_INTERRUPTED, continues)
+    except KeyboardInterrupt as stop:
+        number = signals.received() or SIGINT  # of a process that was told by another one
+        what = "terminated" if number == SIGTERM else "interrupted"
+        said = f"{what}: {stop}" if stop.args else what
+        return _tell(module, said, EXIT_BY_SIGNAL + number, continues)
     return 0
+
+
+@contextmanager
+def one_line_warnings(module: str) -> Iterator[None]:
+    """Warnings within are told in one line on stderr, as errors are."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: _tell(module, f"warning: {message}", 0)
+        yield
 
 
 def one_line(text: str) -> str:

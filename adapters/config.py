@@ -9,7 +9,8 @@ import difflib
 import json
 import re
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,14 @@ from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from adapters.features import write_atomically
+from adapters.locks import locked
+from adapters.stored import read_json
 from configs.base import base_config
 
 CONFIG_FILE = "config.json"
+LOCK_FILE = ".lock"
+# A killed run's loader processes notice it within 5 seconds, and share its lock until then.
+PATIENCE = 10.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -164,6 +170,8 @@ def default_workdir(config: FrozenConfigDict) -> Path:
     for option, default in (("window", "down"), ("weighting", "uniform"), ("backprop", "all")):
         if sa.lam and sa[option] != default:
             label += f"_{sa[option]}"
+    if sa.lam and sa.reuse:
+        label += "_reuse"
     if config.base.init_from:
         label += "_warm"
     return Path("runs") / config.name / f"{label}_seed{config.seed}"
@@ -172,28 +180,56 @@ def default_workdir(config: FrozenConfigDict) -> Path:
 EXPERIMENT = Schema(expected=base_config, free=("network.args",), workdir=default_workdir)
 
 
-def claim_folder(workdir: Path, config: FrozenConfigDict, *, option: str = "--workdir") -> None:
-    """Write the resolved configuration into ``workdir``, which ``option`` names.
+@contextmanager
+def claimed(
+    workdir: Path, config: FrozenConfigDict, *, option: str = "--workdir"
+) -> Iterator[None]:
+    """``workdir``, which ``option`` names, for this run alone until the end of the block.
+
+    The resolved configuration is written there.
 
     Raises:
-        ValueError: the folder holds a run of another configuration, or files that are no run.
+        ValueError: the folder holds a run of another configuration, or files that are no run, or
+            another run is at work in it.
     """
-    path = workdir / CONFIG_FILE
     resolved = json.loads(json.dumps(config.to_dict()))
+    _is_of_the_run(workdir, resolved, option)  # before anything is written into a foreign folder
+    with locked(workdir / LOCK_FILE, PATIENCE) as ours:
+        if not ours:
+            raise ValueError(
+                f"another run is at work in {workdir}; wait for its end or give another {option}"
+            )
+        if not _is_of_the_run(workdir, resolved, option):
+            content = json.dumps(resolved, indent=2, sort_keys=True).encode() + b"\n"
+            write_atomically(workdir / CONFIG_FILE, content)
+        yield
+
+
+def check_holds(workdir: Path, config: FrozenConfigDict, module: str) -> None:
+    """ValueError unless ``workdir`` holds a run of ``config``, which ``module`` is to have made."""
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        raise ValueError(f"{workdir} holds no run: run python -m {module} first")
+    _check_same(path, json.loads(json.dumps(config.to_dict())), "--workdir")
+
+
+def _is_of_the_run(workdir: Path, resolved: dict[str, Any], option: str) -> bool:
+    """Whether the folder holds this configuration; False where there is nothing yet."""
+    path = workdir / CONFIG_FILE
     if path.exists():
         _check_same(path, resolved, option)
-        return
-    if workdir.exists() and any(workdir.iterdir()):
+        return True
+    if workdir.exists() and any(p.name != LOCK_FILE for p in workdir.iterdir()):
         raise ValueError(f"{workdir} is not empty and holds no {CONFIG_FILE}; give {option}")
-    write_atomically(path, json.dumps(resolved, indent=2, sort_keys=True).encode() + b"\n")
+    return False
 
 
 def _check_same(path: Path, resolved: dict[str, Any], option: str) -> None:
-    try:
-        there = flatten(json.loads(path.read_text()))
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is not a resolved configuration: {error}") from error
+    there = read_json(path, "is not a resolved configuration", flatten)
     here = flatten(resolved)
+    # A key that came after the run was written had the value that is now its default.
+    defaults = flatten(json.loads(json.dumps(base_config().to_dict())))
+    there = {k: v for k, v in defaults.items() if k in here} | there
     differing = sorted(k for k in there.keys() | here.keys() if there.get(k) != here.get(k))
     if differing:
         shown = "; ".join(

@@ -13,12 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from adapters.command import one_line_warnings
 from adapters.evaluation import EXTRAS, Summary, compare, statistics_summary, summarise
 from adapters.features import Extractor, build_extractors, write_atomically
 from adapters.image_sources import open_images
@@ -62,10 +62,16 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     if args.save_stats is not None and len(names) != 1:
         raise ValueError(f"--save_stats takes one feature space at a time, got {names}")
     images = open_images(args.images, data_root=args.data_root)
-    extractors = build_extractors(names, cache_dir=args.cache_dir, device=args.device)
+    extractors = build_extractors(
+        names, cache_dir=args.cache_dir, device=args.device, data_root=args.data_root
+    )
     reference = None
     if args.against is not None:
-        reference = _reference(args, images, extractors, keep_features=bool(extras))
+        shape = images.image_shape
+        reference = open_reference(args.against, shape, extractors, data_root=args.data_root)
+        if not isinstance(reference, Summary):
+            batches = reference.uint8_batches(args.batch_size)
+            reference = summarise(batches, extractors, keep_features=bool(extras))
     samples = summarise(
         images.uint8_batches(args.batch_size),
         extractors,
@@ -79,29 +85,33 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     return compare(samples, reference, splits=args.splits, extras=extras)
 
 
-def _reference(
-    args: argparse.Namespace,
-    images: ImageDataset,
+def open_reference(
+    against: str,
+    image_shape: tuple[int, ...],
     extractors: Sequence[Extractor],
     *,
-    keep_features: bool,
-) -> Summary:
-    if is_statistics(args.against) or Path(args.against).suffix == ".npy":
+    data_root: str | Path | None = None,
+) -> Summary | ImageDataset:
+    """What images of ``image_shape`` are compared with: statistics' summary, or images.
+
+    Raises:
+        ValueError: there is nothing of that name, or it does not fit.
+    """
+    if is_statistics(against) or Path(against).suffix == ".npy":
         if len(extractors) != 1:
             names = [extractor.name for extractor in extractors]
-            raise ValueError(f"{args.against} holds statistics of one feature space, not {names}")
+            raise ValueError(f"{against} holds statistics of one feature space, not {names}")
         (extractor,) = extractors
-        probe = extractor.extract(torch.zeros(1, *images.image_shape)).features
-        found = Statistics.load(args.against, features=extractor.name, dim=probe.shape[1])
+        probe = extractor.extract(torch.zeros(1, *image_shape)).features
+        found = Statistics.load(against, features=extractor.name, dim=probe.shape[1])
         return statistics_summary({extractor.name: found}, extractors)
-    real = open_images(args.against, data_root=args.data_root)
-    if real.image_shape != images.image_shape:
+    real = open_images(against, data_root=data_root)
+    if real.image_shape != image_shape:
         raise ValueError(
-            f"images of one shape are compared: {args.images} has {images.image_shape}, "
-            f"{args.against} {real.image_shape} (C, H, W)"
+            f"images of one shape are compared: those here have {image_shape}, "
+            f"{against} {real.image_shape} (C, H, W)"
         )
-    batches = real.uint8_batches(args.batch_size)
-    return summarise(batches, extractors, keep_features=keep_features)
+    return real
 
 
 def table(metrics: dict[str, float]) -> str:
@@ -113,10 +123,7 @@ def table(metrics: dict[str, float]) -> str:
 def main(argv: Sequence[str]) -> int:
     """0: done; 2: bad input, or a missing file or package, told in one line."""
     args = parse(argv)
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: print(
-            f"{MODULE}: warning: {message}", file=sys.stderr
-        )
+    with one_line_warnings(MODULE):
         try:
             metrics = run(args)
             if args.out is not None:

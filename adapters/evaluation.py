@@ -49,6 +49,58 @@ class Summary:
     features: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+class Collector:
+    """What a summary is made of, taken in batch by batch.
+
+    Args:
+        image_shape: the (C, H, W) that all images must have; by default the first batch's.
+        keep_features: also keep them all, which KID, precision and recall need.
+
+    Attributes:
+        pixels, moments, logits: see ``Summary``; logits are in the order of the batches.
+    """
+
+    def __init__(
+        self,
+        extractors: Sequence[Extractor],
+        *,
+        image_shape: tuple[int, ...] | None = None,
+        keep_features: bool = False,
+    ) -> None:
+        self.extractors = tuple(extractors)
+        self.moments = {extractor.name: Moments() for extractor in extractors}
+        if len(self.moments) < len(self.extractors):
+            raise ValueError(f"extractors must differ in name, got {[e.name for e in extractors]}")
+        self.logits: dict[str, list[Tensor]] = {}
+        self.pixels = PixelVariance(image_shape)
+        self._keeps = keep_features
+        self._features: dict[str, list[Tensor]] = {}
+
+    def update(self, batch: Tensor) -> None:
+        """Take in uint8 images [B, C, H, W]."""
+        x = from_uint8(batch)
+        self.pixels.update(batch)
+        for extractor in self.extractors:
+            extracted = extractor.extract(x)
+            self.moments[extractor.name].update(extracted.features)
+            if self._keeps:
+                self._features.setdefault(extractor.name, []).append(extracted.features.cpu())
+            if extracted.logits is not None:
+                self.logits.setdefault(extractor.name, []).append(extracted.logits.cpu())
+
+    def summary(self) -> Summary:
+        """Of all that was taken in."""
+        return Summary(
+            extractors=self.extractors,
+            count=self.pixels.count,
+            image_shape=self.pixels.image_shape,
+            variance=self.pixels.total(),
+            moments=self.moments,
+            logits={name: torch.cat(parts) for name, parts in self.logits.items()},
+            features={name: torch.cat(parts) for name, parts in self._features.items()},
+        )
+
+
 def summarise(
     batches: Iterable[Tensor],
     extractors: Sequence[Extractor],
@@ -56,39 +108,11 @@ def summarise(
     image_shape: tuple[int, ...] | None = None,
     keep_features: bool = False,
 ) -> Summary:
-    """Pass uint8 batches [B, C, H, W] through every extractor, once.
-
-    ``image_shape``: the (C, H, W) that all must have; by default the first batch's.
-    ``keep_features``: also keep them all, which KID, precision and recall need.
-    """
-    moments = {extractor.name: Moments() for extractor in extractors}
-    if len(moments) < len(extractors):
-        raise ValueError(f"extractors must differ in name, got {[e.name for e in extractors]}")
-    logits: dict[str, list[Tensor]] = {}
-    features: dict[str, list[Tensor]] = {}
-    spread: _PixelVariance | None = None
+    """Pass uint8 batches [B, C, H, W] through every extractor, once; arguments of ``Collector``."""
+    collector = Collector(extractors, image_shape=image_shape, keep_features=keep_features)
     for batch in batches:
-        x = from_uint8(batch)
-        spread = spread or _PixelVariance(image_shape or tuple(batch.shape[1:]))
-        spread.update(batch)
-        for extractor in extractors:
-            extracted = extractor.extract(x)
-            moments[extractor.name].update(extracted.features)
-            if keep_features:
-                features.setdefault(extractor.name, []).append(extracted.features.cpu())
-            if extracted.logits is not None:
-                logits.setdefault(extractor.name, []).append(extracted.logits.cpu())
-    if spread is None:
-        raise ValueError("batches must hold at least 2 images, got none")
-    return Summary(
-        extractors=tuple(extractors),
-        count=spread.count,
-        image_shape=spread.image_shape,
-        variance=spread.total(),
-        moments=moments,
-        logits={name: torch.cat(parts) for name, parts in logits.items()},
-        features={name: torch.cat(parts) for name, parts in features.items()},
-    )
+        collector.update(batch)
+    return collector.summary()
 
 
 def evaluate(
@@ -178,30 +202,36 @@ def _neighbour_metrics(
     return metrics
 
 
-class _PixelVariance:
-    """Sum over pixels of each pixel's variance, from whole numbers: exact in any order."""
+class PixelVariance:
+    """Sum over pixels of each pixel's variance, from whole numbers: exact in any order.
 
-    def __init__(self, image_shape: tuple[int, ...]) -> None:
+    ``sums``: of each pixel's levels and of their squares, int64 [2, C, H, W].
+    """
+
+    def __init__(self, image_shape: tuple[int, ...] | None = None) -> None:
         self.count = 0
         self.image_shape = image_shape
-        self._sums = torch.zeros(2, *image_shape, dtype=torch.int64)  # of p and of p^2
+        self.sums: Tensor | None = None
 
     def update(self, batch: Tensor) -> None:
         """Take in uint8 images [B, C, H, W]."""
-        if tuple(batch.shape[1:]) != self.image_shape:
-            raise ValueError(
-                f"batches must hold images of shape {self.image_shape}, "
-                f"got {tuple(batch.shape[1:])}"
-            )
         levels = batch.cpu().to(torch.int64)
-        self._sums += torch.stack([levels.sum(dim=0), levels.square().sum(dim=0)])
-        self.count += len(batch)
+        self.add(len(batch), torch.stack([levels.sum(dim=0), levels.square().sum(dim=0)]))
+
+    def add(self, count: int, sums: Tensor) -> None:
+        """Take in the sums of ``count`` images."""
+        shape = tuple(sums.shape[1:])
+        self.image_shape = self.image_shape or shape
+        if shape != self.image_shape:
+            raise ValueError(f"batches must hold images of shape {self.image_shape}, got {shape}")
+        self.count += count
+        self.sums = sums if self.sums is None else self.sums + sums
 
     def total(self) -> float:
         """In units of x = level / 127.5 - 1."""
         if self.count < 2:
-            raise ValueError(f"batches must hold at least 2 images, got {self.count}")
-        sums, squares = self._sums
+            raise ValueError(f"batches must hold at least 2 images, got {self.count or 'none'}")
+        sums, squares = self.sums
         # n sum(p^2) - sum(p)^2 fits int64 up to ten million images.
         scatter = (self.count * squares - sums.square()).sum().item()
         return scatter / (self.count * (self.count - 1)) / 127.5**2

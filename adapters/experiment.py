@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +19,12 @@ import torch
 from ml_collections import FrozenConfigDict
 from torch import nn
 
-from adapters.command import exit_code
-from adapters.config import claim_folder, read_command_line
+from adapters.command import EXIT_FAILED, exit_code
+from adapters.config import claimed, read_command_line
 from adapters.convert import read_fitting
 from adapters.features import check_names
 from adapters.registry import PROCESSES, build_network, get_process
+from adapters.signals import at_once
 from sa_plugin.gamma import Gamma
 from sa_plugin.loss import SALoss
 from sa_plugin.sampler import Sampler
@@ -32,7 +34,7 @@ from third_party.common.criterion_base import Criterion
 from third_party.common.data import ImageDataset, check_world
 from third_party.common.datasets import DATASETS, IMAGE_SHAPES, get_dataset
 from third_party.common.schedule import NamedSchedule
-from third_party.common.step_options import StepOptions
+from third_party.common.step_options import PRECISIONS, StepOptions
 from third_party.common.wrapper import DTWrapper
 from third_party.extended_analytic_dpm.methods import build_criterion, get_method
 
@@ -114,7 +116,9 @@ class Experiment:
         self.progress = progress
         self.host_schedule = NamedSchedule(config.schedule.name, config.schedule.N)
         self.schedule = NoiseSchedule.from_betas(self.host_schedule.betas[1:])
-        self.loss = SALoss(self.schedule, **config.sa.to_dict())
+        options = config.sa.to_dict()
+        self.lam_warmup = options.pop("lam_warmup")
+        self.loss = SALoss(self.schedule, **options)
         self._check()
 
     @property
@@ -183,6 +187,9 @@ class Experiment:
             clip_sigma_idx=sample.clip_sigma_idx if optimal else 0,
             clip_pixel=sample.clip_pixel_ddpm if row.forward == "ddpm" else sample.clip_pixel_ddim,
             device=self.device,
+            channels_last=sample.channels_last,
+            autocast=None if sample.precision == "float32" else sample.precision,
+            compile=sample.compile,
         )
 
     def step_options(self, name: str) -> StepOptions:
@@ -221,6 +228,13 @@ class Experiment:
         if config.data.name not in DATASETS:
             raise ValueError(
                 f"data.name must be one of {sorted(DATASETS)}, got {config.data.name!r}"
+            )
+        if self.lam_warmup < 0:
+            raise ValueError(f"sa.lam_warmup must be >= 0, got {self.lam_warmup!r}")
+        if config.sample.precision not in PRECISIONS:
+            raise ValueError(
+                f"sample.precision must be one of {tuple(PRECISIONS)}, "
+                f"got {config.sample.precision!r}"
             )
         check_names(config.evaluate.features)
         self._check_head()
@@ -282,14 +296,14 @@ def _usable_device(name: str) -> torch.device:
 
 
 def run(adapter: Adapter, argv: Sequence[str] | None = None) -> int:
-    """Run an experiment from the command line; the process's exit code.
+    """Run an experiment from the command line; its exit code, see ``exit_code``.
 
-    0: done; 2: bad input, told in one line; 130: interrupted, to be continued by the same command.
+    1 where there is no room or another process has stopped: the same command continues it.
     """
     level = logging.INFO if distributed.is_first() else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", force=True)
     words = sys.argv if argv is None else argv
-    return exit_code(adapter.module, lambda: _run(adapter, words))
+    return exit_code(adapter.module, lambda: _run(adapter, words), failed=EXIT_FAILED)
 
 
 def _run(adapter: Adapter, argv: Sequence[str]) -> None:
@@ -303,9 +317,12 @@ def _run(adapter: Adapter, argv: Sequence[str]) -> None:
             _print_plan(experiment, chosen)
         return
     _ = experiment.dataset  # a missing one is told before anything is written
-    distributed.start(device)
-    distributed.on_first(claim_folder, line.workdir, adapter.recorded(line.config))
-    _run_all(chosen)
+    with at_once():
+        distributed.start(device)
+    with ExitStack() as stack, distributed.peers():
+        claim = claimed(line.workdir, adapter.recorded(line.config))
+        distributed.on_first(stack.enter_context, claim)
+        _run_all(chosen)
 
 
 def _run_all(stages: Sequence[Stage]) -> None:

@@ -7,21 +7,13 @@ To add a space, write a builder and enter it in the registry.
 
 from __future__ import annotations
 
-import hashlib
-import io
 import os
-import pickle
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-
-from sa_plugin.sampler import to_uint8
 
 
 @dataclass(frozen=True)
@@ -50,7 +42,8 @@ class Extractor:
         return self.established_names or (f"frechet_{self.name}", f"is_{self.name}")
 
 
-Builder = Callable[[Path | None, torch.device], Extractor]
+# (folder of weights, device, folder of datasets) -> extractor
+Builder = Callable[[Path | None, torch.device, Path | None], Extractor]
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -63,13 +56,22 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def build_extractors(
-    names: Iterable[str], *, cache_dir: str | Path | None = None, device: str | torch.device = "cpu"
+    names: Iterable[str],
+    *,
+    cache_dir: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    data_root: str | Path | None = None,
 ) -> tuple[Extractor, ...]:
-    """The extractors of these names; weights are kept in, or read from, ``cache_dir``, if given."""
+    """The extractors of these names.
+
+    Args:
+        cache_dir: where weights are kept and read, if given.
+        data_root: where the datasets lie that a classifier is trained on (default: ``data``).
+    """
     names = tuple(names)
     check_names(names)
-    folder = None if cache_dir is None else Path(cache_dir)
-    return tuple(EXTRACTORS[name](folder, torch.device(device)) for name in names)
+    cache, root = (None if path is None else Path(path) for path in (cache_dir, data_root))
+    return tuple(EXTRACTORS[name](cache, torch.device(device), root) for name in names)
 
 
 # ---------------------------------------------------------------------------------------- pixels
@@ -84,7 +86,7 @@ def from_uint8(images: Tensor) -> Tensor:
     return images.to(torch.float32) / 127.5 - 1
 
 
-def pixels(cache_dir: Path | None, device: torch.device) -> Extractor:
+def pixels(cache_dir: Path | None, device: torch.device, root: Path | None) -> Extractor:
     """The flattened images themselves, D = C H W; their moments take D^2 numbers."""
     return Extractor("pixels", lambda x: Extracted(x.flatten(1)))
 
@@ -122,167 +124,35 @@ def network_features(
     return Extractor(name, extract)
 
 
-# ---------------------------------------------------------------------- a classifier of the digits
+# ------------------------------------------- networks that live in modules of their own, see there
+# (which import this one, and so are imported where they are needed)
 
 
-def load_digit_images() -> tuple[Tensor, Tensor]:
-    """scikit-learn's 1,797 digits: uint8 images [N, 1, 8, 8] and labels [N].
+def digit_classifier(cache_dir: Path | None, device: torch.device, root: Path | None) -> Extractor:
+    """A classifier of scikit-learn's digits, D = 64."""
+    from adapters import classifiers
 
-    The 17 grey levels p = 0..16 stand for x = p / 8 - 1 and are rounded to 256 levels as samples
-    are, so that real and generated images are treated alike.
-    """
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    levels = torch.from_numpy(digits.images).to(torch.float32)[:, None]
-    return to_uint8(levels / 8 - 1), torch.from_numpy(digits.target).to(torch.int64)
+    return classifiers.extractor("digits", cache_dir, device, root)
 
 
-@dataclass(frozen=True)
-class DigitClassifierSettings:
-    """All that decides the trained weights, besides the images."""
+def fashion_classifier(
+    cache_dir: Path | None, device: torch.device, root: Path | None
+) -> Extractor:
+    """A classifier of Fashion-MNIST, D = 64, whose files lie below ``root``."""
+    from adapters import classifiers
 
-    seed: int = 0
-    epochs: int = 20
-    width: int = 32
-    dim: int = 64
-    dropout: float = 0.3
-    lr: float = 2e-3
-    batch_size: int = 64
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name not in ("seed", "dropout") and value <= 0:
-                raise ValueError(f"{field.name} must be positive, got {value}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+    return classifiers.extractor("fashion", cache_dir, device, root)
 
 
-class DigitClassifier(nn.Module):
-    """Four 3x3 convolutions and a hidden layer, for images [B, 1, 8, 8] in [-1, 1].
-
-    SiLU throughout: with ReLU some of the units die, and the features' covariance loses rank. The
-    features are the hidden layer's outputs over one number, ``scale``, that brings their mean
-    variance over the training images to 1: distances then mean the same for every seed.
-    """
-
-    def __init__(self, width: int, dim: int, dropout: float) -> None:
-        super().__init__()
-        self.hidden = nn.Sequential(
-            nn.Conv2d(1, width, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(width, width, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(2 * width, 2 * width, 3, padding=1),
-            nn.SiLU(),
-            nn.Flatten(),
-            nn.Dropout(dropout),
-            nn.Linear(32 * width, dim),
-            nn.SiLU(),
-        )
-        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, 10))
-        self.register_buffer("scale", torch.ones(()))
-
-    def forward(self, x: Tensor) -> Extracted:
-        hidden = self.hidden(x)
-        return Extracted(hidden / self.scale, self.head(hidden))
-
-
-def train_digit_classifier(
-    images: Tensor, labels: Tensor, settings: DigitClassifierSettings
-) -> DigitClassifier:
-    """Train on uint8 images [N, 1, 8, 8], on the CPU: equal arguments give equal weights.
-
-    The global random state has no part in the result and is left as it was.
-    """
-    if len(images) < settings.batch_size:
-        raise ValueError(f"images must be at least {settings.batch_size}, got {len(images)}")
-    x = from_uint8(images)
-    with _one_thread(), torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which would also seed the accelerators.
-        torch.default_generator.manual_seed(settings.seed)
-        model = DigitClassifier(settings.width, settings.dim, settings.dropout)
-        per_epoch = len(x) // settings.batch_size
-        steps = settings.epochs * per_epoch
-        optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=steps)
-        for _ in range(settings.epochs):
-            for batch in torch.randperm(len(x)).split(settings.batch_size)[:per_epoch]:
-                loss = F.cross_entropy(model(x[batch]).logits, labels[batch])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-        model.eval().requires_grad_(False)
-        model.scale.copy_(model(x).features.double().var(dim=0).mean().sqrt())
-    return model
-
-
-def held_out_accuracy(settings: DigitClassifierSettings | None = None) -> float:
-    """Accuracy on a fixed fifth of the digits after training on the other four."""
-    images, labels = load_digit_images()
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    train, test = order[: len(order) * 4 // 5], order[len(order) * 4 // 5 :]
-    model = train_digit_classifier(
-        images[train], labels[train], settings or DigitClassifierSettings()
-    )
-    predicted = model(from_uint8(images[test])).logits.argmax(dim=1)
-    return (predicted == labels[test]).double().mean().item()
-
-
-def load_digit_classifier(
-    cache_dir: str | Path | None, settings: DigitClassifierSettings | None = None
-) -> DigitClassifier:
-    """The classifier trained on all digits: from ``cache_dir`` if it is there, else trained."""
-    settings = settings or DigitClassifierSettings()
-    images, labels = load_digit_images()
-    if cache_dir is None:
-        return train_digit_classifier(images, labels, settings)
-    data = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
-    key = {"format": 1, "data": data, **asdict(settings)}
-    digest = hashlib.sha256(repr(sorted(key.items())).encode()).hexdigest()[:12]
-    path = Path(cache_dir) / f"digit_classifier-{digest}.pt"
-    state = _read_cache(path, key)
-    if state is not None:
-        model = DigitClassifier(settings.width, settings.dim, settings.dropout)
-        model.load_state_dict(state)
-        return model.eval().requires_grad_(False)
-    model = train_digit_classifier(images, labels, settings)
-    buffer = io.BytesIO()
-    torch.save({"key": key, "state": model.state_dict()}, buffer)
-    write_atomically(path, buffer.getvalue())
-    return model
-
-
-def digit_classifier(cache_dir: Path | None, device: torch.device) -> Extractor:
-    """Penultimate layer (D = 64) and logits of ``DigitClassifier``."""
-    # float64: a batch's result then depends neither on its size nor on TF32 or autocast.
-    model = load_digit_classifier(cache_dir).to(device=device, dtype=torch.float64)
-
-    @torch.no_grad()
-    def extract(x: Tensor) -> Extracted:
-        if tuple(x.shape[1:]) != (1, 8, 8):
-            raise ValueError(f"digit_classifier takes images [B, 1, 8, 8], got {tuple(x.shape)}")
-        return model(x.to(device=device, dtype=torch.float64))
-
-    return Extractor("digit_classifier", extract)
-
-
-# ------------------------------------------------------------------------------------- Inception
-
-
-def inception(cache_dir: Path | None, device: torch.device) -> Extractor:
-    """pool3 (D = 2048) and logits of pytorch-fid's network; see ``adapters.inception``."""
-    from adapters import inception as module  # not above: that module imports this one
+def inception(cache_dir: Path | None, device: torch.device, root: Path | None) -> Extractor:
+    """pool3 (D = 2048) and logits of pytorch-fid's network."""
+    from adapters import inception as module
 
     return module.inception(cache_dir, device)
 
 
-def inception_tf(cache_dir: Path | None, device: torch.device) -> Extractor:
-    """The same network on torch-fidelity's input; see ``adapters.inception``."""
+def inception_tf(cache_dir: Path | None, device: torch.device, root: Path | None) -> Extractor:
+    """The same network on torch-fidelity's input."""
     from adapters import inception as module
 
     return module.inception_tf(cache_dir, device)
@@ -291,6 +161,7 @@ def inception_tf(cache_dir: Path | None, device: torch.device) -> Extractor:
 EXTRACTORS: dict[str, Builder] = {
     "pixels": pixels,
     "digit_classifier": digit_classifier,
+    "fashion_classifier": fashion_classifier,
     "inception": inception,
     "inception_tf": inception_tf,
 }
@@ -309,27 +180,3 @@ def write_atomically(path: str | Path, content: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _read_cache(path: Path, key: dict[str, object]) -> dict[str, Tensor] | None:
-    """The weights in a cache file, or None if there is none, or none made as ``key`` says."""
-    if not path.exists():
-        return None
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        warnings.warn(f"{path} cannot be read and is made anew: {error}", stacklevel=3)
-        return None
-    usable = isinstance(stored, dict) and stored.get("key") == key
-    return stored["state"] if usable else None
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread within: the order of a sum, and so its rounding, can depend on their number."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

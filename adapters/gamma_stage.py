@@ -7,6 +7,7 @@ import logging
 import numpy as np
 
 from adapters.experiment import Experiment
+from adapters.signals import held
 from adapters.stages import TrainStage
 from sa_plugin.gamma import Gamma, estimate_gamma
 from third_party.common.data import BatchStream
@@ -52,18 +53,20 @@ class GammaStage:
         if not self.base.is_done():
             raise ValueError(f"stage {self.name!r} needs the result of stage {self.base.name!r}")
         settings, experiment = self.settings, self.experiment
-        gamma = estimate_gamma(
-            experiment.wrapper(*self.base.average()),
-            experiment.schedule,
-            BatchStream(
-                experiment.dataset, settings.batch_size, settings.seed, device=experiment.device
-            ),
-            n_images=self.n_images,
-            noises=settings.noises,
-            seed=settings.seed,
-            checkpoint=self.folder / "state.pth",
-            progress=experiment.progress,
-        )
+        with held() as stop:
+            gamma = estimate_gamma(
+                experiment.wrapper(*self.base.average()),
+                experiment.schedule,
+                BatchStream(
+                    experiment.dataset, settings.batch_size, settings.seed, device=experiment.device
+                ),
+                n_images=self.n_images,
+                noises=settings.noises,
+                seed=settings.seed,
+                checkpoint=self.folder / "state.pth",
+                stop=stop,
+                progress=experiment.progress,
+            )
         gamma.save(self.folder / "ms_eps.pth")
         gamma.save(self.path)
         logger.info("gamma: standard errors up to %.2g", np.max(gamma.stderr))

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import io
-import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from sa_plugin._files.reading import reading, reason, tar_files
 from third_party.common.data import ImageDataset
 from third_party.common.datasets import DATASETS, get_dataset
 from third_party.common.datasets.folders import SUFFIXES
-from third_party.common.datasets.pixels import MODES, Preparation
+from third_party.common.datasets.pixels import MODES, Preparation, decode_image, open_image
 
 
 def open_images(source: str, *, data_root: str | Path | None = None) -> ImageDataset:
@@ -52,7 +52,8 @@ class TarImages:
         if first is None:
             raise ValueError(f"{paths[0].parent} holds no images: nothing in its tar files is one")
         name, file = first
-        self._channels = _channels(file, name)
+        with _named(name):
+            self._channels = _channels(file)
         self._shape = tuple(self._decoded(name, file).shape)
         self._count: int | None = None
 
@@ -79,36 +80,36 @@ class TarImages:
 
     def _encoded(self) -> Iterator[tuple[str, io.BytesIO]]:
         for path in self.paths:
-            try:
-                with tarfile.open(path) as tar:
-                    for member in tar:
-                        if member.name.lower().endswith(SUFFIXES):
-                            file = tar.extractfile(member)
-                            if file is not None:
-                                yield f"{path}/{member.name}", io.BytesIO(file.read())
-            except (tarfile.TarError, OSError, EOFError) as error:
-                raise ValueError(f"{path} is damaged: {error}") from error
+            with reading(path, "is damaged") as shard:
+                for name, content in tar_files(shard, _is_image):
+                    yield f"{path}/{name}", io.BytesIO(content)
 
     def _decoded(self, name: str, file: io.BytesIO) -> Tensor:
-        try:
-            with Image.open(file) as image:
-                pixels = np.array(Preparation(channels=self._channels).apply(image))
-        except Exception as error:  # on damaged bytes a decoder can raise anything
-            raise ValueError(f"image {name} cannot be used: {error}") from error
-        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-        return torch.from_numpy(np.ascontiguousarray(pixels))
+        with _named(name):
+            return decode_image(file, Preparation(channels=self._channels))
 
 
 def _folder(path: Path) -> ImageDataset:
     found = get_dataset("folder", path)
-    first = found.path(0)  # type: ignore[attr-defined]
-    return found if _channels(first, first) == 3 else get_dataset("folder", path, channels=1)
+    with reading(found.path(0), "cannot be used as an image") as first:  # type: ignore[attr-defined]
+        return found if _channels(first) == 3 else get_dataset("folder", path, channels=1)
 
 
-def _channels(file: Path | io.BytesIO, name: Path | str) -> int:
-    """1 for a grey image, else 3."""
+@contextmanager
+def _named(image: str) -> Iterator[None]:
     try:
-        with Image.open(file) as image:
-            return 1 if image.mode in (MODES[1], "1") else 3
-    except OSError as error:
-        raise ValueError(f"image {name} cannot be used: {error}") from error
+        yield
+    except Exception as error:  # on damaged bytes a decoder can raise anything
+        raise ValueError(f"image {image} cannot be used: {reason(error)}") from error
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
+def _channels(file: BinaryIO) -> int:
+    """1 for a grey image, else 3."""
+    with open_image(file) as image:
+        channels = 1 if image.mode in (MODES[1], "1") else 3
+    file.seek(0)
+    return channels

@@ -22,12 +22,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adapters.features import Extracted, Extractor, to_uint8
+from adapters.features import Extracted, Extractor
+from sa_plugin._files.reading import reading
+from sa_plugin._files.tensors import load_tensors
+from sa_plugin.sampler import to_uint8
 
 WEIGHTS_VARIABLE = "SA_INCEPTION_WEIGHTS"
 
 # A batch is passed through in parts: at 299 x 299 an image takes about 10 MB on its way.
 _IMAGES_AT_ONCE = 128
+_CLASSES = 1008  # of TensorFlow's network, one of them for nothing
 _SIDE = 299  # pixels, of the images that Inception takes
 
 
@@ -49,7 +53,9 @@ class FIDInception(nn.Module):
                 resize_input=not tensorflow,
                 normalize_input=not tensorflow,
             )
-        self.register_buffer("fc_weight", state["fc.weight"])  # [1008, 2048]
+        if state["fc.weight"].shape != (_CLASSES, 2048):
+            raise ValueError(f"fc.weight has the shape {tuple(state['fc.weight'].shape)}")
+        self.register_buffer("fc_weight", state["fc.weight"])
         self.eval()
 
     def forward(self, x: Tensor) -> Extracted:
@@ -123,22 +129,12 @@ def find_weights(cache_dir: str | Path | None) -> Path:
 
 def load_inception(path: str | Path, tensorflow: bool = False) -> FIDInception:
     """The network with the weights of this file, on the CPU."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # on a damaged file the unpickler raises almost anything
-        raise _unusable(path, error) from error
-    try:
-        return FIDInception(state, tensorflow)
-    except (RuntimeError, TypeError) as error:  # other names or shapes; not a state dict
-        raise _unusable(path, error) from error
-
-
-def _unusable(path: str | Path, error: Exception) -> ValueError:
-    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    return ValueError(
-        f"{path} must hold the weights of {_pytorch_fid().FID_WEIGHTS_URL}, got a file that cannot "
-        f"be read as such: {reason}"
-    )
+    url = _pytorch_fid().FID_WEIGHTS_URL
+    trouble = f"must hold the weights of {url}, got a file that cannot be read as such"
+    if tensorflow:
+        _tensorflow_resize()  # a package that is missing is not the file's fault
+    with reading(path, trouble) as file:
+        return FIDInception(load_tensors(file), tensorflow)
 
 
 def _pytorch_fid() -> ModuleType:

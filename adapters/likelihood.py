@@ -23,13 +23,14 @@ from torch import Tensor
 
 from adapters.analytic_dpm import ANALYTIC_DPM
 from adapters.command import OwnOptions, exit_code
-from adapters.config import CONFIG_FILE, CommandLine, claim_folder, read_command_line
+from adapters.config import CommandLine, check_holds, read_command_line
 from adapters.experiment import Adapter, Experiment, load_dataset
 from adapters.features import write_atomically
 from adapters.npr_dpm import NPR_DPM
 from adapters.registry import PROCESSES, get_process
 from adapters.report import table as table_of
 from adapters.sn_dpm import SN_DPM
+from adapters.stored import read_json
 from sa_plugin.likelihood import bits_per_dim, mean_with_error, negative_elbo
 from third_party.common.data import ImageDataset, to_unit_range
 
@@ -98,9 +99,7 @@ def _experiment(line: CommandLine) -> Experiment:
         hosts = sorted(name for name, row in PROCESSES.items() if row.needs)
         raise ValueError(f"sample.processes must tell the host by a row among {hosts}")
     adapter = ADAPTERS[needs.pop()]
-    if not (line.workdir / CONFIG_FILE).exists():
-        raise ValueError(f"{line.workdir} holds no run: run python -m {adapter.module} first")
-    claim_folder(line.workdir, adapter.recorded(line.config))
+    check_holds(line.workdir, adapter.recorded(line.config), adapter.module)
     return Experiment(adapter, line.config, line.workdir, line.device, line.progress)
 
 
@@ -230,11 +229,7 @@ class LikelihoodCells:
     def _read(self) -> dict[str, dict[str, dict[str, Any]]]:
         if not self.path.exists():
             return {}
-        try:
-            result = json.loads(self.path.read_text())
-            there, cells = result["settings"], result["cells"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.path} cannot be read; remove it: {error}") from error
+        there, cells = read_json(self.path, "cannot be read; remove it", _settings_and_cells)
         for name, here in vars(self.settings).items():
             if there.get(name) != here:
                 raise ValueError(
@@ -242,6 +237,15 @@ class LikelihoodCells:
                     f"{here!r} here); move it away to compute others"
                 )
         return cells
+
+
+def _settings_and_cells(
+    result: Any,
+) -> tuple[dict[str, Any], dict[str, dict[str, dict[str, Any]]]]:
+    settings, cells = dict(result["settings"]), dict(result["cells"])
+    for steps, cell in ((s, c) for by_steps in cells.values() for s, c in by_steps.items()):
+        int(steps), float(cell["bits_per_dim"]), float(cell["stderr"])
+    return settings, cells
 
 
 def _dataset(experiment: Experiment, split: str) -> ImageDataset:

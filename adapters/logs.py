@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 
 from adapters.features import write_atomically
+from sa_plugin._files.reading import reading
 
 CSV_FILE = "log.csv"
 
@@ -44,14 +45,8 @@ class TrainingLog:
         # Half a second to import, and needed by training alone.
         from torch.utils.tensorboard import SummaryWriter
 
-        self._rows = [row for row in self._read() if int(row["iteration"]) < iteration]
+        self._rows = [row for row in read_rows(self._path) if int(row["iteration"]) < iteration]
         self._board = SummaryWriter(self._folder / "tensorboard", purge_step=iteration)
-
-    def _read(self) -> list[dict[str, str]]:
-        if not self._path.exists():
-            return []
-        with self._path.open(newline="") as file:
-            return list(csv.DictReader(file))
 
     def _write(self) -> None:
         columns = list(dict.fromkeys(name for row in self._rows for name in row))
@@ -60,3 +55,16 @@ class TrainingLog:
         writer.writeheader()
         writer.writerows(self._rows)
         write_atomically(self._path, text.getvalue().encode())
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a log; none where there is no file."""
+    if not path.exists():
+        return []
+    with reading(path, "is damaged: remove it, it is written anew") as file:
+        rows = list(csv.DictReader(io.StringIO(file.read().decode(), newline="")))
+        for row in rows:
+            int(row["iteration"])
+            if None in row or None in row.values():
+                raise ValueError(f"a row has not the columns of the others: {row}")
+        return rows

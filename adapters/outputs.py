@@ -19,6 +19,8 @@ from PIL import Image
 
 from adapters.features import write_atomically
 from sa_plugin._batches import BLOCK
+from sa_plugin._files.arrays import read_npy
+from sa_plugin._files.reading import reading
 
 Images = NDArray[np.uint8]  # [n, H, W, C]
 
@@ -37,6 +39,9 @@ class Output(Protocol):
 
     def write(self, unit: int, images: Images) -> None:
         """Put a unit there; any process may, in any order."""
+
+    def close(self) -> None:
+        """What each process does after its last ``write``, or when something has failed."""
 
     def finish(self) -> None:
         """What one process does when no unit is missing; a second time it changes nothing."""
@@ -74,6 +79,9 @@ class PngFolder:
         for i, image in enumerate(images, start=unit * self.unit):
             write_atomically(self.folder / _png_name(i), encode_png(image))
 
+    def close(self) -> None:
+        """Every unit is written by itself."""
+
     def finish(self) -> None:
         """Nothing is left to do."""
 
@@ -103,6 +111,9 @@ class TarShards:
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
         write_atomically(self._path(unit), buffer.getvalue())
+
+    def close(self) -> None:
+        """Every unit is written by itself."""
 
     def finish(self) -> None:
         """Nothing is left to do."""
@@ -134,6 +145,9 @@ class NpzFile:
         np.save(buffer, images)
         write_atomically(self._part(unit), buffer.getvalue())
 
+    def close(self) -> None:
+        """Every unit is written by itself."""
+
     def finish(self) -> None:
         """Join the parts, one in memory at a time, and take them away."""
         if not self.path.exists():
@@ -147,7 +161,7 @@ class NpzFile:
 
     def _join(self, path: Path) -> None:
         entry = zipfile.ZipInfo("arr_0.npy")  # dated 1980
-        shape = (self.n_images, *np.load(self._part(0)).shape[1:])
+        shape = (self.n_images, *self._read(0).shape[1:])
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         with (
             zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive,
@@ -155,7 +169,17 @@ class NpzFile:
         ):
             np.lib.format.write_array_header_1_0(stream, header)
             for unit in range(units_of(self.n_images, self.unit)):
-                stream.write(np.load(self._part(unit)).tobytes())
+                stream.write(self._read(unit).tobytes())
+
+    def _read(self, unit: int) -> Images:
+        count = min(self.unit, self.n_images - unit * self.unit)
+        with reading(
+            self._part(unit), "is damaged: remove it, the same command makes it again"
+        ) as file:
+            images = read_npy(file)
+            if images.dtype != np.uint8 or images.ndim != 4 or len(images) != count:
+                raise ValueError(f"it holds {images.dtype} of shape {images.shape}")
+            return images
 
     def _part(self, unit: int) -> Path:
         return self.parts / f"{unit:08d}.npy"

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from adapters.command import OwnOptions, exit_code
-from adapters.config import CONFIG_FILE, CommandLine, claim_folder, read_command_line
+from adapters.config import CommandLine, check_holds, read_command_line
 from adapters.experiment import Experiment
 from adapters.registry import get_process
 from adapters.sample import adapter_of
@@ -56,9 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 def _finished(line: CommandLine) -> Experiment:
     """The experiment that the command line describes, its folder left as it is."""
     adapter = adapter_of(line.config)
-    if not (line.workdir / CONFIG_FILE).exists():
-        raise ValueError(f"{line.workdir} holds no run: run python -m {adapter.module} first")
-    claim_folder(line.workdir, adapter.recorded(line.config))
+    check_holds(line.workdir, adapter.recorded(line.config), adapter.module)
     return Experiment(adapter, line.config, line.workdir, line.device, line.progress)
 
 

@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from adapters.signals import at_once
+
 T = TypeVar("T")
 _PATIENCE = timedelta(days=30)  # one process may finish long before another
 
@@ -43,7 +45,8 @@ class Processes:
             return [value]
         values: list[Any] = [None] * self.world
         try:
-            dist.all_gather_object(values, value)
+            with at_once():
+                dist.all_gather_object(values, value)
         except RuntimeError as error:
             raise ConnectionError("another process of the run has stopped") from error
         return values
@@ -76,7 +79,8 @@ def processes() -> Iterator[Processes]:
     rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
         torch.cuda.set_device(local % torch.cuda.device_count())
-    dist.init_process_group("gloo", timeout=_PATIENCE)
+    with at_once():
+        dist.init_process_group("gloo", timeout=_PATIENCE)
     try:
         yield Processes(rank, world, local)
     finally:

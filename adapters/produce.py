@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,8 @@ def slice_size(image_shape: Sequence[int]) -> int:
 def in_slices(network: Callable[..., Any], size: int) -> Callable[..., Any]:
     """``network`` called with ``size`` images at a time; the batch must be a multiple of it."""
 
+    # Compiled, the network becomes one graph for a slice, not one for all slices of a batch.
+    @partial(torch.compiler.disable, recursive=False)
     def call(x: Tensor, n: Tensor) -> Any:
         outputs = [network(*part) for part in zip(x.split(size), n.split(size), strict=True)]
         if isinstance(outputs[0], Tensor):
@@ -117,7 +121,8 @@ def write_missing(
     What was finished when something fails is written all the same.
     """
     pending: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(max_workers=1) as pool:  # leaving waits for what is pending
+    # Leaving waits for what is pending, then closes.
+    with closing(output), ThreadPoolExecutor(max_workers=1) as pool:
         for run in runs_of(units):
             first = run.start * output.unit
             count = min(run.stop * output.unit, output.n_images) - first

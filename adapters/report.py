@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from adapters.registry import get_process
+from adapters.stored import read_json
 
 Cell = dict[str, float]
 Metrics = dict[str, dict[str, Cell]]  # process -> steps -> metric -> value
@@ -14,14 +15,27 @@ Metrics = dict[str, dict[str, Cell]]  # process -> steps -> metric -> value
 
 def read_metrics(path: Path) -> Metrics:
     """A run's metrics.json; ValueError with its path if it is not one."""
-    try:
-        metrics = json.loads(path.read_text())
-        cells = [cell for by_steps in metrics.values() for cell in by_steps.values()]
-        if not cells or not all(isinstance(cell, dict) for cell in cells):
-            raise ValueError("no cells")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is no file of metrics: {error}") from error
-    return metrics
+    return read_json(path, "is no file of metrics", _as_metrics)
+
+
+def _as_metrics(content: Any) -> Metrics:
+    if not any(content.values()):
+        raise ValueError("no cells")
+    for process, by_steps in content.items():
+        get_process(process)
+        for steps, cell in by_steps.items():
+            int(steps)
+            check_cell(cell)
+    return content
+
+
+def check_cell(cell: Any) -> None:
+    """ValueError unless it is a metric's name -> number, with what every table needs."""
+    if not isinstance(cell, dict) or not all(type(v) in (int, float) for v in cell.values()):
+        raise ValueError("a cell must be metric -> number")
+    missing = {"n_images", "sample_variance", "reference_variance"} - cell.keys()
+    if missing:
+        raise ValueError(f"a cell lacks {sorted(missing)}")
 
 
 def headline_metrics(metrics: Metrics) -> list[str]:
@@ -92,9 +106,20 @@ def _entry(values: Sequence[float]) -> str:
     return f"{mean:.2f} ± {spread:.2f}"
 
 
+def as_text(text: str) -> str:
+    """Words out of names and files, in one line of Markdown that no word of them can leave."""
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    return line.replace("<", "&lt;")
+
+
+def as_cell(text: str) -> str:
+    """The same within a table."""
+    return as_text(text).replace("|", "\\|")
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
     """Markdown that reads well as plain text; the first ``left`` columns are words."""
-    lines = [list(head), *map(list, rows)]
+    lines = [[as_cell(word) for word in line] for line in (head, *rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
 
     def row(line: Sequence[str]) -> str:

@@ -5,6 +5,7 @@
 
 The network is that of the trained run (``--workdir``), or ``--weights``. The same command continues
 an interrupted run; ``--config.sample.batch_size`` and the number of processes may change meanwhile.
+``--format metrics`` writes no images but what the section ``evaluate`` asks for: docs/sampling.md.
 """
 
 from __future__ import annotations
@@ -12,29 +13,37 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import torch
 from ml_collections import FrozenConfigDict
 from torch import Tensor
 
 from adapters.analytic_dpm import ANALYTIC_DPM
-from adapters.command import EXIT_FAILED, OwnOptions, exit_code
-from adapters.config import claim_folder, read_command_line
+from adapters.command import EXIT_FAILED, OwnOptions, exit_code, one_line_warnings
+from adapters.config import claimed, read_command_line
 from adapters.convert import read_fitting
+from adapters.evaluate import open_reference, table
+from adapters.evaluation import Summary, summarise
 from adapters.experiment import Adapter, Experiment
+from adapters.features import build_extractors
+from adapters.metrics_output import MetricsFile
 from adapters.npr_dpm import NPR_DPM
 from adapters.outputs import NpzFile, Output, PngFolder, TarShards
 from adapters.processes import Processes, processes
 from adapters.produce import images_of, in_slices, slice_size, write_missing
 from adapters.registry import get_process
 from adapters.sn_dpm import SN_DPM
+from adapters.stages import CACHE
 from sa_plugin.gamma import Gamma
 from sa_plugin.sampler import Sampler
 from third_party.extended_analytic_dpm.methods import get_method
 
 MODULE = "adapters.sample"
 OUTPUTS = {"png": PngFolder, "npz": NpzFile, "tar": TarShards}
+METRICS = "metrics"
 ADAPTERS = (SN_DPM, NPR_DPM, ANALYTIC_DPM)
 
 
@@ -46,7 +55,10 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--out", type=Path, required=True, help="folder of the images")
     parser.add_argument("--process", required=True, help="a row of the tables: ddpm_small, ...")
     parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--format", choices=sorted(OUTPUTS), default="png")
+    parser.add_argument("--format", choices=[*sorted(OUTPUTS), METRICS], default="png")
+    parser.add_argument(
+        "--against", help=f"what --format {METRICS} compares with; default: the training images"
+    )
     parser.add_argument("--weights", type=Path, help="a checkpoint instead of a trained run")
     parser.add_argument("--gamma", type=Path, help="Gamma instead of that of a trained run")
     return parser.parse_known_args(list(argv[1:]))
@@ -80,6 +92,31 @@ class Cell:
         meta = experiment.network(method, "meta")
         experiment.sampler(args.process, args.steps, meta, get_method(method).typ, self.gamma)
 
+    def output(self) -> Output:
+        """Where the images go; for metrics, what they are compared with has been looked at."""
+        args, n_images = self.args, self.experiment.config.sample.n_images
+        if args.format != METRICS:
+            return OUTPUTS[args.format](args.out, n_images)
+        config = self.experiment.config
+        extractors = build_extractors(
+            config.evaluate.features,
+            cache_dir=self.experiment.workdir.parent / CACHE,
+            device=self.experiment.device,
+        )
+        shape, root = self.experiment.image_shape, config.data.root
+        for extractor in extractors:  # it may not take images of this shape
+            extractor.extract(torch.zeros(1, *shape))
+        reference = self.experiment.dataset
+        if args.against:
+            reference = open_reference(args.against, shape, extractors, data_root=root)
+
+        def summary() -> Summary:
+            if isinstance(reference, Summary):
+                return reference
+            return summarise(reference.uint8_batches(config.sample.batch_size), extractors)
+
+        return MetricsFile(args.out, n_images, extractors, summary, config.evaluate.splits)
+
     def _check_options(self) -> None:
         adapter, needs = self.experiment.adapter, get_process(self.args.process).needs
         if needs not in (None, adapter.needs):
@@ -87,10 +124,20 @@ class Cell:
                 f"--process {self.args.process!r} needs {needs!r}, which {adapter.module}, the "
                 "host of the configuration, does not provide"
             )
-        for name in ("n_images", "batch_size"):
-            if self.experiment.config.sample[name] < 1:
-                value = self.experiment.config.sample[name]
-                raise ValueError(f"sample.{name} must be >= 1, got {value}")
+        config, is_metrics = self.experiment.config, self.args.format == METRICS
+        least = {"n_images": 2 if is_metrics else 1, "batch_size": 1, "seed": 0}
+        for name, low in least.items():
+            if config.sample[name] < low:
+                raise ValueError(f"sample.{name} must be >= {low}, got {config.sample[name]}")
+        if is_metrics and not 1 <= config.evaluate.splits <= config.sample.n_images:
+            raise ValueError(
+                f"evaluate.splits must be in 1..sample.n_images = {config.sample.n_images}, "
+                f"got {config.evaluate.splits}"
+            )
+        if self.args.against and not is_metrics:
+            raise ValueError(
+                f"--against goes with --format {METRICS}, got --format {self.args.format}"
+            )
 
     def identity(self) -> FrozenConfigDict:
         """All that decides the images, and the kind of output."""
@@ -98,6 +145,8 @@ class Cell:
         for name in ("batch_size", "processes", "steps"):
             del config["sample"][name]
         names = {name: getattr(self.args, name) for name in ("process", "steps", "format")}
+        if self.args.against:
+            names["against"] = self.args.against
         names["weights"] = _digest(self.weights)
         names["device"] = self.experiment.device.type
         if self.gamma is not None:
@@ -163,8 +212,18 @@ def sample(argv: Sequence[str], group: Processes) -> None:
         if group.rank == 0:
             print(cell.plan())
         return
-    output: Output = OUTPUTS[args.format](args.out, line.config.sample.n_images)
-    group.first(lambda: _claim(args.out, cell))
+    output = cell.output()
+    with ExitStack() as stack:
+        group.first(lambda: stack.enter_context(_claimed(args.out, cell)))
+        _fill(output, cell, group)
+    if group.rank == 0:
+        if isinstance(output, MetricsFile):
+            print(table(output.result()))
+        print(f"{output.n_images} images in {args.out}")
+
+
+def _fill(output: Output, cell: Cell, group: Processes) -> None:
+    """The units that are missing, by all processes."""
     missing = group.first(output.missing)
     units = group.share(group.gather(missing)[0])
     if units:
@@ -172,14 +231,14 @@ def sample(argv: Sequence[str], group: Processes) -> None:
         write_missing(output, units, lambda first, count: cell.images(sampler, first, count))
     group.gather(None)
     group.first(output.finish)
-    if group.rank == 0:
-        print(f"{output.n_images} images in {args.out}")
 
 
-def _claim(folder: Path, cell: Cell) -> None:
-    claim_folder(folder, cell.identity(), option="--out")
-    for path in folder.rglob(".*.tmp"):  # of processes that were killed while they wrote
-        path.unlink()
+@contextmanager
+def _claimed(folder: Path, cell: Cell) -> Iterator[None]:
+    with claimed(folder, cell.identity(), option="--out"):
+        for path in folder.rglob(".*.tmp"):  # of processes that were killed while they wrote
+            path.unlink()
+        yield
 
 
 def _digest(weights: Path) -> str:
@@ -197,7 +256,7 @@ def main(argv: Sequence[str]) -> int:
     """Exit codes of ``exit_code``, 1 where there is no room or another process has stopped."""
 
     def work() -> None:
-        with processes() as group:
+        with processes() as group, one_line_warnings(MODULE):
             sample(argv, group)
 
     return exit_code(MODULE, work, failed=EXIT_FAILED)

@@ -23,6 +23,8 @@ from adapters.logs import TrainingLog
 from adapters.pictures import plot_metric, save_grid, save_labelled_grids
 from adapters.published.layouts import write_host
 from adapters.registry import get_process
+from adapters.signals import held
+from adapters.stored import read_images
 from sa_plugin.gamma import Gamma
 from sa_plugin.hook import attach
 from sa_plugin.sampler import Sampler
@@ -64,10 +66,10 @@ class TrainStage:
 
     def plan(self) -> str:
         """What it does, in one line."""
-        loss = self.experiment.loss
+        loss, lam = self.experiment.loss, self.experiment.config.sa.lam
         term = ""
         if self._with_sa:
-            term = f", SA-{loss.K} with lambda {loss.lam:g} ({loss.tau.weighting} weighting)"
+            term = f", SA-{loss.K} with lambda {lam:g} ({loss.tau.weighting} weighting)"
         settings = self.settings
         start = f" from {settings.init_from}" if settings.init_from else ""
         if settings.iterations == 0:
@@ -86,8 +88,8 @@ class TrainStage:
         if self.trunk is not None and not self.trunk.is_done():
             raise ValueError(f"stage {self.name!r} needs the result of stage {self.trunk.name!r}")
         if self.settings.iterations > 0:
-            with closing(TrainingLog(self.folder)) as log:
-                self._trainer(self._criterion(), log).run()
+            with closing(TrainingLog(self.folder)) as log, held() as stop:
+                self._trainer(self._criterion(), log, stop).run()
         elif distributed.is_first():
             network = self._criterion().models["model"]
             write_host({"ema": network.state_dict()}, self._final_checkpoint)
@@ -109,7 +111,7 @@ class TrainStage:
     def _final_checkpoint(self) -> Path:
         return self.folder / "ckpts" / f"{self.settings.iterations}.ckpt"
 
-    def _trainer(self, criterion: Criterion, log: TrainingLog) -> Trainer:
+    def _trainer(self, criterion: Criterion, log: TrainingLog, stop: Callable[[], bool]) -> Trainer:
         settings, experiment = self.settings, self.experiment
         ema = EMA(criterion.models, settings.ema)
         if distributed.world_size() > 1:
@@ -128,7 +130,9 @@ class TrainStage:
             n_iters=settings.iterations,
             ckpt_every=settings.ckpt_every,
             log_every=settings.log_every,
+            before_step=self._set_lambda if self._with_sa else None,
             on_log=log,
+            stop=stop,
             seed=experiment.config.seed,
             progress=experiment.progress,
             keep=settings.keep or None,
@@ -136,7 +140,13 @@ class TrainStage:
 
     @property
     def _with_sa(self) -> bool:
-        return self.trunk is None and self.experiment.loss.lam > 0
+        return self.trunk is None and self.experiment.config.sa.lam > 0
+
+    def _set_lambda(self, iteration: int) -> None:
+        """By the iteration alone, so that a continued run has the same."""
+        experiment = self.experiment
+        risen = min(1.0, iteration / max(experiment.lam_warmup, 1))
+        experiment.loss.lam = experiment.config.sa.lam * risen
 
     def _criterion(self) -> Criterion:
         time = self.experiment.config.time
@@ -151,6 +161,7 @@ class TrainStage:
             ratio=self.experiment.config.head.ratio,
             lr=self.settings.lr,
             grad_clip=self.settings.grad_clip or None,
+            lr_warmup=self.settings.lr_warmup,
             rescale_timesteps=time.rescale_timesteps,
             shift1=time.shift1,
         )
@@ -222,8 +233,7 @@ class SampleStage:
         path = self.path(process, steps)
         if not path.exists():
             raise ValueError(f"{path} is needed first: run stage 'sample'")
-        with np.load(path) as arrays:
-            return torch.from_numpy(arrays["arr_0"]).permute(0, 3, 1, 2)
+        return read_images(path)
 
     def stage_of(self, process: str) -> TrainStage:
         """The stage whose network a process samples with."""
@@ -301,6 +311,7 @@ class EvaluateStage:
             config.evaluate.features,
             cache_dir=self.experiment.workdir.parent / CACHE,
             device=self.experiment.device,
+            data_root=config.data.root,
         )
         reference = summarise(self.experiment.dataset.uint8_batches(batch), extractors)
         metrics: dict[str, dict[str, dict[str, float]]] = {}

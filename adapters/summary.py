@@ -10,10 +10,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from adapters import report
 from adapters.config import CONFIG_FILE
 from adapters.stages import METRICS_FILE
+from adapters.stored import read_json
 
 
 def group_runs(folders: Sequence[Path]) -> dict[str, list[Path]]:
@@ -24,11 +26,7 @@ def group_runs(folders: Sequence[Path]) -> dict[str, list[Path]]:
     """
     groups: dict[str, dict[int, Path]] = {}
     for folder in folders:
-        try:
-            config = json.loads((folder / CONFIG_FILE).read_text())
-            seed = config.pop("seed")
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"{folder} holds no run: {error}") from error
+        seed, config = read_json(folder / CONFIG_FILE, "is of no run", _seed_and_rest)
         group = groups.setdefault(json.dumps(config, sort_keys=True), {})
         if seed in group:
             raise ValueError(f"{folder} and {group[seed]} are runs of one seed, {seed}")
@@ -38,6 +36,10 @@ def group_runs(folders: Sequence[Path]) -> dict[str, list[Path]]:
         runs = list(group.values())
         named[str(runs[0]) if _name(runs) in named else _name(runs)] = runs
     return named
+
+
+def _seed_and_rest(config: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    return int(config["seed"]), {key: value for key, value in config.items() if key != "seed"}
 
 
 def summarise_runs(folders: Sequence[Path]) -> str:

@@ -7,8 +7,9 @@ import platform
 import resource
 import time
 from collections.abc import Sequence
+from math import comb
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import torch
@@ -19,12 +20,26 @@ from adapters.registry import build_network
 from configs import cifar10, digits
 
 # Image shapes as the data have them; the sizes of the networks come from the configurations.
-NETWORKS = {"cifar10": (cifar10, (3, 32, 32)), "digits": (digits, (1, 8, 8))}
+NETWORKS = {
+    "cifar10": (cifar10, (3, 32, 32)),
+    "digits": (digits, (1, 8, 8)),
+    "loop": (None, (1, 8, 8)),
+}
+
+
+class Loop(nn.Module):
+    """A network that costs next to nothing, for images of the digits' size: the loop alone."""
+
+    def forward(self, x: Tensor, n: Tensor) -> Tensor:
+        """A tenth of x."""
+        return 0.1 * x
 
 
 def network(name: str, device: str, seed: int = 0) -> tuple[nn.Module, tuple[int, ...]]:
     """A configuration's noise network with random weights, in eval mode, and its image shape."""
     module, shape = NETWORKS[name]
+    if module is None:
+        return Loop().eval(), shape
     chosen = module.experiment("sn").network
     torch.manual_seed(seed)
     built = build_network(chosen.name, chosen.args.to_dict(), shape, trunk_channels=shape[0])
@@ -40,13 +55,21 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds_of(work: Any, device: str) -> float:
-    """Wall-clock time of ``work()``, in seconds."""
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def seconds_of(work: Any, device: str, clock: str = "wall") -> float:
+    """Time of ``work()``, in seconds: "wall", or "cpu", the work of this process's threads.
+
+    The latter leaves out the time in which other processes had the cores, but not what they do to
+    caches and clock rates.
+    """
+    now = CLOCKS[clock]
     synchronise(device)
-    start = time.perf_counter()
+    start = now()
     work()
     synchronise(device)
-    return time.perf_counter() - start
+    return now() - start
 
 
 def flop_of_call(net: nn.Module, x: Tensor, t: Tensor) -> int:
@@ -69,6 +92,10 @@ def peak_memory(device: str) -> float:
     """MiB: the device's peak since the last reset, or the whole process's on the CPU."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")  # getrusage's figure may be that of the starting process
+    if status.exists():
+        (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
+        return float(line.split()[1]) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
@@ -86,6 +113,28 @@ def describe(device: str) -> str:
         f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s), "
         f"PyTorch {torch.__version__}{load}"
     )
+
+
+def quartiles(values: Sequence[float], form: str = "{:.3f}") -> str:
+    """median (first to third quartile)."""
+    low, middle, high = (
+        quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    )
+    return f"{form.format(middle)} ({form.format(low)} to {form.format(high)})"
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """A 95 % interval of the median from the values' ranks alone: no law is assumed.
+
+    Fewer than six values cannot give one: the least and the largest, whatever that is worth.
+    """
+    n, ordered = len(values), sorted(values)
+    rank, below = 0, 0.5**n  # below: the chance that at most ``rank`` values lie under the median
+    while below <= 0.025:
+        rank += 1
+        below += comb(n, rank) * 0.5**n
+    rank = max(rank - 1, 0)
+    return ordered[rank], ordered[n - 1 - rank]
 
 
 def spread(values: Sequence[float], form: str = "{:.3f}") -> str:

@@ -1,7 +1,8 @@
 """The sampler against other loops round the same network: python -m benchmarks.sampling
 
-In one run, the ways taken in turn, round after round, so that a change of the machine's speed hits
-all of them; a ratio is taken within a round. The ways:
+In one run, the ways taken in turn, round after round, in another order each time, so that a change
+of the machine's speed hits all of them; a ratio is taken within a round. Where the 95 % interval of
+its median is wider than what is to be told apart, --rounds must grow. The ways:
 
     sampler    sa_plugin's, DDPM small and DDIM
     host       the hosts' way of looping: float32, coefficients from NumPy at each step, two
@@ -95,23 +96,24 @@ def build_ways(net: Network, args: argparse.Namespace, shape: tuple[int, ...]) -
 
 
 def measure(
-    ways: dict[str, Callable], rounds: int, device: str
+    ways: dict[str, Callable], args: argparse.Namespace
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Seconds by way and round, and each way's peak memory on a GPU (MiB)."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    memory = {}
-    cuda = torch.device(device).type == "cuda"
+    memory, names = {}, list(ways)
+    cuda = torch.device(args.device).type == "cuda"
     with torch.no_grad():
         for work in ways.values():
             work()  # warm up, compile
         gc.disable()
-        for k in range(rounds):
-            names = list(ways) if k % 2 == 0 else list(ways)[::-1]
-            for name in names:
+        for k in range(args.rounds):
+            first = k // 2 % len(names)  # each way in each place, before and after each other one
+            order = names[first:] + names[:first]
+            for name in order if k % 2 == 0 else order[::-1]:
                 if cuda:
-                    torch.cuda.reset_peak_memory_stats(device)
-                seconds[name].append(machine.seconds_of(ways[name], device))
-                memory[name] = machine.peak_memory(device)
+                    torch.cuda.reset_peak_memory_stats(args.device)
+                seconds[name].append(machine.seconds_of(ways[name], args.device, args.clock))
+                memory[name] = machine.peak_memory(args.device)
             gc.collect()
         gc.enable()
     return seconds, memory
@@ -119,16 +121,20 @@ def measure(
 
 def report(seconds: dict[str, list[float]], memory: dict, args: argparse.Namespace) -> None:
     """A table in Markdown: images per second, and time over the sampler's in the same round."""
-    print("| way | images/s | time / sampler's | over bare calls, % |")
-    print("|-----|---------:|-----------------:|-------------------:|")
+    print("| way | images/s | ms a step | time / sampler's: median (quartiles) ", end="")
+    print("| 95 % of the median | over bare calls, %: median (quartiles) |")
+    print("|---|---:|---:|---:|---:|---:|")
     for name, times in seconds.items():
         base = seconds[BASE["ddim" if name.endswith("ddim") else "ddpm"]]
-        ratio = machine.spread([t / b for t, b in zip(times, base, strict=True)])
+        ratios = [t / b for t, b in zip(times, base, strict=True)]
+        low, high = machine.median_interval(ratios)
         over = [100 * (t / c - 1) for t, c in zip(times, seconds["calls"], strict=True)]
-        print(f"| {name} | {args.batch / median(times):.3f} | {ratio} | ", end="")
-        print(f"{machine.spread(over, '{:.2f}')} |")
+        step = 1000 * median(times) / args.steps
+        print(f"| {name} | {args.batch / median(times):.3f} | {step:.3f} ", end="")
+        print(f"| {machine.quartiles(ratios)} ", end="")
+        print(f"| {low:.3f} to {high:.3f} | {machine.quartiles(over, '{:.2f}')} |")
     if "diffusers ddpm" not in seconds:
-        print("| diffusers | not installed | | |")
+        print("| diffusers | not installed | | | | |")
     if torch.device(args.device).type == "cuda":
         print("\nPeak memory, MiB: " + ", ".join(f"{k} {v:.0f}" for k, v in memory.items()))
     else:
@@ -146,12 +152,15 @@ def main() -> None:
     dtype = torch.bfloat16 if args.bf16 else torch.float32
     peak = machine.matmul_peak(args.device, dtype)
     ways = build_ways(net, args, shape)
-    seconds, memory = measure(ways, args.rounds, args.device)
+    seconds, memory = measure(ways, args)
     print(
         f"{args.network} network, batch {args.batch}, {args.steps} steps, {args.rounds} rounds, "
+        f"{args.clock} time, "
         f"channels_last {args.channels_last}, bf16 {args.bf16}, compile {args.compile}\n"
     )
     report(seconds, memory, args)
+    if not flop:
+        return
     rate = flop * args.steps / median(seconds[BASE["ddpm"]])
     print(
         f"{flop / args.batch / 1e9:.3f} GFLOP an image and call; the sampler achieves "
@@ -166,7 +175,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--network", choices=sorted(machine.NETWORKS), default="cifar10")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument(
+        "--clock", choices=sorted(machine.CLOCKS), default="wall", help="cpu: on a shared machine"
+    )
     parser.add_argument("--threads", type=int, default=0, help="default: PyTorch's choice")
     for name in ("channels_last", "bf16", "compile"):
         parser.add_argument(f"--{name}", action="store_true", help="of the sampler and the calls")

@@ -24,12 +24,15 @@ def base_config() -> ConfigDict:
             # The SA loss; lam = 0 is the baseline. See sa_plugin.loss.SALoss.
             "sa": {
                 "lam": 1.0,
+                "lam_warmup": 0,  # iterations over which lambda rises to lam, a straight line
                 "K": 2,
                 "weighting": "uniform",
                 "window": "down",
                 "noise": "independent",
                 "backprop": "all",
                 "stack": True,
+                "reuse": False,  # L_simple from all calls of a window; with backprop "all"
+                "extra_precision": "same",  # or "bf16": calls without a graph, backprop "one"
             },
             "base": _training(),  # the noise network
             "head": {
@@ -56,6 +59,10 @@ def base_config() -> ConfigDict:
                 "clip_sigma_idx": 1,
                 "clip_pixel_ddpm": 2.0,
                 "clip_pixel_ddim": 1.0,
+                # How the network is run; see docs/sampling.md. Another choice, other last bits.
+                "channels_last": False,
+                "compile": False,
+                "precision": "float32",  # or "bf16", "fp16": of the network's matrix products
             },
             "evaluate": {
                 # See adapters.features.EXTRACTORS: FID is of "inception", the Inception Score of
@@ -76,6 +83,7 @@ def _training() -> dict:
         "iterations": 500_000,
         "batch_size": 128,
         "lr": 1e-4,
+        "lr_warmup": 0,  # steps over which the rate rises to lr, a straight line; 0: none
         "ema": 0.9999,
         "grad_clip": 0.0,  # largest norm of the gradient; 0: no limit
         "log_every": 100,

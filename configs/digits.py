@@ -26,9 +26,9 @@ def experiment(method: str) -> ConfigDict:
         "use_scale_shift_norm": True,
         "num_groups": 8,
     }
-    config.base.update(iterations=3000, lr=1e-3, ema=0.998, ckpt_every=1000, keep=2)
-    config.head.update(iterations=1000, lr=1e-3, ema=0.998, ckpt_every=500, keep=2)
+    config.base.update(iterations=2000, lr=1e-3, ema=0.998, ckpt_every=1000, keep=2)
+    config.head.update(iterations=700, lr=1e-3, ema=0.998, ckpt_every=500, keep=2)
     config.gamma.update(n_images=300, batch_size=300)
-    config.sample.update(n_images=2000, batch_size=500, steps=(5, 10, 25, 50, 100))
+    config.sample.update(n_images=1000, batch_size=500, steps=(5, 10, 25, 50, 100))
     config.evaluate.features = ("digit_classifier", "pixels")
     return config

@@ -42,7 +42,7 @@ class BlockNoise:
     def draw(self) -> Tensor:
         """The next [B, ...] of standard normal numbers."""
         rows = [torch.randn(generator=g, **self._options) for g in self._generators]
-        return torch.cat(rows)[self._kept]
+        return (rows[0] if len(rows) == 1 else torch.cat(rows))[self._kept]
 
 
 def parts_of(total: int, size: int) -> list[slice]:

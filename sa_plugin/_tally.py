@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sa_plugin._files.reading import reading
+from sa_plugin._files.tensors import load_tensors
+
 _TABLES = ("counts", "mean", "deviations")
 
 
@@ -61,6 +64,14 @@ class Tally:
         self.mean, self.deviations = state["mean"], state["deviations"]
 
 
+def _table(name: str, table: Any, tally: Tally) -> Tensor:
+    """A table of a checkpoint, of the tally's own size and type."""
+    wanted = tally.state()[name]
+    if not isinstance(table, Tensor) or (table.shape, table.dtype) != (wanted.shape, wanted.dtype):
+        raise ValueError(f"its {name} must be {wanted.dtype} of shape {tuple(wanted.shape)}")
+    return table
+
+
 class Store:
     """A tally's checkpoint; ``identity`` says what the tally is of, in plain numbers and strings.
 
@@ -75,16 +86,19 @@ class Store:
         self._identity = identity
         self._saved_at = time.monotonic()
 
+    @property
+    def where(self) -> str:
+        """For a message: in which file; nothing without a path."""
+        return "" if self.path is None else f" in {self.path}"
+
     def read_into(self, tally: Tally) -> None:
         """ValueError if what is there cannot be read or belongs to other draws."""
         if self.path is None or not self.path.exists():
             return
-        try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
+        with reading(self.path, "cannot be read; remove it") as file:
+            state = load_tensors(file)
             there = {name: state["identity"][name] for name in self._identity}
-            tables = {name: state[name] for name in _TABLES}
-        except Exception as error:  # a damaged file can raise anything
-            raise ValueError(f"checkpoint {self.path} cannot be read; remove it") from error
+            tables = {name: _table(name, state[name], tally) for name in _TABLES}
         for name, here in self._identity.items():
             if there[name] != here:
                 said = "" if name == "betas" else f": {there[name]!r} there, {here!r} here"

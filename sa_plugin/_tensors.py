@@ -27,17 +27,32 @@ def follow(kwargs: dict[str, Any], batch: int, chosen: Tensor | slice) -> dict[s
     }
 
 
-def note_bad(first_bad: Tensor, t: int, *outputs: Tensor | None) -> Tensor:
-    """The first step with a non-finite output, kept on the device; 0 as long as there is none."""
-    finite = torch.stack([o.isfinite().all() for o in outputs if o is not None]).all()
-    return torch.where(finite | (first_bad > 0), first_bad, t)
+class FirstBad:
+    """Tells, once and at the end, which step's outputs were the first that were not finite.
 
+    A look at an output is one reduction; nothing waits for the device until ``refuse``.
+    """
 
-def refuse_bad(first_bad: Tensor) -> None:
-    """ValueError naming the step that ``note_bad`` noted; waits for the device."""
-    n = int(first_bad)
-    if n:
-        raise ValueError(f"the network's output is not finite, first at step n = {n}")
+    def __init__(self) -> None:
+        self._steps: list[int] = []
+        self._bounds: list[Tensor] = []
+
+    def note(self, t: int, *outputs: Tensor | None) -> None:
+        """Look at the outputs of step t."""
+        for output in outputs:
+            if output is not None:
+                # Both bounds are finite just where all is: NaN is passed on.
+                self._steps.append(t)
+                self._bounds += torch.aminmax(output)
+
+    def refuse(self) -> None:
+        """ValueError naming the first bad step; waits for the device."""
+        if not self._steps:
+            return
+        finite = torch.stack(self._bounds).isfinite()
+        if not bool(finite.all()):
+            n = self._steps[int((~finite).nonzero()[0]) // 2]
+            raise ValueError(f"the network's output is not finite, first at step n = {n}")
 
 
 class DeviceTables:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -22,6 +22,10 @@ from torch import Tensor
 
 from sa_plugin._batches import BlockNoise, shown
 from sa_plugin._checks import check_choice, check_non_negative, check_whole
+from sa_plugin._files.arrays import open_npz
+from sa_plugin._files.pickled import ARRAYS, PickledArray
+from sa_plugin._files.reading import reading
+from sa_plugin._files.tensors import entries_once, load_tensors
 from sa_plugin._tally import Store, Tally, write_atomically
 from sa_plugin._tensors import DeviceTables
 from sa_plugin.prediction import PREDICTS, to_eps
@@ -84,17 +88,15 @@ class Gamma:
         Raises:
             ValueError: no such file, or one that holds something else.
         """
-        file = Path(path).absolute()
-        if not file.is_file():
-            raise ValueError(f"there is no file of Gamma at {file}")
-        try:
-            if file.suffix != ".npz":
+        path = Path(path).absolute()
+        if not path.is_file():
+            raise ValueError(f"there is no file of Gamma at {path}")
+        with reading(path, "holds no Gamma, one number a step [N+1]") as file:
+            if path.suffix != ".npz":
                 return cls(_load_array(file))
-            with np.load(file) as arrays:
-                return cls(arrays["values"], arrays.get("stderr"))
-        except Exception as error:  # a damaged file can raise anything
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"{file} holds no Gamma, one number a step [N+1]: {reason}") from error
+            with open_npz(file) as arrays:
+                arrays.check_names(["values"], allowed=["stderr"])
+                return cls(**{name: arrays[name] for name in arrays.names})
 
 
 def estimate_gamma(
@@ -109,6 +111,7 @@ def estimate_gamma(
     noise: Callable[[int], Tensor] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     save_every: float = 60.0,
+    stop: Callable[[], bool] = lambda: False,
     progress: bool = False,
 ) -> Gamma:
     """Gamma_n at all steps with its standard error, by N * n_images * noises network evaluations.
@@ -130,6 +133,7 @@ def estimate_gamma(
         checkpoint: file to keep the state in, and to continue from if it is there: after an
             interruption (to the numbers of an unbroken run), or with a larger ``n_images``.
         save_every: seconds between saves; 0 saves after every step.
+        stop: asked after every step of a batch; True saves the state and raises KeyboardInterrupt.
         progress: show a bar over all steps of a batch (extra "progress").
 
     Raises:
@@ -150,7 +154,7 @@ def estimate_gamma(
         _check_not_beyond(store, tally, n_images)
     total = 0
     for first, x0 in _numbered(batches, n_images):
-        _add_batch(tally, store, squares, first, x0, progress)
+        _add_batch(tally, store, squares, first, x0, stop, progress)
         total = first + len(x0)
     _check_not_beyond(store, tally, total)
     store.save(tally)
@@ -159,7 +163,13 @@ def estimate_gamma(
 
 
 def _add_batch(
-    tally: Tally, store: Store, squares: _MeanSquares, first: int, x0: Tensor, progress: bool
+    tally: Tally,
+    store: Store,
+    squares: _MeanSquares,
+    first: int,
+    x0: Tensor,
+    stop: Callable[[], bool],
+    progress: bool,
 ) -> None:
     """All steps of one batch, less what a checkpoint has seen of it."""
     tally.move_to(x0.device)
@@ -169,6 +179,9 @@ def _add_batch(
         if done < len(x0):
             tally.add(n, squares(x0[done:], first + done, n))
             store.save_if_due(tally)
+        if stop():
+            store.save(tally)
+            raise KeyboardInterrupt(f"stopped at step n = {n} of Gamma{store.where}")
 
 
 class _MeanSquares:
@@ -272,14 +285,11 @@ def _table(name: str, table: ArrayLike, size: int) -> FloatArray:
     return values
 
 
-def _load_array(file: Path) -> NDArray[Any]:
-    """An array or a tensor by ``torch.load`` with weights_only; of NumPy only what arrays need."""
-    from numpy._core.multiarray import _reconstruct
-
-    arrays = [(_reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
-    dtypes = [type(np.dtype(name)) for name in ("float32", "float64")]
-    with torch.serialization.safe_globals([*arrays, np.ndarray, np.dtype, *dtypes]):
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
-    if not isinstance(loaded, Tensor | np.ndarray):
+def _load_array(file: BinaryIO) -> NDArray[Any]:
+    """An array or a tensor of ``torch.save``."""
+    loaded = load_tensors(file, ARRAYS)
+    if isinstance(loaded, PickledArray) and loaded.array is not None:
+        return loaded.array
+    if not isinstance(loaded, Tensor):
         raise ValueError(f"it is a {type(loaded).__name__}")
-    return np.asarray(loaded)
+    return entries_once(loaded).numpy()

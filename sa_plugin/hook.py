@@ -147,16 +147,14 @@ class _HookedObjective:
         a, b = self._coefficients(n, v)
         eps = (call.x.detach() - a * v) / b
         self._check_noise(eps)
-        simple, sa = self._loss.sa_term(
-            self._eps_model(call.time),
-            v,
-            n,
-            eps,
-            self._eps_of(call.output, call.x, a, b),
-            **call.kwargs,
-        )
+        own = self._eps_of(call.output, call.x, a, b)
+        simple, sa = self._loss.sa_term(self._eps_model(call.time), v, n, eps, own, **call.kwargs)
         self._note(simple_loss=simple.detach().mean(), sa_loss=sa.detach().mean())
-        return value + self._loss.lam * sa if self._loss.lam > 0 else value
+        if self._loss.lam == 0:
+            return value
+        if self._loss.reuse:  # both terms of the difference have the same mean
+            value = value + (simple - self._loss.squares(own - eps))
+        return value + self._loss.lam * sa
 
     def _observe(self, v: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, _Call]:
         with _recorded(self._criterion, self._host.network) as calls:

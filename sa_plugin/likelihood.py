@@ -25,7 +25,7 @@ from torch import Tensor
 from sa_plugin._arrays import Numeric
 from sa_plugin._batches import BlockNoise, noise_for, parts_of, shown
 from sa_plugin._checks import check_positive, check_whole
-from sa_plugin._tensors import DeviceTables, follow, note_bad, refuse_bad
+from sa_plugin._tensors import DeviceTables, FirstBad, follow
 from sa_plugin.reverse import ReverseCoefficients, reverse_moments, split_output
 from sa_plugin.sampler import Sampler
 from sa_plugin.schedule import NoiseSchedule
@@ -189,19 +189,19 @@ class _Bound:
         start = ReverseCoefficients.unstack(stack[:, 0].unbind())
         zero, one = (torch.full_like(start.a, value) for value in (0.0, 1.0))
         terms = [gaussian_kl(start.a * exact, start.b**2, zero, one)]
-        first_bad = torch.zeros((), dtype=torch.int64, device=x0.device)
+        first_bad = FirstBad()
         descending = self._process.timesteps[::-1]
         for k, t in shown(enumerate(descending), len(descending), "step", progress):
             c = ReverseCoefficients.unstack(stack[:, k].unbind())
             x = (c.a * exact + c.b * draw(k).to(exact)).to(x0.dtype)
             n = torch.full((len(x),), t, dtype=torch.int64, device=x.device)
             output, second = split_output(self._process.model(x, n, **kwargs), x, self._variance)
-            first_bad = note_bad(first_bad, t, output, second)
+            first_bad.note(t, output, second)
             second = None if second is None else second.double()
             is_last = k == len(descending) - 1
             term = self._decoder if is_last else self._divergence
             terms.append(term(c, exact, x.double(), output.double(), second))
-        refuse_bad(first_bad)
+        first_bad.refuse()
         return torch.stack([term.flatten(1).sum(1) for term in reversed(terms)])
 
     def _divergence(

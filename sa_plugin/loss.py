@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ from sa_plugin.tau import TauTable
 from sa_plugin.window import BACKPROPS, WINDOWS, WindowPlan, WindowPlanner, check_anchor, window_gap
 
 REDUCTIONS = ("sum", "mean")
+EXTRA_PRECISIONS = ("same", "bf16")
 FAR_OUTSIDE = 1.5  # |x_0| beyond this is taken for data that was not scaled to [-1, 1]
 
 
@@ -68,6 +70,11 @@ class SALoss:
         stack: evaluate a window's calls as one batch of up to K*B rows, or in series.
         reduction: "sum" or "mean" over an image's dimensions, for both terms.
         antithetic: draw steps in pairs t, N+1-t.
+        reuse: estimate L_simple from every call of the window, not from the one at t alone:
+            unbiased, less variance, no further call. For ``backprop="all"``: under "one" the other
+            calls have no gradient.
+        extra_precision: of the calls without a graph under ``backprop="one"``: "same", or "bf16" by
+            autocast, whose rounding enters the gradient (docs/training.md).
 
     Raises:
         ValueError: a bad argument, named with its value and what is allowed.
@@ -86,6 +93,8 @@ class SALoss:
         reduction: str = "sum",
         *,
         antithetic: bool = False,
+        reuse: bool = False,
+        extra_precision: str = "same",
     ) -> None:
         check_whole("K", K, 1, schedule.N)
         check_non_negative("lam", lam)
@@ -93,6 +102,14 @@ class SALoss:
         check_choice("noise", noise, noises_of.NOISES)
         check_choice("backprop", backprop, BACKPROPS)
         check_choice("reduction", reduction, REDUCTIONS)
+        check_choice("extra_precision", extra_precision, EXTRA_PRECISIONS)
+        if reuse and backprop != "all":
+            raise ValueError(f"reuse=True needs backprop='all', got backprop={backprop!r}")
+        if extra_precision != "same" and backprop != "one":
+            raise ValueError(
+                f"extra_precision={extra_precision!r} needs backprop='one', got {backprop!r}: with "
+                "'all' every call is differentiated"
+            )
         self.schedule = schedule
         self.K = int(K)
         self.lam = float(lam)
@@ -101,8 +118,10 @@ class SALoss:
         self.stack = bool(stack)
         self.reduction = reduction
         self.antithetic = bool(antithetic)
+        self.reuse = bool(reuse)
+        self.extra_precision = extra_precision
         self.tau = TauTable(schedule, weighting)
-        self._planner = WindowPlanner(self.tau, self.K, window, backprop)
+        self._planner = WindowPlanner(self.tau, self.K, window, backprop, self.reuse)
         self._tables = DeviceTables(
             signal=schedule.cum_alphas**0.5,
             sigma=schedule.cum_betas**0.5,
@@ -147,7 +166,7 @@ class SALoss:
         else:
             own = errors(eps_model, rows[:1], model_kwargs, self.stack)[0]
             others = self._other_errors(eps_model, rows[1:], model_kwargs)
-        simple, sa = self._reduce(own), self._combine(plan, own, others)
+        simple, sa = self._simple(plan, own, others), self._combine(plan, own, others)
         total = simple.mean() + self.lam * sa.mean()
         return SALossOutput(total, simple.mean(), sa.mean(), n, simple, sa)
 
@@ -180,7 +199,7 @@ class SALoss:
         rows = self._noised(plan, x0, torch.cat([eps.detach()[None], noise]))
         own = eps_pred - eps
         others = self._other_errors(eps_model, rows[1:], model_kwargs)
-        return self._reduce(own), self._combine(plan, own, others)
+        return self._simple(plan, own, others), self._combine(plan, own, others)
 
     def _plan(
         self, n: Tensor, anchor: Tensor | None, generator: torch.Generator | None
@@ -222,22 +241,39 @@ class SALoss:
     def _other_errors(self, eps_model: EpsModel, rows: Rows, kwargs: dict[str, Any]) -> Tensor:
         if len(rows) == 0:
             return rows.eps
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.backprop == "all"):
+        if self.backprop == "all":
             return errors(eps_model, rows, kwargs, self.stack)
+        with torch.no_grad(), self._extra_autocast(rows.x.device):
+            return errors(eps_model, rows, kwargs, self.stack)
+
+    def _extra_autocast(self, device: torch.device) -> AbstractContextManager[None]:
+        if self.extra_precision == "same":
+            return nullcontext()
+        # An autocast around this one may have cached the weights in its own precision.
+        return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+
+    def _simple(self, plan: WindowPlan, own: Tensor, others: Tensor) -> Tensor:
+        """L_simple per sample [B], from the own call or from all of the window."""
+        if not self.reuse or len(others) == 0:
+            return self.squares(own)
+        squares = torch.stack([self.squares(error) for error in (own, *others)])
+        shares = plan.simple_weights.to(squares.device, squares.dtype, non_blocking=True)
+        return (shares * squares).sum(0)
 
     def _combine(self, plan: WindowPlan, own: Tensor, others: Tensor) -> Tensor:
         """L_sa per sample [B]: the value of one scale, the gradient of another (see window.py)."""
         if self.lam == 0:
             return torch.zeros(len(own), device=own.device, dtype=own.dtype)
         weights = (plan.weights / self.K).to(own.device, own.dtype, non_blocking=True)
-        term = self._reduce(window_gap(weights, own, others))
+        term = self.squares(window_gap(weights, own, others))
         if self.backprop == "all":
             return term
         value_scale = plan.value_scale.to(term.device, term.dtype, non_blocking=True)
         gradient_scale = plan.gradient_scale.to(term.device, term.dtype, non_blocking=True)
         return value_scale * term.detach() + gradient_scale * (term - term.detach())
 
-    def _reduce(self, error: Tensor) -> Tensor:
+    def squares(self, error: Tensor) -> Tensor:
+        """|e|^2 of each sample [B], by the loss's reduction, in at least float32."""
         squares = error.float().square() if error.dtype.itemsize < 4 else error.square()
         squares = squares.flatten(1)
         return squares.sum(1) if self.reduction == "sum" else squares.mean(1)

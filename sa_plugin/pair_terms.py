@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sa_plugin._batches import MOST, BlockNoise, noise_for, shown
 from sa_plugin._checks import check_whole
-from sa_plugin._tensors import DeviceTables, note_bad, refuse_bad
+from sa_plugin._tensors import DeviceTables, FirstBad
 from sa_plugin.likelihood import divergence
 from sa_plugin.reverse import ReverseCoefficients, split_output
 from sa_plugin.sampler import Sampler
@@ -71,7 +71,7 @@ def pair_terms(
     given = None if noise is None else noise_for(noise, tuple(x0.shape), slice(None))
     draw = given or (lambda t: random.draw())
     terms = torch.zeros(schedule.N + 1, schedule.N + 1, dtype=torch.float64, device=x0.device)
-    first_bad = torch.zeros((), dtype=torch.int64, device=x0.device)
+    first_bad = FirstBad()
     for t in shown(range(2, schedule.N + 1), schedule.N - 1, "step", progress):
         s = np.arange(1, t)
         table = ReverseCoefficients.between(schedule, s, np.full_like(s, t), gamma=values)
@@ -80,11 +80,11 @@ def pair_terms(
         n = torch.full((len(x),), t, dtype=torch.int64, device=x.device)
         with torch.no_grad():
             output, second = split_output(model(x, n, **model_kwargs), x, variance)
-            first_bad = note_bad(first_bad, t, output, second)
+            first_bad.note(t, output, second)
             second = None if second is None else second.double()
             known = (x0.double(), x.double(), output.double(), second)
             terms[1:t, t] = _means(stack, known, options)
-    refuse_bad(first_bad)
+    first_bad.refuse()
     return terms.cpu().numpy()
 
 

@@ -6,6 +6,7 @@ so the sampler, the likelihood and any scheduler share what is here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -36,7 +37,8 @@ class ReverseCoefficients:
     mean = x0_weight x_0 + x_weight x_t + eps_weight eps;
     variance = small + cov_weight Cov[x_0 | x_t], or small, or big; never above limit.
 
-    Each attribute is a float64 array [K] from ``build``, or anything else through ``unstack``.
+    Each attribute is a float64 array [K] from ``build``, or anything else through ``unstack``. What
+    a weight of the plain number 0 or a limit of infinity stands before is not computed.
 
     Attributes:
         a, b: sqrt(cum_alpha_t), sqrt(cum_beta_t).
@@ -132,7 +134,11 @@ class ReverseCoefficients:
 
     def mean(self, x0: Any, x: Any, eps: Any) -> Any:
         """Of q(x_s | x_t, x_0) for the true x_0 and eps, of p(x_s | x_t) for the predicted."""
-        return self.x0_weight * x0 + self.x_weight * x + self.eps_weight * eps
+        mean = self.x0_weight * x0
+        for weight, value in ((self.x_weight, x), (self.eps_weight, eps)):
+            if not (isinstance(weight, float) and weight == 0):
+                mean = mean + weight * value
+        return mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +185,15 @@ def reverse_moments(
         known = {"eps": eps, "second": second, "gamma": c.gamma}
         cov = covariance(variance, c.a**2, c.b**2, **known, average=avg_cov, clip=clip_x0)
         sigma2 = optimal_variance(cov, c.small, c.cov_weight)
-    return ReverseMoments(mean, namespace(sigma2, c.limit, x).minimum(sigma2, c.limit), x0, eps)
+    return ReverseMoments(mean, _at_most(sigma2, c.limit, x), x0, eps)
+
+
+def _at_most(sigma2: Numeric, limit: Numeric, x: Numeric) -> Numeric:
+    """The smaller one, in x's library; infinity, as a plain number, costs nothing."""
+    for value, number in ((sigma2, limit), (limit, sigma2)):
+        if isinstance(number, float):
+            return value if number == math.inf else bound(value, -math.inf, number)
+    return namespace(sigma2, limit, x).minimum(sigma2, limit)
 
 
 def split_output(output: Any, x: Tensor, variance: str) -> tuple[Tensor, Tensor | None]:

@@ -7,6 +7,7 @@ reported at the end of the batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ from sa_plugin._batches import (
 )
 from sa_plugin._checks import check_choice, check_non_negative, check_whole
 from sa_plugin._execution import NetworkCall, module_of, to_host
-from sa_plugin._tensors import DeviceTables, follow, note_bad, refuse_bad
+from sa_plugin._tensors import DeviceTables, FirstBad, follow
 from sa_plugin.prediction import PREDICTS
 from sa_plugin.reverse import ReverseCoefficients, reverse_moments, split_output
 from sa_plugin.schedule import NoiseSchedule
@@ -119,6 +120,7 @@ class Sampler:
             clip_pixel=clip_pixel,
         )
         self._tables = DeviceTables(stack=self.coefficients.stack())
+        self._columns: dict[tuple[torch.device, torch.dtype], list[ReverseCoefficients]] = {}
         self._variance = variance
         self._options: dict[str, Any] = {
             "predicts": predicts,
@@ -255,23 +257,40 @@ class Sampler:
         self, x: Tensor, draw: Callable[[int], Tensor], kwargs: dict[str, Any]
     ) -> Iterator[ReverseStep]:
         descending = self.timesteps[::-1]
-        stack = self._tables.get("stack", x)
-        first_bad = torch.zeros((), dtype=torch.int64, device=x.device)
-        for k, (t, s) in enumerate(zip(descending, [*descending[1:], 0], strict=True)):
+        first_bad = FirstBad()
+        for k, (c, t, s) in enumerate(
+            zip(self._steps(x), descending, [*descending[1:], 0], strict=True)
+        ):
             with torch.no_grad():
                 n = torch.full((len(x),), t, dtype=torch.int64, device=x.device)
                 output, second = split_output(self._network(x, n, **kwargs), x, self._variance)
-                first_bad = note_bad(first_bad, t, output, second)
-                c = ReverseCoefficients.unstack(stack[:, k].unbind())
+                first_bad.note(t, output, second)
                 moments = reverse_moments(
                     c, x, output, second, variance=self._variance, **self._options
                 )
                 x_s = moments.mean
                 if s > 0 and self._is_random:
-                    x_s = x_s + moments.variance.sqrt() * draw(k).to(x)
+                    x_s = x_s + moments.variance**0.5 * draw(k).to(x)
             yield ReverseStep(t, s, x, x_s, moments.x0, moments.eps)
             x = x_s
-        refuse_bad(first_bad)
+        first_bad.refuse()
+
+    def _steps(self, x: Tensor) -> list[ReverseCoefficients]:
+        """The coefficients of each step, on x's device from its first batch on.
+
+        0-d tensors; 0 and infinity stay numbers, for what they stand before costs nothing then.
+        """
+        stack = self._tables.get("stack", x)
+        key = stack.device, stack.dtype
+        if key not in self._columns:
+            rows = self.coefficients.stack().T.tolist()
+            self._columns[key] = [
+                ReverseCoefficients.unstack(
+                    [v if v in (0, math.inf) else column[i] for i, v in enumerate(row)]
+                )
+                for row, column in zip(rows, stack.unbind(1), strict=True)
+            ]
+        return self._columns[key]
 
 
 def to_uint8(x: Tensor) -> Tensor:

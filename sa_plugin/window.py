@@ -38,6 +38,8 @@ class WindowPlan:
         steps: int64 [K, B], inside 1..N (a step outside is replaced by the nearest one inside and
             has weight zero).
         weights: float64 [K, B], tau of each step, zero outside the window's range.
+        simple_weights: float64 [K, B], share of each step in L_simple: one for row 0 and zero for
+            the others, unless the window's calls are reused for it.
         needed: bool [K, B], whether the network must be evaluated: row 0 always, others by weight.
         positions: int64 [K, B], position in the window of each row.
         value_scale: float64 [B], factor that makes the term's value unbiased.
@@ -46,6 +48,7 @@ class WindowPlan:
 
     steps: Tensor
     weights: Tensor
+    simple_weights: Tensor
     needed: Tensor
     positions: Tensor
     value_scale: Tensor
@@ -72,15 +75,19 @@ class WindowPlanner:
         K: steps in a window, 1..N.
         window: ``"down"`` or ``"paper"``.
         backprop: ``"all"`` or ``"one"``.
+        reuse: whether every step of the window has a share in L_simple.
     """
 
-    def __init__(self, tau: TauTable, K: int, window: str, backprop: str) -> None:
+    def __init__(
+        self, tau: TauTable, K: int, window: str, backprop: str, reuse: bool = False
+    ) -> None:
         self.tau = torch.from_numpy(tau.values.copy())
         self.relative = tau.relative
         self.N = tau.schedule.N
         self.K = K
         self.window = window
         self.backprop = backprop
+        self.reuse = reuse
 
     def plan(
         self, n: Tensor, anchor: Tensor | None = None, generator: torch.Generator | None = None
@@ -93,16 +100,18 @@ class WindowPlanner:
         steps = anchor + order if self.window == "paper" else anchor - order
         weights = self._weights(steps, anchor)
         # "all", "paper", anchor below 1: position 0 lies outside, its row serves L_simple alone.
-        steps = torch.cat([n[None], steps[1:].clamp(1, self.N)])
-        needed = torch.cat([torch.ones_like(n, dtype=torch.bool)[None], weights[1:] != 0])
-        value_scale, gradient_scale = self._scales(anchor)
-        return WindowPlan(steps, weights, needed, order, value_scale, gradient_scale)
+        steps = torch.cat([n[None], steps[1:]])
+        shares = self._simple_weights(steps)
+        needed = (weights != 0) | (shares != 0)
+        steps = steps.clamp(1, self.N)
+        return WindowPlan(steps, weights, shares, needed, order, *self._scales(anchor))
 
     def plain(self, n: Tensor) -> WindowPlan:
         """L_simple's step alone, where there is no SA term."""
         ones = torch.ones(n.shape, dtype=torch.float64, device=n.device)
         needed, position = torch.ones_like(n, dtype=torch.bool), torch.zeros_like(n)
-        return WindowPlan(n[None], 0 * ones[None], needed[None], position[None], ones, ones)
+        zeros, ones_row = 0 * ones[None], ones[None]
+        return WindowPlan(n[None], zeros, ones_row, needed[None], position[None], ones, ones)
 
     def _draw_anchor(self, n: Tensor, generator: torch.Generator | None) -> Tensor:
         position = _draw_below(self.K, n, generator)
@@ -135,6 +144,18 @@ class WindowPlanner:
             largest = weights.amax(0)
             weights = torch.where(largest > 0, weights / largest, 0.0)
         return weights
+
+    def _simple_weights(self, steps: Tensor) -> Tensor:
+        """Shares such that every step of 1..N is met with the same expected share, 1/N."""
+        shares = torch.zeros(steps.shape, dtype=torch.float64, device=steps.device)
+        if not self.reuse:
+            shares[0] = 1.0
+            return shares
+        if self.window == "down":  # step s lies in the windows of n = s, ..., min(s + K - 1, N)
+            share = 1 / (self.N + 1 - steps).clamp(1, self.K).double()
+        else:  # N + K anchors; each step in K windows, and 1/N of row 0 of the K that begin below 1
+            share = shares + (self.N + self.K) / (self.K * (self.N + 1))
+        return torch.where((steps >= 1) & (steps <= self.N), share, shares)
 
     def _scales(self, anchor: Tensor) -> tuple[Tensor, Tensor]:
         ones = torch.ones(anchor.shape, dtype=torch.float64, device=anchor.device)

@@ -18,14 +18,19 @@ def main(target):
     v = images()
     part = v.chunk(world)[rank]
     results = {}
-    for name, K, stack, accumulate in (
-        ("plain", None, True, 1),
-        ("stacked", 3, True, 1),
-        ("series", 3, False, 1),
-        ("parts", 3, True, 2),
+    for name, sa, accumulate, net in (
+        ("plain", {}, 1, {}),
+        ("stacked", {"K": 3}, 1, {}),
+        ("series", {"K": 3, "stack": False}, 1, {}),
+        ("parts", {"K": 3}, 2, {}),
+        ("one", {"K": 3, "backprop": "one"}, 1, {}),
+        ("one in series", {"K": 4, "backprop": "one", "stack": False}, 1, {}),
+        ("one in parts", {"K": 3, "backprop": "one"}, 2, {}),
+        ("reuse", {"K": 3, "reuse": True}, 1, {}),
+        ("activations not kept", {"K": 3, "stack": False}, 1, {"use_checkpoint": True}),
     ):
-        sa = {"K": K, "noise": "shared", "stack": stack} if K else {}
-        criterion = criterion_for(network(), v, StepOptions(accumulate=accumulate), **sa)
+        sa = sa and {"noise": "shared", **sa}
+        criterion = criterion_for(network(**net), v, StepOptions(accumulate=accumulate), **sa)
         reductions = []
         if world > 1:
             criterion.parallelise()

@@ -21,6 +21,7 @@ from adapters.comparison.grid import (
     Grid,
     Line,
     cell_name,
+    digest,
     second_name,
     training_name,
 )
@@ -171,6 +172,9 @@ def test_what_fails_is_shown_and_tried_again(tmp_path, capsys, monkeypatch):
     report = (tmp_path / "grid/reports/digits/report.md").read_text()
     assert "absent.pth" in report
     assert "2 failed" in report
+    page = (tmp_path / "grid/reports/digits/report.html").read_text()
+    for text in (report, page):  # the log too
+        assert text.count("in find_weights") == 2
     assert (tmp_path / "grid/reports/digits/gap_total.png").exists()
     assert compare(tmp_path / "grid", *few) == 0
 
@@ -242,12 +246,20 @@ def names(grid, training="b", process="sn_ddpm"):
         ("schedule__N", 500, (True, False, False)),
         ("head__lr", 0.5, (False, True, True)),
         ("sample__n_images", 7, (False, False, True)),
+        ("sample__precision", "bf16", (False, False, True)),
         ("evaluate__features", ("pixels",), (False, False, True)),
     ],
 )
 def test_a_name_tells_what_decides_the_numbers(key, value, changed):
     before, after = names(config_of()), names(config_of(**{key: value}))
     assert tuple(a != b for a, b in zip(before, after, strict=True)) == changed
+
+
+def test_a_key_that_came_later_renames_no_cell_at_its_default():
+    before = {"n_images": 5, "batch_size": 3}
+    later = {"channels_last": False, "compile": False, "precision": "float32"}
+    assert digest({"sample": before | later}) == digest({"sample": before})
+    assert digest({"sample": before | later | {"compile": True}}) != digest({"sample": before})
 
 
 def test_a_comparison_of_nothing_is_refused():
@@ -284,6 +296,7 @@ def test_every_comparison_can_be_read(path):
 def test_there_is_a_comparison_for_every_table():
     expected = [
         "digits_one_tables",
+        "digits_options_tables",
         "digits_tables",
         "fashion_tables",
         "figure4_gap",

@@ -8,11 +8,13 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from ml_collections import FrozenConfigDict
 
-from adapters.config import check_keys, read_command_line
+from adapters.config import check_keys, claimed, read_command_line
 from adapters.features import check_names
 from adapters.registry import PROCESSES, build_network
 from configs import common
+from configs.base import base_config
 from third_party.common.datasets import DATASETS
 
 ROOT = Path(__file__).parent.parent
@@ -212,3 +214,17 @@ def test_the_shortenings_of_fashion_are_accepted():
         config = read_command_line(["x", f"--config={path}", *words], ("base",), "x").config
         assert config.base.iterations < load("fashion_sn_sa").base.iterations
         assert count(config, (1, 32, 32), 1) > 0
+
+
+def test_a_run_from_before_a_key_existed_goes_on(tmp_path):
+    config = base_config()
+    config.name = "old"
+    here = FrozenConfigDict(config)
+    old = here.to_dict()
+    del old["sample"]["precision"]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    with claimed(tmp_path, here):
+        pass
+    config.sample.precision = "bf16"
+    with pytest.raises(ValueError, match=r"sample\.precision is 'float32' there, 'bf16' here"):
+        claimed(tmp_path, FrozenConfigDict(config)).__enter__()

@@ -133,7 +133,7 @@ def test_other_formats_are_refused_before_pytorch_sees_them(
     (tmp_path / "pickle.pth").write_bytes(b"\x80\x04N.")
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("reached PyTorch"))
     for name in ("a.tar", "disguised.tar", "text.pth", "pickle.pth"):
-        with pytest.raises(ValueError, match=rf"{name} is not a file of torch\.save"):
+        with pytest.raises(ValueError, match=rf"{name} is .*it is not a file of torch\.save"):
             read_published(tmp_path / name)
 
 
@@ -142,7 +142,7 @@ def test_torchscript_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         for name in ("constants.pkl", "data.pkl", "version"):
             archive.writestr(f"script/{name}", b"\x80\x02).")
-    with pytest.raises(ValueError, match=r"script\.pth is damaged or no checkpoint"):
+    with pytest.raises(ValueError, match=r"script\.pth is damaged, or no checkpoint"):
         read_published(path)
 
 
@@ -162,7 +162,8 @@ def test_a_truncated_file_is_refused_by_name(
     assert main([str(source), str(tmp_path / "out.pth")]) == 2
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
-    assert f"{file} is {'damaged' if tenths else 'empty'}" in captured.err
+    assert f"{file} is damaged, or no checkpoint: " in captured.err
+    assert ("it is empty" in captured.err) == (tenths == 0)
     assert captured.out == ""
     assert not (tmp_path / "out.pth").exists()
 
@@ -176,7 +177,7 @@ def test_a_hole_in_a_file_of_full_length_is_seen(tmp_path: Path) -> None:
     content[middle + 8 : middle + 40] = bytes(32)
     path.write_bytes(content)
     assert not torch.load(path, weights_only=True)["conv_in.weight"].flatten()[2:10].any()
-    with pytest.raises(ValueError, match=r"plain\.pth is damaged: the sum of its part"):
+    with pytest.raises(ValueError, match=r"plain\.pth is .*: the sum of its part"):
         read_published(path)
 
 

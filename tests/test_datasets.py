@@ -406,8 +406,8 @@ def test_damaged_images_are_named(tmp_path, name, damage):
     save(tmp_path / name, noise(32, 32, 3))
     (tmp_path / name).write_bytes(damage((tmp_path / name).read_bytes()))
     data = get("folder", tmp_path)
-    one_line_error(lambda: data[1], f"image {tmp_path / name} cannot be used: ")
-    one_line_error(lambda: everything(data, 1), f"image {tmp_path / name} cannot be used: ")
+    one_line_error(lambda: data[1], f"{tmp_path / name} cannot be used as an image: ")
+    one_line_error(lambda: everything(data, 1), f"{tmp_path / name} cannot be used as an image: ")
 
 
 def test_workers_name_a_damaged_image_and_end(tmp_path, monkeypatch):
@@ -420,7 +420,7 @@ def test_workers_name_a_damaged_image_and_end(tmp_path, monkeypatch):
     stream = BatchStream(data, 2, 0, workers=1)
     for read in (lambda: everything(data, 1), lambda: next(stream)):
         message = one_line_error(read)
-        assert message.startswith(f"image {tmp_path / 'b.png'} cannot be used: ")
+        assert message.startswith(f"{tmp_path / 'b.png'} cannot be used as an image: ")
         assert not multiprocessing.active_children()
 
 
@@ -579,7 +579,7 @@ def test_npz_of_either_layout_asks(tmp_path):
         ({"images": noise(2, 4, 4, 3)}, {"layout": "NCHW"}, "no axis of 1 or 3 channels there"),
         ({"images": noise(2, 4, 4, 3), "labels": np.ones(3)}, {}, "labels has 3 entries"),
         ({"images": np.array([Surprise()], dtype=object)}, {}, "allow_pickle=False"),
-        (b"", {}, "no npz file, or damaged"),
+        (b"", {}, "it is empty"),
         ("npy", {}, "no npz file, or damaged"),
     ],
 )

@@ -107,3 +107,8 @@ def test_state_dicts_are_the_hosts():
 def test_immiscible_is_refused():
     with pytest.raises(ValueError, match="immiscible must be False"):
         diffusion(immiscible=True)
+
+
+def test_reuse_is_refused():
+    with pytest.raises(ValueError, match="reuse must be False"):
+        diffusion(sa_options={"reuse": True})

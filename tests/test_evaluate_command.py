@@ -12,15 +12,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from adapters.classifiers import labelled_images
 from adapters.evaluate import main
 from adapters.evaluation import evaluate, summarise
-from adapters.features import build_extractors, from_uint8, load_digit_images, network_features
+from adapters.features import build_extractors, from_uint8, network_features
 from adapters.image_sources import open_images
 from adapters.outputs import NpzFile, PngFolder, TarShards
 from sa_plugin import NoiseSchedule, Sampler
 from sa_plugin.metrics import Statistics, kernel_distance, precision_recall
 
-DIGITS = load_digit_images()[0]
+DIGITS = labelled_images("digits")[0]
 OUTPUTS = {"png": PngFolder, "npz": NpzFile, "tar": TarShards}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,29 +11,32 @@ import pytest
 import torch
 from torch import Tensor
 
+from adapters.classifiers import (
+    CLASSIFIERS,
+    ClassifierSettings,
+    held_out_accuracy,
+    labelled_images,
+    load,
+    train,
+)
 from adapters.evaluation import Summary, evaluate, summarise
 from adapters.features import (
     EXTRACTORS,
-    DigitClassifierSettings,
     Extracted,
     Extractor,
     build_extractors,
     from_uint8,
-    held_out_accuracy,
-    load_digit_classifier,
-    load_digit_images,
-    to_uint8,
-    train_digit_classifier,
     write_atomically,
 )
 from sa_plugin.metrics import frechet_distance, inception_score
+from sa_plugin.sampler import to_uint8
 
-QUICK = DigitClassifierSettings(epochs=1, width=8)
+QUICK = ClassifierSettings(epochs=1, width=8)
 
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[Tensor, Tensor]:
-    return load_digit_images()
+    return labelled_images("digits")
 
 
 @pytest.fixture(scope="module")
@@ -77,19 +81,19 @@ class TestImages:
             from_uint8(images)
 
 
-class TestDigitClassifier:
+class TestClassifiers:
     def test_held_out_accuracy(self) -> None:
-        assert held_out_accuracy() >= 0.97
+        assert held_out_accuracy("digits") >= 0.97
 
     def test_seed_alone_decides_the_weights(self, digits: tuple[Tensor, Tensor]) -> None:
         torch.manual_seed(1)
-        first = weights(train_digit_classifier(*digits, QUICK))
+        first = weights(train(*digits, QUICK))
         torch.manual_seed(2)
         before = torch.get_rng_state()
-        second = weights(train_digit_classifier(*digits, QUICK))
+        second = weights(train(*digits, QUICK))
         assert torch.equal(torch.get_rng_state(), before)
-        other = DigitClassifierSettings(epochs=1, width=8, seed=1)
-        assert first == second != weights(train_digit_classifier(*digits, other))
+        other = ClassifierSettings(epochs=1, width=8, seed=1)
+        assert first == second != weights(train(*digits, other))
 
     def test_features_of_real_images_have_full_rank(self, reference: Summary) -> None:
         sigma = reference.moments["digit_classifier"].sigma
@@ -99,7 +103,7 @@ class TestDigitClassifier:
         assert np.trace(sigma) == pytest.approx(64, rel=1e-4)
 
     def test_logits_are_the_head_of_the_features(self, digits: tuple[Tensor, Tensor]) -> None:
-        model = train_digit_classifier(*digits, QUICK)
+        model = train(*digits, QUICK)
         result = model(from_uint8(digits[0][:5]))
         assert (result.features.shape, result.logits.shape) == ((5, 64), (5, 10))
         torch.testing.assert_close(model.head(result.features * model.scale), result.logits)
@@ -107,27 +111,27 @@ class TestDigitClassifier:
     def test_cache_is_used_for_its_own_settings_only(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        made = load_digit_classifier(tmp_path, QUICK)
+        made = load("digits", tmp_path, settings=QUICK)
         (path,) = tmp_path.iterdir()  # nothing temporary is left
-        other = load_digit_classifier(tmp_path, DigitClassifierSettings(epochs=2, width=8))
+        other = load("digits", tmp_path, settings=replace(QUICK, epochs=2))
         assert weights(other) != weights(made)
         assert len(list(tmp_path.iterdir())) == 2
-        monkeypatch.delattr("adapters.features.train_digit_classifier")
-        assert weights(load_digit_classifier(tmp_path, QUICK)) == weights(made)
+        monkeypatch.delattr("adapters.classifiers.train")
+        assert weights(load("digits", tmp_path, settings=QUICK)) == weights(made)
 
         stored = torch.load(path, weights_only=True)
         torch.save({**stored, "key": {**stored["key"], "seed": 5}}, path)
         with pytest.raises(NameError):  # it would train
-            load_digit_classifier(tmp_path, QUICK)
+            load("digits", tmp_path, settings=QUICK)
 
     @pytest.mark.parametrize("content", [b"", b"no such format"])
     def test_damaged_cache_is_made_anew(self, tmp_path: Path, content: bytes) -> None:
-        made = load_digit_classifier(tmp_path, QUICK)
+        made = load("digits", tmp_path, settings=QUICK)
         (path,) = tmp_path.iterdir()
         good = path.read_bytes()
         path.write_bytes(content)
         with pytest.warns(UserWarning, match="cannot be read and is made anew"):
-            again = load_digit_classifier(tmp_path, QUICK)
+            again = load("digits", tmp_path, settings=QUICK)
         assert weights(again) == weights(made)
         assert path.read_bytes() == good
 
@@ -136,12 +140,31 @@ class TestDigitClassifier:
     )
     def test_refuses_bad_settings(self, name: str, value: float) -> None:
         with pytest.raises(ValueError, match=rf"{name} must be .*, got {value}"):
-            DigitClassifierSettings(**{name: value})
+            ClassifierSettings(**{name: value})
+
+    def test_one_of_clothing_learns_what_tells_its_classes_apart(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Class k: a bright band at row 3 k of 32x32 images, under noise."""
+        labels = torch.arange(640) % 10
+        noise = torch.Generator().manual_seed(0)
+        images = torch.randint(0, 100, (640, 1, 32, 32), generator=noise, dtype=torch.uint8)
+        for image, label in zip(images, labels.tolist(), strict=True):
+            image[:, 3 * label : 3 * label + 3] += 150
+        monkeypatch.setattr("adapters.classifiers.labelled_images", lambda *_: (images, labels))
+        monkeypatch.setitem(CLASSIFIERS, "fashion", replace(QUICK, epochs=10, batch_size=32))
+        assert held_out_accuracy("fashion") > 0.95
+        (extractor,) = build_extractors(["fashion_classifier"], cache_dir=tmp_path)
+        seen = extractor.extract(from_uint8(images))
+        assert (seen.features.shape, seen.logits.shape) == ((640, 64), (640, 10))
+        assert seen.features.var(dim=0).mean().item() == pytest.approx(1, rel=1e-3)
+        with pytest.raises(ValueError, match=r"fashion_classifier takes images \[B, 1, 32, 32\]"):
+            extractor.extract(torch.zeros(2, 1, 8, 8))
 
     def test_refuses_too_few_images(self) -> None:
         few = torch.zeros(10, 1, 8, 8, dtype=torch.uint8)
         with pytest.raises(ValueError, match="at least 64, got 10"):
-            train_digit_classifier(few, torch.zeros(10).long(), QUICK)
+            train(few, torch.zeros(10).long(), QUICK)
 
 
 class TestRegistry:
@@ -155,7 +178,7 @@ class TestRegistry:
 
     def test_refuses_unknown_and_repeated_names(self) -> None:
         with pytest.raises(
-            ValueError, match=r"among \['digit_classifier', 'inception', 'inception_tf', 'pixels'\]"
+            ValueError, match=r"among \['digit_classifier', 'fashion_classifier', 'inception', "
         ):
             build_extractors(["pixels", "fid"])
         with pytest.raises(ValueError, match="got 'fid'"):

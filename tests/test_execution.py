@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 from sa_plugin._execution import NetworkCall, module_of
 from sa_plugin.sampler import Sampler
@@ -37,13 +38,30 @@ def images(**options):
     return drawn, eps
 
 
-@pytest.mark.parametrize("compile", [False, True])
-def test_compiled_golden_in_float32(compile):
-    noise = normal(1, GOLDEN[0]["steps"], 4, 2, 3, 3).float()
+def check_golden_in_float32(i, **options):
+    """A case of the float64 reference numbers, by the sampler in float32, to 1e-4."""
+    noise = normal(1, GOLDEN[i]["steps"], 4, 2, 3, 3).float()
     x_init = torch.from_numpy(ARRAYS["x_init"]).float()
-    sampler = golden_sampler(GOLDEN[0], compile=compile)
+    sampler = golden_sampler(GOLDEN[i], **options)
     x0 = sampler.sample(x_init.shape, x_init=x_init, noise=lambda k: noise[k])
-    np.testing.assert_allclose(x0.numpy(), ARRAYS["x0_0"], rtol=1e-4, atol=1e-4)
+    assert x0.dtype == torch.float32
+    np.testing.assert_allclose(x0.numpy(), ARRAYS[f"x0_{i}"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("i", range(len(GOLDEN)))
+def test_golden_in_float32(i):
+    check_golden_in_float32(i)
+
+
+@pytest.mark.parametrize(
+    "i", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, len(GOLDEN)))]
+)
+def test_compiled_golden_in_float32(i):
+    torch.compiler.reset()  # many networks of one class: else some would silently run uncompiled
+    counters.clear()
+    check_golden_in_float32(i, compile=True)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
 
 
 def test_channels_last_reaches_network_and_weights():

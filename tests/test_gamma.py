@@ -336,7 +336,7 @@ def test_is_an_array_to_numpy_and_to_the_sampler():
     with pytest.raises(ValueError, match="read-only"):
         gamma.values[3] = 7
     with pytest.raises(ValueError, match="copy is needed"):
-        np.array(gamma, dtype=np.float32, copy=False)
+        gamma.__array__(np.float32, copy=False)  # NumPy 1 has no such request
     options = {"variance": "analytic", "steps": 5, "trajectory": "dp_seg"}
     drawn = [
         Sampler(toy_eps, SCHEDULE, gamma=g, **options).sample((4, 1, 2, 2))

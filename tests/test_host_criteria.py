@@ -1,6 +1,7 @@
 """The ported host's schedules, wrapper, objectives and methods, against numbers of the original."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from third_party.analytic_dpm import criterions as analytic
 from third_party.common.criterion_base import Criterion
 from third_party.common.nets import ddpm_unet, iddpm_unet
 from third_party.common.schedule import NamedSchedule, Schedule
@@ -452,6 +454,7 @@ def test_build_criterion_passes_its_options_on():
         grad_clip=1.0,
         rescale_timesteps=False,
         shift1=True,
+        lr_warmup=0,
     )
     assert (criterion.ratio, criterion.grad_clip) == ("adaptive", 1.0)
     wrapper = criterion.wrapper
@@ -466,12 +469,26 @@ def test_build_criterion_passes_its_options_on():
     assert optimizer.param_groups[0]["lr"] == 3e-4
 
 
+@pytest.mark.parametrize("build", [partial(build_criterion, "pred_eps"), analytic.build_criterion])
+def test_the_rate_rises_over_the_first_steps(build):
+    criterion = build(NamedSchedule("linear", 50), nn.Conv2d(1, 1, 1), lr=0.5, lr_warmup=4)
+    rates = []
+    for _ in range(6):
+        rates.append(criterion.optimizers["all"].param_groups[0]["lr"])
+        criterion.optimizers["all"].step()
+        criterion.lr_schedulers["all"].step()
+    assert rates == [0.125, 0.25, 0.375, 0.5, 0.5, 0.5]
+    # as in a checkpoint of the hosts, so that these can be continued
+    assert criterion.lr_schedulers["all"].state_dict()["lr_lambdas"] == [None]
+
+
 @pytest.mark.parametrize(
     ("method", "options", "words"),
     [
         ("pred_v", {}, "method='pred_v'.*pred_eps_epsc_pretrained"),
         ("pred_eps", {"lr": 0.0}, "lr=0.0"),
         ("pred_eps", {"grad_clip": 0.0}, "grad_clip=0.0"),
+        ("pred_eps", {"lr_warmup": -1}, "lr_warmup=-1: must be >= 0"),
         ("pred_eps", {"trunk": {}}, "pred_eps trains the whole network"),
         ("pred_eps_eps2_pretrained", {}, "trunk=None: pred_eps_eps2_pretrained needs"),
     ],

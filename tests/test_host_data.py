@@ -224,11 +224,11 @@ def test_cifar10_that_lacks_a_file_is_refused(tmp_path):
         get_dataset("cifar10", tmp_path, check_md5=False)
     folder.rmdir()
     with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz"):
-        pass
+        pass  # an archive without members
     with pytest.raises(ValueError, match=r"tar\.gz holds no data_batch_1"):
         get_dataset("cifar10", tmp_path, check_md5=False)
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"not an archive")
-    with pytest.raises(ValueError, match=r"tar\.gz is damaged"):
+    with pytest.raises(ValueError, match=r"tar\.gz is no archive of dataset .cifar10., or damaged"):
         get_dataset("cifar10", tmp_path, check_md5=False)
 
 
@@ -242,7 +242,7 @@ def test_cifar10_files_cannot_run_code(cifar_root, capsys):
     folder.mkdir(exist_ok=True)
     for name, _ in CIFAR10.train_list:
         (folder / name).write_bytes(pickle.dumps({"data": Surprise(), "labels": []}))
-    with pytest.raises(ValueError, match="only arrays are read"):
+    with pytest.raises(ValueError, match=r"asks for builtins\.print, which is no data"):
         get_dataset("cifar10", cifar_root, check_md5=False)
     assert capsys.readouterr().out == ""
 

@@ -1,6 +1,7 @@
 """The ported hosts' training loop: average, logs, checkpoints, exact continuation, divergence."""
 
 import logging
+import os
 import shutil
 
 import numpy as np
@@ -202,6 +203,14 @@ def test_callbacks_do_not_disturb_the_run(tmp_path, unbroken):
     assert everything(trainer) == unbroken
 
 
+def test_a_step_is_announced_by_its_iteration(tmp_path):
+    """Also in a continued run: what is set by it, such as lambda, is then as in an unbroken one."""
+    announced = []
+    interrupt_at(make_trainer(tmp_path, before_step=announced.append), 6)
+    make_trainer(tmp_path, before_step=announced.append).run()
+    assert announced == [*range(1, 8), *range(5, 14)]
+
+
 def test_a_run_stopped_while_it_writes_continues_to_the_same_bytes(tmp_path, unbroken, monkeypatch):
     save = checkpoints._save
 
@@ -331,12 +340,23 @@ def test_no_room_is_an_oserror_and_the_checkpoint_before_stays(tmp_path, unbroke
     assert everything(continued) == unbroken
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+@pytest.mark.parametrize("numbers", [1, 10**6])  # met when the file is closed, or inside torch.save
+def test_a_full_disk_is_an_oserror(tmp_path, numbers):
+    path = tmp_path / "state.pth"
+    path.symlink_to("/dev/full")  # every write: no space left on device
+    with pytest.raises(OSError, match=r"No space left|state\.pth cannot be written"):
+        checkpoints._save({"weight": torch.zeros(numbers)}, path)
+
+
 def test_torch_s_own_word_for_a_failed_write_is_an_oserror(tmp_path, monkeypatch):
     def fail(value, file):
         raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed\nat")
 
     monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match=r"it\.pth cannot be written: PytorchStreamWriter .* failed$"):
+    with pytest.raises(
+        OSError, match=r"it\.pth cannot be written; .* \(PytorchStreamWriter .* failed\)$"
+    ):
         checkpoints.write_checkpoint(tmp_path, checkpoints.Checkpoint(3, {}))
     assert not list(tmp_path.iterdir())
 

@@ -16,43 +16,8 @@ from torch import Tensor, nn
 from adapters.evaluation import Summary, evaluate, summarise
 from adapters.features import EXTRACTORS, Extracted, Extractor, build_extractors, from_uint8
 from adapters.inception import WEIGHTS_VARIABLE, find_weights, load_inception
+from benchmarks.metrics import NAME, random_images, random_weights
 from sa_plugin.metrics import inception_score
-
-NAME = "pt_inception-2015-12-05-6726825d.pth"
-
-
-def random_state() -> dict[str, Tensor]:
-    """Random tensors under the names and in the shapes of pytorch-fid's weights file.
-
-    He's variance for the convolutions, or else nothing of the image would reach the last layer.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reference_package, "load_state_dict_from_url", lambda *_, **__: {})
-        patch.setattr(nn.Module, "load_state_dict", lambda self, state: None)
-        layers = reference_package.fid_inception_v3()
-    generator = torch.Generator().manual_seed(0)
-    for name, value in layers.state_dict().items():
-        if name.endswith("num_batches_tracked"):
-            continue
-        value.normal_(generator=generator)
-        if value.ndim == 4:
-            value.mul_((2 / value[0].numel()) ** 0.5)
-        elif name.endswith(("bn.weight", "running_var")):
-            value.mul_(0.1).add_(1)
-        elif name.startswith("fc"):
-            value.mul_(0.1)
-        else:
-            value.mul_(0.2)
-    return layers.state_dict()
-
-
-def random_images(count: int, channels: int = 3, size: int = 24, seed: int = 0) -> Tensor:
-    """Smooth uint8 images [count, channels, size, size] that differ in colour and contrast."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randn(count, channels, 4, 4, generator=generator)
-    contrast = torch.linspace(20, 90, count).reshape(-1, 1, 1, 1)
-    smooth = nn.functional.interpolate(coarse * contrast, size=(size, size), mode="bicubic")
-    return (smooth + 100).round().clamp(0, 255).to(torch.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +25,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A torch hub folder whose checkpoints hold the random weights."""
     folder = tmp_path_factory.mktemp("torch")
     (folder / "hub" / "checkpoints").mkdir(parents=True)
-    torch.save(random_state(), folder / "hub" / "checkpoints" / NAME)
+    torch.save(random_weights(), folder / "hub" / "checkpoints" / NAME)
     return folder / "hub"
 
 

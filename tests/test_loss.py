@@ -116,16 +116,20 @@ def test_stacked_and_in_series_agree(window, backprop, noise):
     torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("backprop", ["all", "one"])
-def test_sa_k_makes_k_calls(backprop):
+@pytest.mark.parametrize(
+    "options",
+    [{"backprop": "all"}, {"backprop": "all", "reuse": True}, {"backprop": "one"}],
+    ids=str,
+)
+def test_sa_k_makes_k_calls(options):
     x0, n = images(5, 4, 2, 3, 3), torch.tensor([10, 20, 30, 40])
     for K in (1, 2, 4):
         series, stacked = ScaledToy(), ScaledToy()
-        SALoss(LINEAR, K=K, backprop=backprop, stack=False)(series, x0, n=n)
+        SALoss(LINEAR, K=K, stack=False, **options)(series, x0, n=n)
         assert [len(steps) for steps in series.calls] == [4] * K
-        SALoss(LINEAR, K=K, backprop=backprop)(stacked, x0, n=n)
+        SALoss(LINEAR, K=K, **options)(stacked, x0, n=n)
         assert sum(len(steps) for steps in stacked.calls) == 4 * K
-        assert len(stacked.calls) == (1 if backprop == "all" else min(K, 2))
+        assert len(stacked.calls) == (1 if options["backprop"] == "all" else min(K, 2))
 
 
 def test_lambda_zero_is_the_plain_loss_with_one_call():
@@ -192,6 +196,35 @@ def test_labels_follow_their_rows():
     assert len(steps) == 5
 
 
+@pytest.mark.parametrize("around", [None, torch.float16])
+def test_only_calls_without_a_graph_are_in_low_precision(around):
+    """By what the convolution returns; an autocast around it holds for the call with the graph."""
+    torch.manual_seed(0)
+    conv, seen = torch.nn.Conv2d(2, 2, 3, padding=1), []
+
+    def model(x, n):
+        output = conv(x)
+        seen.append((torch.is_grad_enabled(), output.dtype))
+        return output
+
+    x0, n = images(5, 4, 2, 3, 3).float(), torch.tensor([10, 20, 30, 40])
+    noise = normal(6, 3, 4, 2, 3, 3).float()
+    results = []
+    for extra_precision in ("same", "bf16"):
+        loss = SALoss(LINEAR, K=3, backprop="one", stack=False, extra_precision=extra_precision)
+        conv.zero_grad()
+        with torch.autocast("cpu", around, enabled=around is not None):
+            output = loss(model, x0, n=n, noise=noise, anchor=n)
+        output.total.backward()
+        assert output.total.dtype == torch.float32
+        results.append((output.sa_per_sample.detach(), conv.weight.grad.clone()))
+    own = around or torch.float32
+    assert seen[:3] == [(True, own), (False, own), (False, own)]
+    assert seen[3:] == [(True, own), (False, torch.bfloat16), (False, torch.bfloat16)]
+    assert not torch.equal(results[0][0], results[1][0])
+    torch.testing.assert_close(results[0], results[1], rtol=0.02, atol=0.02)
+
+
 def test_half_precision_networks_are_reduced_in_single():
     """Squares of a big error overflow float16; the reduction must not."""
     x0 = torch.zeros(2, 3, 16, 16, dtype=torch.float16)
@@ -235,6 +268,9 @@ def test_gradients_reach_the_network_through_every_call():
         ({"window": "up"}, r"window must be one of \('down', 'paper'\), got 'up'"),
         ({"noise": "same"}, r"noise must be one of .*'chain'.*got 'same'"),
         ({"backprop": "none"}, r"backprop must be one of \('all', 'one'\), got 'none'"),
+        ({"reuse": True, "backprop": "one"}, r"reuse=True needs backprop='all', got .*'one'"),
+        ({"extra_precision": "fp8"}, r"extra_precision must be one of \('same', 'bf16'\), got"),
+        ({"extra_precision": "bf16"}, r"extra_precision='bf16' needs backprop='one', got 'all'"),
         ({"reduction": "none"}, r"reduction must be one of \('sum', 'mean'\), got 'none'"),
         ({"weighting": "tau"}, r"weighting must be one of .*'theorem1'.*got 'tau'"),
     ],

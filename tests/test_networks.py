@@ -579,3 +579,40 @@ def test_bad_labels(num_classes: int | None, labels: int | None, message: str) -
         y = None if labels is None else torch.empty(labels, dtype=torch.int64)
         with pytest.raises(ValueError, match=message):
             net(torch.empty(2, 3, 8, 8), torch.empty(2), y)
+
+
+@pytest.mark.parametrize("cls", ["UNetModel", "Model"])
+def test_normalisations_keep_the_precision_they_are_given(
+    cls: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Autocast would have CUDA's GroupNorm take and give float32: it must be off there."""
+    seen = []
+    group_norm = torch.nn.functional.group_norm
+
+    def noted(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        enabled = torch.is_autocast_enabled("cpu")
+        seen.append((enabled, x.dtype, weight.dtype, bias.dtype))
+        return group_norm(x, groups, weight, bias, eps)
+
+    monkeypatch.setattr(torch.nn.functional, "group_norm", noted)
+    net = fill(tiny(cls))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        net(randn(0, 2, 3, 8, 8), torch.tensor([5, 999]))
+    assert len(seen) > 10
+    assert set(seen) == {(False, *[torch.bfloat16] * 3)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cls", ["UNetModel4Pretrained", "Model4Pretrained"])
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_a_network_compiles_into_one_graph(cls: str, precision: torch.dtype | None) -> None:
+    torch.compiler.reset()
+    net = fill(tiny(cls))
+    compiled = torch.compile(net, fullgraph=True)
+    x, t = randn(0, 2, 3, 8, 8), torch.tensor([5, 999])
+    with torch.no_grad(), torch.autocast("cpu", precision, enabled=precision is not None):
+        expected, y = net(x, t).float(), compiled(x, t).float()
+    if precision is None:
+        assert_close(y, expected, 1e-4)
+    else:
+        assert (y - expected).square().mean().sqrt() < 0.05 * expected.std()

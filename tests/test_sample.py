@@ -15,28 +15,33 @@ import numpy as np
 import pytest
 import torch
 
+from adapters.config import LOCK_FILE
 from adapters.outputs import NpzFile, PngFolder, TarShards
 from adapters.produce import cut, runs_of, slice_size
 from adapters.sample import main
+from configs import digits
+from third_party.common.nets import UNetModel
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ["--config", "configs/digits_sn_sa.py", "--config.network.args.model_channels=8"]
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """Random weights of the tiny network, as a trained run would have left them."""
-    from configs import digits
-    from third_party.common.nets import UNetModel
-
+def tiny_network(**more):
+    """That of the digits, smaller, with random weights, none of them zero."""
     config = digits.experiment("sn").network.args.to_dict() | {"model_channels": 8}
     torch.manual_seed(0)
-    network = UNetModel(**config, in_channels=1, out_channels=1)
+    network = UNetModel(**config | more, in_channels=1, out_channels=1)
     for parameter in network.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.05)
+    return network
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Random weights of the tiny network, as a trained run would have left them."""
     path = tmp_path_factory.mktemp("weights") / "weights.pth"
-    torch.save(network.state_dict(), path)
+    torch.save(tiny_network().state_dict(), path)
     return path
 
 
@@ -53,7 +58,8 @@ def run(*args, **options):
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    files = (p for p in folder.rglob("*") if p.is_file() and p.name != LOCK_FILE)
+    return {p.name: p.read_bytes() for p in files}
 
 
 @pytest.mark.parametrize("form", ["png", "npz", "tar"])
@@ -68,6 +74,47 @@ def test_bytes_do_not_depend_on_the_batch_and_a_run_continues(tmp_path, weights,
             next((tmp_path / "b").rglob(name)).unlink()
     assert run(tmp_path / "b", weights, form=form, batch=1) == 0
     assert contents(tmp_path / "b") == whole
+
+
+@pytest.mark.parametrize(
+    ("option", "most"), [("precision=bf16", 40), ("channels_last=True", 1)], ids=str
+)
+def test_speed_options_change_rounding_alone_and_are_another_run(
+    tmp_path, weights, capsys, option, most
+):
+    few = {"n": 64, "form": "npz"}
+    option = f"--config.sample.{option}"
+    assert run(tmp_path / "plain", weights, **few) == 0
+    assert run(tmp_path / "fast", weights, option, **few) == 0
+    plain, fast = (
+        np.load(tmp_path / name / "samples.npz")["arr_0"].astype(int) for name in ("plain", "fast")
+    )
+    assert 0 < np.abs(plain - fast).max() <= most or most == 1
+    capsys.readouterr()
+    assert run(tmp_path / "plain", weights, option, **few) == 2
+    assert "sample." in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_compiled_bytes_do_not_depend_on_the_batch(tmp_path):
+    """One graph, of a slice: it serves batches of any number of slices."""
+    from torch._dynamo.utils import counters
+
+    small = {"num_res_blocks": 1, "channel_mult": (1,), "attention_resolutions": (1,)}
+    more = [f"--config.network.args.{key}={value}" for key, value in small.items()]
+    weights = tmp_path / "weights.pth"
+    torch.save(tiny_network(**small).state_dict(), weights)
+    assert run(tmp_path / "plain", weights, *more, form="npz") == 0
+    counters.clear()
+    compiled = [*more, "--config.sample.compile=True"]
+    assert run(tmp_path / "a", weights, *compiled, form="npz") == 0
+    assert run(tmp_path / "b", weights, *compiled, form="npz", batch=64) == 0
+    assert counters["stats"]["unique_graphs"] == 1
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    plain, fast = (
+        np.load(tmp_path / name / "samples.npz")["arr_0"].astype(int) for name in ("plain", "a")
+    )
+    assert np.abs(plain - fast).max() <= 1
 
 
 def test_another_run_is_refused_in_one_line(tmp_path, weights, capsys):
@@ -116,7 +163,14 @@ def test_a_network_that_breaks_is_told(tmp_path, weights, capsys, factor, said):
         (["--process=sn_ddpm"], "does not fit"),  # the weights have no second prediction
         (["--process=none"], "'none'"),
         (["--config.sample.n_images=0"], "sample.n_images must be >= 1, got 0"),
+        (["--config.sample.seed=-1"], "sample.seed must be >= 0, got -1"),
+        (["--config.sample.trajectory=dp_seg"], "trajectory 'dp_seg' needs gamma, got None"),
+        (["--steps=1001"], "steps must be a whole number in 1..1000, got 1001"),
         (["--config.sample.batch_size=-1"], "sample.batch_size must be >= 1, got -1"),
+        (
+            ["--config.sample.precision=fp8"],
+            r"sample.precision must be one of \('float32', 'bf16', 'fp16'\), got 'fp8'",
+        ),
         (["--weights=no.pth"], "there is no file of weights no.pth"),
         (["--weights=README.md"], "README.md"),
         (["--pictures=3"], "[Uu]nknown command line flag 'pictures'"),
@@ -147,6 +201,11 @@ def test_another_gamma_is_another_run(tmp_path, weights, capsys):
     assert run(tmp_path / "a", weights, *one, n=3) == 0
     assert run(tmp_path / "a", weights, *two, n=3) == 2
     assert "cell.gamma is" in capsys.readouterr().err
+    np.savez(tmp_path / "two.npz", values=np.r_[0, np.full(10, 0.5)])
+    assert run(tmp_path / "b", weights, *two, n=3) == 2
+    assert r"gamma must have shape (1001,)" in capsys.readouterr().err
+    assert run(tmp_path / "b", weights, *analytic, f"--workdir={tmp_path / 'run'}", n=3) == 2
+    assert "the result of stage 'gamma' is needed first" in capsys.readouterr().err
 
 
 def test_small_parts():
@@ -196,20 +255,74 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path, form):
     assert peaks[1] - peaks[0] < 12
 
 
+class Command:
+    """A run of the command in processes of its own, that can be watched and killed."""
+
+    def __init__(self, folder, *args, **options):
+        self.folder = folder
+        self.before = self.images()
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.began = time.monotonic()
+        self.process = subprocess.Popen(
+            command(folder, *args, **options), cwd=ROOT, env=env, text=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def images(self):
+        return sum(1 for _ in self.folder.glob("*.png"))
+
+    def wait_for_images(self):
+        """Until a new image is there; the seconds since the start."""
+        while self.images() == self.before and self.process.poll() is None:
+            time.sleep(0.02)
+        return time.monotonic() - self.began
+
+    def finish(self):
+        _, error = self.process.communicate()
+        assert self.process.returncode == 0, error
+        return time.monotonic() - self.began
+
+    def kill(self):
+        """SIGKILL to all its processes at once; whether it was still at work."""
+        os.kill(self.process.pid, signal.SIGSTOP)  # torchrun does not see its children die
+        for pid in [self.process.pid, *descendants(self.process.pid)]:
+            os.kill(pid, signal.SIGKILL)
+        self.process.stderr.close()
+        return self.process.wait() == -signal.SIGKILL
+
+
+def descendants(pid):
+    """Children and theirs, of Linux's /proc."""
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    found = [int(word) for word in path.read_text().split()]
+    return [one for child in found for one in (child, *descendants(child))]
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
 def test_two_processes_and_ten_kills(tmp_path, weights):
-    options = {"n": 1000, "steps": 20}
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    assert run(tmp_path / "one", weights, **options) == 0
+    """One process and two in turn, each killed at work; every fifth before its first image."""
+    options = {"n": 2500, "steps": 10}
+    one = Command(tmp_path / "one", weights, batch=500, **options)
+    start = one.wait_for_images()
+    per_unit = (one.finish() - start) / (options["n"] / 64)
     whole = contents(tmp_path / "one")
-    two = command(tmp_path / "two", weights, processes=2, batch=64, **options)
-    subprocess.run(two, cwd=ROOT, env=env, check=True, capture_output=True)
+    assert len(whole) == options["n"] + 1
+    Command(tmp_path / "two", weights, processes=2, batch=64, **options).finish()
     assert contents(tmp_path / "two") == whole
-    killed = command(tmp_path / "killed", weights, batch=64, **options)
-    for seed in range(10):
-        process = subprocess.Popen(killed, cwd=ROOT, env=env, stderr=subprocess.DEVNULL)
-        time.sleep(random.Random(seed).uniform(3, 9))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run(killed, cwd=ROOT, env=env, check=True, capture_output=True)
+    moments, hits, progress = random.Random(0), 0, set()
+    for k in range(10):
+        batch = (64, 500)[k // 2 % 2]
+        run = Command(tmp_path / "killed", weights, processes=1 + k % 2, batch=batch, **options)
+        if k % 5 == 4:
+            time.sleep(moments.uniform(0.2, 1) * start)
+        else:
+            run.wait_for_images()
+            time.sleep(moments.uniform(0, 2.5) * per_unit)
+        hits += run.kill()
+        progress.add(run.images())
+    print(f"{hits} kills, images after each: {sorted(progress)}")
+    assert hits >= 8  # a machine whose speed has changed may be done before it is killed
+    assert len(progress) >= 6
+    Command(tmp_path / "killed", weights, processes=2, batch=64, **options).finish()
     assert contents(tmp_path / "killed") == whole

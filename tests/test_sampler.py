@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sa_plugin._tensors import FirstBad
 from sa_plugin.sampler import Sampler
 from sa_plugin.schedule import NoiseSchedule
 from tests.gaussian import GaussianData
@@ -230,3 +231,39 @@ def test_refuses_a_network_that_does_not_fit(variance, model, message):
 def test_a_pair_is_welcome_where_its_second_is_unused():
     pair = Sampler(lambda x, n: (0.1 * x, None), LINEAR, steps=3).sample((2, 3))
     assert torch.equal(pair, Sampler(lambda x, n: 0.1 * x, LINEAR, steps=3).sample((2, 3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_one_bad_value_anywhere_is_seen(dtype, bad):
+    for size in (1, 7, 16, 33, 100):
+        for place in range(size):
+            watch, output = FirstBad(), torch.zeros(size, dtype=dtype)
+            watch.note(9, output, None)
+            watch.refuse()
+            output[place] = bad
+            watch.note(8, torch.zeros(2), output)
+            watch.note(7, output)
+            with pytest.raises(ValueError, match="not finite, first at step n = 8"):
+                watch.refuse()
+
+
+def test_a_step_costs_few_operations():
+    """Beside the network's call; a count, since times are noise. Each one is a launch on a GPU."""
+
+    class Count(TorchDispatchMode):
+        total = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.total += 1
+            return func(*args, **(kwargs or {}))
+
+    def operations(steps, **options):
+        sampler = Sampler(lambda x, n: x, LINEAR, steps=steps, **options)
+        sampler.sample((64, 3))
+        with Count() as count:
+            sampler.sample((64, 3))
+        return count.total
+
+    for options, most in (({"forward": "ddim"}, 9), ({}, 14), ({"variance": "big"}, 14)):
+        assert operations(20, **options) - operations(10, **options) <= 10 * most

@@ -3,6 +3,7 @@
 import csv
 import json
 import pickle
+import resource
 import shutil
 
 import numpy as np
@@ -14,7 +15,8 @@ from adapters import stages, summary
 from adapters.experiment import Experiment, run
 from adapters.inception import WEIGHTS_VARIABLE
 from adapters.sn_dpm import SN_DPM
-from tests.test_inception import random_state
+from benchmarks.metrics import random_weights
+from third_party.extended_analytic_dpm.criterions import DTDSM
 
 DIGITS = [
     "--config=configs/digits_sn_sa.py",
@@ -122,6 +124,49 @@ def test_another_seed_gives_other_numbers(finished, tmp_path):
         summary.summarise_runs([finished, finished])
 
 
+def test_lambda_rises_over_the_first_steps(tmp_path, monkeypatch):
+    lams, update = [], DTDSM.update
+
+    def note(criterion, data):
+        lams.append(criterion.objective._loss.lam)
+        update(criterion, data)
+
+    monkeypatch.setattr(DTDSM, "update", note)
+    options = ["--config.sa.lam=0.8", "--config.sa.lam_warmup=4", "--stage=base"]
+    assert sn_dpm(tmp_path / "run", *options) == 0
+    assert lams == [0.2, 0.4, pytest.approx(0.6), 0.8, 0.8, 0.8]
+
+
+def test_a_full_disk_is_told_in_one_line_and_the_run_can_go_on(
+    finished, tmp_path, monkeypatch, capsys
+):
+    """A limit on the size of files stands in for it: torch.save fails, small files do not."""
+    limits, update, left = resource.getrlimit(resource.RLIMIT_FSIZE), DTDSM.update, []
+
+    def fill(criterion, data):
+        update(criterion, data)
+        left.append(data.position)
+        if data.position == 5:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
+
+    monkeypatch.setattr(DTDSM, "update", fill)
+    try:
+        assert sn_dpm(tmp_path / "run", "--stage=base") == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    plan, line = capsys.readouterr().err.splitlines()
+    assert plan.startswith("base: ")
+    assert line.startswith(f"adapters.sn_dpm: {tmp_path}/run/base/ckpts/6.ckpt.tmp/")
+    assert "cannot be written; is the disk full?" in line
+    ckpts = tmp_path / "run/base/ckpts"
+    assert [path.name for path in ckpts.iterdir()] == ["4.ckpt"]
+    assert sn_dpm(tmp_path / "run", "--stage=base") == 0
+    assert left == [1, 2, 3, 4, 5, 6, 5, 6]
+    for path in sorted((finished / "base/ckpts").rglob("*.pth")):
+        again = ckpts / path.relative_to(finished / "base/ckpts")
+        assert again.read_bytes() == path.read_bytes()
+
+
 def test_stages_by_name_continue_each_other(finished, tmp_path, capsys):
     for chosen in ("base", "head", "sample", "evaluate"):
         assert sn_dpm(tmp_path / "run", f"--stage={chosen}") == 0
@@ -192,6 +237,7 @@ def test_head_is_trained_on_the_averaged_trunk(finished):
         (["--config.sa.K=0"], "K must be a whole number in 1..1000, got 0"),
         (["--config.sa.K=1001"], "K must be a whole number in 1..1000, got 1001"),
         (["--config.sa.lam=-1"], "lam must be a finite number >= 0, got -1.0"),
+        (["--config.sa.lam_warmup=-1"], "sa.lam_warmup must be >= 0, got -1"),
         (["--config.sa.lam=nan"], "lam must be a finite number >= 0, got nan"),
         (["--config.sa.weighting=snr"], "weighting must be one of"),
         (["--config.sa.lamda=1"], "unknown configuration key 'lamda'"),
@@ -294,7 +340,7 @@ def write_cifar10(root, images_a_file=4):
 def test_the_cifar10_experiment_runs_on_an_archive_of_the_right_format(tmp_path, monkeypatch):
     """Shrunk in size alone: training, head, samples, and FID with random Inception weights."""
     write_cifar10(tmp_path / "data")
-    torch.save(random_state(), tmp_path / "inception.pth")
+    torch.save(random_weights(), tmp_path / "inception.pth")
     monkeypatch.setenv(WEIGHTS_VARIABLE, str(tmp_path / "inception.pth"))
     arguments = [f"--config.data.root={tmp_path / 'data'}", f"--workdir={tmp_path / 'run'}"]
     assert run(SN_DPM, ["sn_dpm", *CIFAR10, *arguments]) == 0

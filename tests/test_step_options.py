@@ -53,7 +53,12 @@ def criterion_for(model, v, options=None, K=None, **sa):
     criterion = build_criterion("pred_eps", Fixed(v), model, lr=1e-3)
     if options is not None:
         criterion.configure(options)
-    return criterion if K is None else attach(criterion, SALoss(LINEAR, K=K, **sa))
+    if K is None:
+        return criterion
+    loss = SALoss(LINEAR, K=K, **sa)
+    if loss.backprop == "one":  # the position, too, belongs to the image
+        loss._planner._draw_anchor = lambda n, _: n + n % K
+    return attach(criterion, loss)
 
 
 def gradients(criterion, v):
@@ -81,9 +86,10 @@ def test_parts_of_a_batch_add_up_to_the_whole(parts):
         torch.testing.assert_close(cut.statistics[name], value)
 
 
-def test_parts_of_a_batch_with_the_sa_term():
+@pytest.mark.parametrize("more", [{}, {"reuse": True}, {"backprop": "one"}], ids=str)
+def test_parts_of_a_batch_with_the_sa_term(more):
     v = images()
-    options = {"K": 3, "noise": "shared"}  # no draws but those of L_simple
+    options = {"K": 3, "noise": "shared"} | more  # no draws but those of L_simple
     whole = criterion_for(network(), v, **options)
     cut = criterion_for(network(), v, StepOptions(accumulate=4), **options)
     assert_close(gradients(cut, v), gradients(whole, v), 1e-6)

@@ -1,13 +1,16 @@
 """benchmarks.training: its rows, and that variants of a memory layout share their weights."""
 
 import argparse
+import re
 
 import pytest
 import torch
 from torch import nn
 
-from benchmarks import training
-from benchmarks.training import main, parse_variants, variants
+from benchmarks import machine, training_steps
+from benchmarks.gradients import BLOCKS, Sums, gradient_table, stratified_steps
+from benchmarks.training import chosen_variants, main, parse_variants
+from benchmarks.training_steps import HOST, Variant, build_steps, make_network
 
 FEW = ["--network=digits", "--batch=2", "--repeats=2", "--warmup=0"]
 
@@ -20,7 +23,7 @@ def tiny(monkeypatch):
         def forward(self, x, t):
             return super().forward(x)
 
-    monkeypatch.setattr(training, "make_network", lambda *_: Net(1, 1, 3, padding=1))
+    monkeypatch.setattr(training_steps, "make_network", lambda *_: Net(1, 1, 3, padding=1))
 
 
 def options(text, **more):
@@ -29,24 +32,30 @@ def options(text, **more):
     return argparse.Namespace(**given | more)
 
 
+def steps_of(text, **more):
+    args = options(text, **more)
+    return build_steps(chosen_variants(args), args.network, args.device)
+
+
 def test_rows_are_those_asked_for(tiny, capsys):
     main([*FEW, "--variants=host,all:2,one", "--K", "2", "4", "--channels_last"])
     said = capsys.readouterr().out
     rows = [line.split("|")[1].strip() for line in said.splitlines() if line.startswith("| ")]
     assert rows[1:] == [
-        "plain, ours",
+        "plain, ours, channels_last",
         "plain, host-style",
-        "SA-2 all, stacked",
-        "SA-2 one",
-        "SA-4 one",
+        "SA-2 all, stacked, channels_last",
+        "SA-2 one, channels_last",
+        "SA-4 one, channels_last",
     ]
     assert "| 1.00 |" in said
     assert "peak memory of this process" in said
 
 
 def test_a_memory_layout_has_one_network_and_every_row_trains_it(tiny):
-    rows, everything = variants(options("plain,host,official,series,all,one"))
-    assert len(rows) == 10
+    rows = steps_of("plain,host,official,series,all,one,one_series")
+    assert len(rows) == 12
+    everything = {id(weights): weights for _, weights in rows.values()}
     assert len(everything) == 3  # channels_last, the official style's, the host-style's
     for step, weights in rows.values():
         before = [p.detach().clone() for p in weights.model.parameters()]
@@ -55,7 +64,48 @@ def test_a_memory_layout_has_one_network_and_every_row_trains_it(tiny):
         numbers = sum(p.numel() for p in weights.model.parameters())
         counted = weights.nbytes() / 4 - 5 * numbers  # weight, gradient, average, two moments
         assert 0 <= counted <= len(before)  # Adam's counters
-    assert len(variants(options("official", channels_last=False))[1]) == 1
+    alike = steps_of("official", channels_last=False).values()
+    assert len({id(weights) for _, weights in alike}) == 1
+
+
+def test_a_variant_can_have_options_of_its_own(tiny):
+    rows = steps_of("host,official:2,one:2+bf16,one:2+compile+bf16,one:2", channels_last=False)
+    assert [row.title for row in rows] == [
+        "plain, ours",
+        "plain, host-style",
+        "SA-2, official style",
+        "SA-2 one, bf16",
+        "SA-2 one, compile, bf16",
+        "SA-2 one",
+    ]
+    by_title = {row.title: weights.model for row, (_, weights) in rows.items()}
+    assert by_title["SA-2 one"] is by_title["SA-2 one, bf16"]
+    assert by_title["SA-2 one, compile, bf16"]._compiled_call_impl is not None
+    assert by_title["SA-2 one"]._compiled_call_impl is None
+
+
+def test_a_variant_s_loss_is_what_its_name_says():
+    expected = {
+        "official": ("all", False),
+        "series": ("all", False),
+        "all": ("all", True),
+        "one": ("one", True),
+        "one_series": ("one", False),
+    }
+    for name, found in expected.items():
+        loss = Variant(name, 3).loss()
+        assert (loss.K, loss.backprop, loss.stack) == (3, *found)
+    assert Variant("plain").loss() is None
+
+
+@pytest.mark.slow
+def test_memory_on_the_cpu_is_of_a_process_of_its_own(capsys):
+    held = torch.ones(2**28)  # 1 GiB that no row may count
+    main([*FEW, "--variants=one:2", "--memory"])
+    said = capsys.readouterr().out
+    peaks = [float(x) for x in re.findall(r"\| (\d+), \d\.\d\d \|", said)]
+    assert len(peaks) == 2
+    assert all(100 < peak < machine.peak_memory("cpu") - held.nbytes / 2**20 / 2 for peak in peaks)
 
 
 @pytest.mark.parametrize("text", ["plain,two", "plain:2", "one:0", "one:x", ""])
@@ -63,3 +113,68 @@ def test_unknown_variants_are_refused(text, capsys):
     with pytest.raises(SystemExit):
         main([*FEW, f"--variants={text}"])
     assert "must be some of plain, host, official[:K]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("one:2+fp8", "one takes channels_last, compile, bf16 after +, got 'one:2+fp8'"),
+        ("host+bf16", "host takes nothing after +, got 'host+bf16'"),
+    ],
+)
+def test_unknown_options_are_refused(text, said, capsys):
+    with pytest.raises(SystemExit):
+        main([*FEW, f"--variants={text}"])
+    assert said in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------- gradient variance
+
+
+def test_variance_is_of_digits_alone(capsys):
+    with pytest.raises(SystemExit):
+        main(["--network=cifar10", "--variance"])
+    assert "--variance needs --network digits, got 'cifar10'" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=f"draws must be at least {2 * BLOCKS}, got 7"):
+        gradient_table(nn.Identity(), HOST, 7)
+
+
+def test_moments_of_draws_are_unbiased():
+    """Mean over many samples of two draws, against the law that they are drawn from."""
+    generator = torch.Generator().manual_seed(0)
+    mu = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    sigma = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    found = []
+    for _ in range(4000):
+        sums = Sums()
+        for _ in range(2):
+            reference = torch.randn(3, generator=generator, dtype=torch.float64)
+            gradient = torch.randn(3, generator=generator, dtype=torch.float64) * sigma + mu
+            sums.add(gradient, reference)
+        moments = sums.moments()
+        found.append([moments.variance, moments.squared_mean, moments.squared_bias])
+    found = torch.tensor(found)
+    expected = torch.tensor([sigma.square().sum(), mu.square().sum(), mu.square().sum()])
+    assert ((found.mean(0) - expected).abs() < 5 * found.std(0) / 4000**0.5).all()
+
+
+def test_stratified_steps_are_uniform_one_by_one_and_spread_out():
+    torch.manual_seed(0)
+    drawn = torch.stack([stratified_steps(4, 10) for _ in range(20_000)])
+    counts = torch.bincount(drawn[:, 0], minlength=11)[1:] / len(drawn)
+    assert (counts - 0.1).abs().max() < 5 * (0.09 / len(drawn)) ** 0.5
+    low = torch.tensor([1, 3, 6, 8])  # parts of 2.5 steps: 3 and 8 belong to two of them
+    high = torch.tensor([3, 5, 8, 10])
+    in_order = drawn.sort(1).values
+    assert ((in_order >= low) & (in_order <= high)).all()
+
+
+@pytest.mark.slow
+def test_the_table_of_gradients_has_every_row(monkeypatch):
+    monkeypatch.setattr("benchmarks.gradients.TRAINED", 2)
+    monkeypatch.setattr("benchmarks.gradients.BATCH", 4)
+    table = gradient_table(make_network("digits", "cpu"), HOST, 20, bf16=False).splitlines()
+    names = [line.split("|")[1].strip() for line in table[2:]]
+    assert {"SA-2 all", "reuse", "one", "stratified steps", "antithetic steps"} <= set(names)
+    assert names.count("reuse") == names.count("one") == 2
+    assert table[2].startswith("| SA-2 all | 1.000 ± 0.000 | 0.0000 ± 0.0000 | 1.00 |")

@@ -75,6 +75,40 @@ def test_always_taking_the_first_position_would_be_biased(window):
     assert abs(estimate / N / gradient - 1) > 0.01
 
 
+def windows_and_their_chances(window, K):
+    """(n, anchor, probability) of every window that "all" can draw."""
+    n = torch.arange(1, N + 1)
+    if window == "down":
+        return n, n, torch.full((N,), 1 / N, dtype=torch.float64)
+    below = torch.arange(1 - K, 1)
+    ns, anchors = torch.cat([n, n.repeat(K)]), torch.cat([n, below.repeat_interleave(N)])
+    chances = torch.ones(len(ns), dtype=torch.float64) / (N + K)
+    chances[N:] /= N
+    return ns, anchors, chances
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "theorem1"])
+@pytest.mark.parametrize("window", ["down", "paper"])
+@pytest.mark.parametrize("K", [1, 2, 3, 7])
+def test_reused_calls_estimate_the_same_simple_loss(K, window, weighting):
+    """Mean over every window equals the mean of |e_n|^2 over n, value and gradient."""
+    plain = ScaledToy()
+    n = torch.arange(1, N + 1)
+    expected = SALoss(SMALL, lam=0)(plain, X0.expand(N, *IMAGE), n=n, noise=EPS[n][None]).simple
+    expected.backward()
+    loss = SALoss(SMALL, K=K, window=window, weighting=weighting, reuse=True)
+    n, anchor, chances = windows_and_their_chances(window, K)
+    noise = noise_at(anchor, K, window)
+    noise[0] = torch.where((anchor < 1).reshape(-1, 1, 1, 1), EPS[n], noise[0])
+    model = ScaledToy()
+    output = loss(model, X0.expand(len(n), *IMAGE), n=n, anchor=anchor, noise=noise)
+    value = (chances * output.simple_per_sample).sum()
+    value.backward()
+    assert chances.sum().item() == pytest.approx(1)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-10)
+    assert model.scale.grad.item() == pytest.approx(plain.scale.grad.item(), rel=1e-10)
+
+
 @pytest.mark.parametrize("weighting", WEIGHTINGS, ids=NAMES)
 @pytest.mark.parametrize("K", [1, 2, 3, 7])
 def test_paper_window_is_the_paper_sum(K, weighting):

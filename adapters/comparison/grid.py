@@ -29,6 +29,8 @@ WITHOUT_EFFECT = {
     "gamma": ("batch_size",),
     "sample": ("batch_size", "processes", "steps"),
 }
+# Keys that came later: at these values a cell is what it was before, and found under its old name.
+LATER = {"sample": {"channels_last": False, "compile": False, "precision": "float32"}}
 # What each host's optimal variance rests on besides the noise network: a section of its own.
 ADAPTERS: dict[str | None, tuple[str, Adapter]] = {
     None: ("sn", SN_DPM),  # DDPM and DDIM need no host in particular
@@ -225,15 +227,16 @@ def cell_name(config: FrozenConfigDict, cell: Cell, eps_scale: Mapping[str, Any]
 
 def digest(sections: Mapping[str, Any]) -> str:
     """Ten hexadecimal digits of all values that have an effect."""
-    kept = {
-        name: _without(section, WITHOUT_EFFECT.get(name, ())) for name, section in sections.items()
-    }
+    kept = {name: _with_effect(name, section) for name, section in sections.items()}
     text = json.dumps(kept, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def _without(section: Any, keys: tuple[str, ...]) -> Any:
-    return {k: v for k, v in section.items() if k not in keys} if keys else section
+def _with_effect(name: str, section: Any) -> Any:
+    without, later = WITHOUT_EFFECT.get(name, ()), LATER.get(name, {})
+    if not without and not later:
+        return section
+    return {k: v for k, v in section.items() if k not in without and (k, v) not in later.items()}
 
 
 def _override(config: ConfigDict, name: str, keys: Mapping[str, Any]) -> None:

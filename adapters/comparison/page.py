@@ -62,8 +62,9 @@ interval</summary><div class="scroll"><table><thead><tr><th>steps</th><th></th>
 </tbody></table></div></details>{% endif %}
 {% endfor %}
 {% endfor %}
-{% if report.failures %}<h2>Failed</h2><ul>{% for name, error in report.failures.items() %}
-<li><code>{{ name }}</code>: {{ error }}</li>{% endfor %}</ul>{% endif %}
+{% if report.failures %}<h2>Failed</h2><ul>{% for one in report.failures %}
+<li><code>{{ one.task }}</code>: {{ one.error }}<details><summary>its log</summary>
+<pre>{{ one.log }}</pre></details></li>{% endfor %}</ul>{% endif %}
 <h2 id="pictures">Pictures</h2>
 {% for picture in report.pictures %}<figure><img alt="{{ picture.caption }}"
 src="data:image/png;base64,{{ data(picture.path) }}"><figcaption>{{ picture.caption }}</figcaption>

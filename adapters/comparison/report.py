@@ -6,6 +6,7 @@ report.md, report.html (one file, with its pictures), tables.tex, cells.csv, *.p
 from __future__ import annotations
 
 import json
+import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from adapters.comparison.tables import Table, build_tables, comma_separated, lat
 from adapters.comparison.tasks import Plan
 from adapters.comparison.workers import Failures
 from adapters.features import write_atomically
-from adapters.report import table
+from adapters.report import as_text, table
 
 REPORTS = "reports"
 PAPER = "arXiv 2312.12431"
@@ -33,6 +34,15 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """A task that failed: its name, why in one line, and its traceback."""
+
+    task: str
+    error: str
+    log: str
+
+
+@dataclass(frozen=True)
 class Report:
     """All that a report shows."""
 
@@ -42,7 +52,7 @@ class Report:
     pictures: tuple[Picture, ...]
     facts: dict[str, str]
     published: str  # Markdown, "" where there is nothing
-    failures: dict[str, str]
+    failures: tuple[Failure, ...]
     config: str  # JSON
 
 
@@ -51,8 +61,8 @@ def write_report(plan: Plan, command: str) -> Path:
     grid, folder = plan.store.grid, plan.store.folder / REPORTS / plan.store.grid.config.name
     folder.mkdir(parents=True, exist_ok=True)
     failures = Failures(plan.store.folder, run_id="")
-    errors = {
-        task.name: error
+    failed_tasks = {
+        task.name: Failure(task.name, error, failures.log(task))
         for task in plan.in_order()
         if not task.is_done() and (error := failures.error(task)) is not None
     }
@@ -61,17 +71,17 @@ def write_report(plan: Plan, command: str) -> Path:
 
     def failed(cell: Cell) -> bool:
         task = plan.cells[cell]
-        return not task.is_done() and any(t.name in errors for t in (task, *task.needs))
+        return not task.is_done() and any(t.name in failed_tasks for t in (task, *task.needs))
 
     tables = build_tables(grid, results, failed)
     report = Report(
         title=grid.config.title or grid.config.name,
-        state=_state(plan, errors),
+        state=_state(plan, len(failed_tasks)),
         tables=tuple(tables),
         pictures=tuple(_pictures(folder, plan, tables)),
         facts=_facts(plan, command, stored),
         published=_published(plan),
-        failures=errors,
+        failures=tuple(failed_tasks.values()),
         config=json.dumps(grid.config.to_dict(), indent=2, sort_keys=True),
     )
     for path in set(folder.glob("*.png")) - {one.path for one in report.pictures}:
@@ -89,10 +99,10 @@ def write_report(plan: Plan, command: str) -> Path:
     return folder / "report.md"
 
 
-def _state(plan: Plan, errors: dict[str, str]) -> str:
+def _state(plan: Plan, failed: int) -> str:
     done = sum(task.is_done() for task in plan.tasks.values())
     text = f"{done} of {len(plan.tasks)} tasks done"
-    return f"{text}, {len(errors)} failed" if errors else text
+    return f"{text}, {failed} failed" if failed else text
 
 
 def _pictures(folder: Path, plan: Plan, tables: list[Table]) -> Iterator[Picture]:
@@ -146,13 +156,16 @@ def _published(plan: Plan) -> str:
 
 
 def _markdown(report: Report, folder: Path) -> str:
-    facts = "\n".join(f"- {name}: {text}" for name, text in report.facts.items())
-    parts = [f"# {report.title}\n", f"{report.state}.\n", markdown(report.tables)]
+    facts = "\n".join(f"- {as_text(name)}: {as_text(text)}" for name, text in report.facts.items())
+    parts = [f"# {as_text(report.title)}\n", f"{report.state}.\n", markdown(report.tables)]
     if report.failures:
-        lines = "\n".join(f"- `{name}`: {error}" for name, error in report.failures.items())
+        lines = "\n".join(
+            f"- {as_text(one.task)}: {as_text(one.error)}\n\n{textwrap.indent(one.log, ' ' * 6)}"
+            for one in report.failures
+        )
         parts.append(f"## Failed\n\n{lines}\n")
     pictures = "\n\n".join(
-        f"![{one.caption}]({one.path.relative_to(folder)})" for one in report.pictures
+        f"![{as_text(one.caption)}]({one.path.relative_to(folder)})" for one in report.pictures
     )
     parts.append(f"## Pictures\n\n{pictures}\n")
     if report.published:

@@ -17,7 +17,7 @@ from adapters.comparison.statistics import (
     supported_best,
 )
 from adapters.registry import get_process
-from adapters.report import explain, headline_metrics, table
+from adapters.report import as_text, explain, headline_metrics, table
 
 Results = Mapping[Cell, Mapping[str, float]]  # the cells that are there -> metric -> value
 MISSING = "-"
@@ -149,10 +149,10 @@ def markdown(tables: Sequence[Table]) -> str:
     text: list[str] = []
     for i, one in enumerate(tables):
         if i == 0 or one.part != tables[i - 1].part:
-            text.append(f"## {one.part.title}\n")
-        text.append(f"**{one.heading}**\n\n{_markdown_table(one, one.rows, _marked)}")
+            text.append(f"## {as_text(one.part.title)}\n")
+        text.append(f"**{as_text(one.heading)}**\n\n{_markdown_table(one, one.rows, _marked)}")
         if one.compared:
-            caption = f"Difference from {one.reference}, 95 % interval paired by seed"
+            caption = f"Difference from {as_text(one.reference)}, 95 % interval paired by seed"
             difference = _markdown_table(one, one.compared, Entry.difference_text)
             text.append(f"{caption}{_chance(one)}:\n\n{difference}")
     return "\n".join(text)
@@ -174,6 +174,16 @@ def _chance(one: Table) -> str:
         return " (one seed: no interval)"
     sure = sum(interval.excludes_zero for interval in one.intervals)
     return f" ({sure} of {len(one.intervals)} exclude zero; {chance:.1f} would by chance)"
+
+
+_TEX = str.maketrans(
+    {
+        **{special: "\\" + special for special in "&%#_${}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+    }
+)
 
 
 def latex(tables: Sequence[Table]) -> str:
@@ -212,9 +222,8 @@ def _tex_entry(entry: Entry) -> str:
 
 
 def _tex(text: str) -> str:
-    for special in "&%#_":
-        text = text.replace(special, "\\" + special)
-    return text
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    return line.translate(_TEX)
 
 
 def comma_separated(grid: Grid, results: Results, scales: Mapping[Cell, float]) -> str:

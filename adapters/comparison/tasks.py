@@ -41,12 +41,15 @@ from adapters.features import build_extractors, write_atomically
 from adapters.gamma_stage import GammaStage
 from adapters.pictures import save_grid
 from adapters.registry import get_process
+from adapters.report import check_cell
 from adapters.stages import GRID_COLUMNS, GRID_IMAGES, TrainStage
+from adapters.stored import read_arrays, read_images, read_json
 from sa_plugin.gap import GapCurve, gap_along_chain
 from sa_plugin.sampler import Sampler
 from third_party.common.data import ImageDataset
 
 CACHE = "cache"  # of the classifiers, in the store
+DAMAGED = "is damaged: remove it, the same command makes it again"
 FIT_SEED = 2**32  # added to the seed of the images that the eps constant is fitted on
 
 
@@ -105,7 +108,10 @@ class Store:
     def reference(self, features: tuple[str, ...]) -> Summary:
         """The real images' moments."""
         extractors = build_extractors(
-            features, cache_dir=self.folder / CACHE, device=torch.device(self.device)
+            features,
+            cache_dir=self.folder / CACHE,
+            device=self.device,
+            data_root=self.grid.config.experiment.data.root,
         )
         batch = self.grid.config.experiment.sample.batch_size
         return summarise(self.dataset.uint8_batches(batch), extractors)
@@ -173,7 +179,7 @@ class EpsScaleTask:
 
     def result(self) -> float:
         """The constant."""
-        return json.loads(self.path.read_text())["eps_scale"]
+        return read_json(self.path, DAMAGED, lambda found: float(found["eps_scale"]))
 
     def run(self) -> None:
         """Find the constant."""
@@ -250,12 +256,11 @@ class CellTask:
 
     def result(self) -> dict[str, Any]:
         """``metrics``, ``seconds``, ``eps_scale`` and what it was made with."""
-        return json.loads(self.path.read_text())
+        return read_json(self.path, DAMAGED, as_result)
 
     def first_images(self) -> Tensor:
         """The first images, uint8 [n, C, H, W]."""
-        with np.load(self.path.with_suffix(".npz")) as arrays:
-            return torch.from_numpy(arrays["arr_0"]).permute(0, 3, 1, 2)
+        return read_images(self.path.with_suffix(".npz"))
 
     def run(self) -> None:
         """Sample and measure; the metrics are written last."""
@@ -294,6 +299,13 @@ class CellTask:
         content = io.BytesIO()
         np.savez_compressed(content, images.permute(0, 2, 3, 1).numpy())
         write_atomically(self.path.with_suffix(".npz"), content.getvalue())
+
+
+def as_result(found: Any) -> dict[str, Any]:
+    """A cell's result, of which every part is what the report takes it for."""
+    check_cell(found["metrics"])
+    checked = {"eps_scale": float(found["eps_scale"]), "seconds": float(found["seconds"])}
+    return {**found, **checked, "made_with": dict(found["made_with"])}
 
 
 class GapTask:
@@ -339,8 +351,7 @@ class GapTask:
 
     def result(self) -> GapCurve:
         """The curve."""
-        with np.load(self.path) as arrays:
-            return GapCurve(**dict(arrays))
+        return GapCurve(**read_arrays(self.path, DAMAGED, *(f.name for f in fields(GapCurve))))
 
 
 class Plan:

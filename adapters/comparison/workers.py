@@ -15,14 +15,17 @@ import multiprocessing
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
 from adapters.comparison.tasks import Plan, Task
 from adapters.features import write_atomically
+from adapters.locks import locked
+from adapters.signals import caught
+from adapters.stored import read_json
+from sa_plugin._files.reading import UnreadableFile
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +46,26 @@ class Failures:
 
     def error(self, task: Task, *, of_this_run: bool = False) -> str | None:
         """The last failure in one line; None if there is none."""
-        try:
-            noted = json.loads(self.path(task).read_text())
-        except FileNotFoundError:
+        noted = self._noted(task)
+        if noted is None or (of_this_run and noted["run"] != self.run_id):
             return None
-        return noted["error"] if not of_this_run or noted["run"] == self.run_id else None
+        return noted["error"]
+
+    def log(self, task: Task) -> str:
+        """The traceback of the last failure."""
+        noted = self._noted(task)
+        return "" if noted is None else noted["traceback"]
+
+    def _noted(self, task: Task) -> dict[str, str] | None:
+        """The note of a failure; one that is damaged is of no run: its task is tried again."""
+        path = self.path(task)
+        if not path.exists():
+            return None
+        keys = ("run", "error", "traceback")
+        try:
+            return read_json(path, "cannot be read", lambda noted: {k: str(noted[k]) for k in keys})
+        except UnreadableFile as damaged:
+            return {"run": "", "error": str(damaged), "traceback": ""}
 
     def note(self, task: Task, error: Exception) -> None:
         """Write a failure down."""
@@ -98,7 +116,7 @@ def _one_pass(tasks: Sequence[Task], folder: Path, failures: Failures, done: set
         if not names <= done:
             waiting = True
             continue
-        with _lock(folder, task) as ours:
+        with locked(_lock_path(folder, task)) as ours:
             if ours:
                 _run(task, failures, len(done), len(tasks))
                 return "ran"
@@ -121,23 +139,8 @@ def _run(task: Task, failures: Failures, done: int, total: int) -> None:
     logger.info("[%d/%d] %s: %.1f s", done + 1, total, task.name, time.monotonic() - began)
 
 
-@contextlib.contextmanager
-def _lock(folder: Path, task: Task) -> Iterator[bool]:
-    """Whether the task is ours, until the end of the block."""
-    path = folder / LOCKS / f"{task.name.replace('/', '~')}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        yield False
-        return
-    except NotImplementedError as error:
-        raise OSError(f"the file system of {folder} has no locks (flock): {error}") from error
-    try:
-        yield True
-    finally:
-        lock.release()
+def _lock_path(folder: Path, task: Task) -> Path:
+    return folder / LOCKS / f"{task.name.replace('/', '~')}.lock"
 
 
 def work_together(make_plan: Callable[[], Plan], workers: int, run_id: str) -> None:
@@ -158,6 +161,8 @@ def work_together(make_plan: Callable[[], Plan], workers: int, run_id: str) -> N
     except KeyboardInterrupt:
         for process in processes:
             process.terminate()
+        for process in processes:
+            process.join()  # each saves what it can
         raise
     for process in processes:
         if process.exitcode:
@@ -167,8 +172,8 @@ def work_together(make_plan: Callable[[], Plan], workers: int, run_id: str) -> N
 def _child(make_plan: Callable[[], Plan], run_id: str, threads: int, parent: int) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     torch.set_num_threads(threads)
-    plan = make_plan()
     # A worker whose command was killed finishes its task and stops.
-    with contextlib.suppress(KeyboardInterrupt):  # told by the command itself
+    with contextlib.suppress(KeyboardInterrupt), caught():  # told by the command itself
+        plan = make_plan()
         tasks, folder = plan.in_order(), plan.store.folder
         work(tasks, folder, run_id, goes_on=lambda: os.getppid() == parent)

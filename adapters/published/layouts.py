@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from adapters.published.files import compact, read_file, write_file
+from sa_plugin._files.tensors import entries_once
 from third_party.common.checkpoints import Checkpoint, write_checkpoint
 
 StateDict = dict[str, Tensor]
@@ -202,6 +203,10 @@ def _check_tensor(what: str, tensor: Tensor) -> None:
     if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in DTYPES:
         kind = "a tensor without data" if tensor.is_meta else f"{tensor.layout}, {tensor.dtype}"
         raise ValueError(f"{what} is {kind}: must be a dense floating-point tensor")
+    try:
+        tensor = entries_once(tensor)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
     # Far faster than isfinite(): both ends are NaN where an entry is.
     if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
         raise ValueError(f"{what} is not finite")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,33 @@ class Moments:
         self._offset: Array = np.zeros(0)  # mu - origin, [D]
         self._scatter: Array = np.zeros((0, 0))  # sum of (x - mu)(x - mu)^T, [D, D]
         self._warned_at = 0  # the count for which too few samples have been told of
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, npt.ArrayLike]) -> Moments:
+        """What gave these ``arrays()``."""
+        count, made = int(np.asarray(arrays["count"])), cls()
+        if count < 1:
+            return made
+        origin = as_float64("origin", arrays["origin"], ndim=1)
+        offset = as_float64("offset", arrays["offset"], ndim=1)
+        scatter = as_float64("scatter", arrays["scatter"], ndim=2)
+        dim = len(origin)
+        if offset.shape != (dim,) or scatter.shape != (dim, dim):
+            raise ValueError(
+                f"arrays must be of one dimension, got origin {origin.shape}, offset "
+                f"{offset.shape}, scatter {scatter.shape}"
+            )
+        made._count, made._origin, made._offset, made._scatter = count, origin, offset, scatter
+        return made
+
+    def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
+        """All that is known, to be stored and merged elsewhere without loss."""
+        return {
+            "count": np.array(self._count),
+            "origin": self._origin,
+            "offset": self._offset,
+            "scatter": self._scatter,
+        }
 
     def update(self, features: torch.Tensor | npt.ArrayLike) -> None:
         """Take in a batch of features [B, D]; B may differ from call to call, and may be 0."""

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
+from sa_plugin._files.arrays import Arrays, open_npz
+from sa_plugin._files.reading import reading
 from sa_plugin.metrics._arrays import Array, as_float64
 from sa_plugin.metrics.moments import Moments
 
-_DAMAGE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 _CONVERT = (
     "np.savez('NEW.npz', mu=d['mu'], sigma=d['sigma']) after d = np.load('FILE', "
     "allow_pickle=True) (and d = d.item() for an .npy), where its source is trusted"
@@ -74,11 +74,8 @@ class Statistics:
         path = Path(path)
         if not path.is_file():
             raise ValueError(f"statistics must be an .npz file, there is none at {path}")
-        try:
-            found = cls._read(path)
-        except _DAMAGE as error:
-            text = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"{path} cannot be used as statistics: {text}") from error
+        with reading(path, "cannot be used as statistics") as file:
+            found = cls._read(file)
         if features is not None and found.features not in (None, features):
             raise ValueError(
                 f"{path} holds statistics of the features {found.features!r}, needed are those of "
@@ -91,18 +88,17 @@ class Statistics:
         return found
 
     @classmethod
-    def _read(cls, path: Path) -> Statistics:
-        if not zipfile.is_zipfile(path):
+    def _read(cls, file: BinaryIO) -> Statistics:
+        if not zipfile.is_zipfile(file):
             raise ValueError(
                 f"it is no npz file; a pickled .npy is never read: convert it by {_CONVERT}"
             )
-        with np.load(path, allow_pickle=False) as arrays:
-            missing = {"mu", "sigma"} - set(arrays.files)
-            if missing:
-                raise ValueError(f"it holds {arrays.files}, must hold 'mu' and 'sigma'")
+        with open_npz(file) as arrays:
+            if not {"mu", "sigma"} <= set(arrays.names):
+                raise ValueError(f"it holds {list(arrays.names)}, must hold 'mu' and 'sigma'")
             mu, sigma = (as_float64(n, _plain(arrays, n), d) for n, d in (("mu", 1), ("sigma", 2)))
-            count = int(_plain(arrays, "count")) if "count" in arrays.files else None
-            features = str(_plain(arrays, "features")) if "features" in arrays.files else None
+            count = int(_plain(arrays, "count")) if "count" in arrays else None
+            features = str(_plain(arrays, "features")) if "features" in arrays else None
         if sigma.shape != (len(mu), len(mu)):
             raise ValueError(f"its mu has shape {mu.shape}, its sigma {sigma.shape}")
         return cls(mu, sigma, count, features)
@@ -111,13 +107,13 @@ class Statistics:
 def is_statistics(path: str | os.PathLike[str]) -> bool:
     """Whether a file is an npz file with ``mu`` and ``sigma``; told without reading them."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
-    except (OSError, zipfile.BadZipFile):
+        with reading(path, "cannot be used as statistics") as file, open_npz(file) as arrays:
+            return {"mu", "sigma"} <= set(arrays.names)
+    except ValueError:
         return False
 
 
-def _plain(arrays: np.lib.npyio.NpzFile, name: str) -> npt.NDArray[np.generic]:
+def _plain(arrays: Arrays, name: str) -> npt.NDArray[np.generic]:
     try:
         return arrays[name]
     except ValueError as error:

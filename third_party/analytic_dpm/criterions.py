@@ -65,14 +65,16 @@ def build_criterion(
     *,
     lr: float = 1e-4,
     grad_clip: float | None = None,
+    lr_warmup: int = 0,
     rescale_timesteps: bool = True,
     shift1: bool = False,
 ) -> DDPMDSM:
-    """The criterion for `model`, with Adam and a constant rate.
+    """The criterion for `model`, with Adam.
 
     grad_clip   largest norm of the gradient, None for no limit
+    lr_warmup   steps over which the rate rises to `lr`; 0, as in the host: constant
     """
-    optimizers, lr_schedulers = adam(model, lr, grad_clip)
+    optimizers, lr_schedulers = adam(model, lr, grad_clip, lr_warmup)
     criterion = DDPMDSM(
         schedule.betas,
         rescale_timesteps,

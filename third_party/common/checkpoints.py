@@ -4,6 +4,7 @@
                   models_states/NAME.pth      ema_models_states/NAME.pth
                   optimizers_states/NAME.pth  lr_schedulers_states/NAME.pth
                   resume.pth                  (not the host's: what an exact continuation needs)
+                  interim                     (not the host's: this one goes when the next is there)
 
 A folder is written under a temporary name and renamed when it is complete. Every file is read with
 `weights_only=True`, so that a checkpoint from elsewhere cannot run code.
@@ -23,9 +24,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .files.reading import UnreadableFile, reading
+from .files.tensors import load_tensors
+
 logger = logging.getLogger(__name__)
 
 PARTS = ("models", "ema_models", "optimizers", "lr_schedulers")
+INTERIM = "interim"  # an empty file in the folder
+TEMPORARY = ".tmp"  # ends the name of a folder that is not whole
 _FOLDER = re.compile(r"(\d+)\.ckpt")
 
 
@@ -41,6 +47,7 @@ class Checkpoint:
     states: dict[str, dict[str, Any]]  # one of PARTS -> name -> state dict
     best_val_loss: float = float("inf")
     resume: dict[str, Any] | None = field(default=None)  # None: not written by us
+    interim: bool = False  # of a run that was asked to stop between two regular checkpoints
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -49,7 +56,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     Where there is no room, an OSError; what was written of it is taken away again.
     """
     path = folder / f"{checkpoint.iteration}.ckpt"
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + TEMPORARY)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         _write_states(temporary, checkpoint)
@@ -74,23 +81,28 @@ def _write_states(temporary: Path, checkpoint: Checkpoint) -> None:
         (temporary / f"{part}_states").mkdir()
         for name, state in checkpoint.states[part].items():
             _save(state, temporary / f"{part}_states" / f"{name}.pth")
+    if checkpoint.interim:
+        (temporary / INTERIM).touch()
 
 
 def read_checkpoint(path: Path, names: Mapping[str, Iterable[str]]) -> Checkpoint:
     """Read the states called `names` (one of PARTS -> names) from the folder `path`."""
-    iteration = _load(path / "it.pth")
+    iteration = _load_number(path / "it.pth")
     match = _FOLDER.fullmatch(path.name)
     if match and iteration != int(match[1]):
         raise DamagedCheckpoint(f"{path}: it.pth holds {iteration!r}")
     resume = path / "resume.pth"
     return Checkpoint(
         iteration=iteration,
-        best_val_loss=float(_load(path / "best_val_loss.pth")),
+        best_val_loss=float(_load_number(path / "best_val_loss.pth")),
         states={
-            part: {name: _load(path / f"{part}_states" / f"{name}.pth") for name in names[part]}
+            part: {
+                name: _load_dict(path / f"{part}_states" / f"{name}.pth") for name in names[part]
+            }
             for part in PARTS
         },
-        resume=_load(resume) if resume.exists() else None,
+        resume=_load_dict(resume) if resume.exists() else None,
+        interim=(path / INTERIM).exists(),
     )
 
 
@@ -124,11 +136,22 @@ def newest_checkpoint(
 
 
 def prune(folder: Path, keep: int | None, upto: int) -> None:
-    """Remove all but the `keep` newest checkpoints of at most `upto` iterations; None keeps all."""
-    if keep is None:
-        return
-    done = [path for iteration, path in checkpoint_paths(folder).items() if iteration <= upto]
-    for path in done[keep:]:
+    """Remove all but the `keep` newest checkpoints of at most `upto` iterations; None keeps all.
+
+    Interim ones of fewer iterations go in any case, and what a killed run left half written or
+    half removed.
+    """
+    _remove_temporary(folder)
+    there = {it: path for it, path in checkpoint_paths(folder).items() if it <= upto}
+    passing = [path for it, path in there.items() if it < upto and (path / INTERIM).exists()]
+    done = [path for path in there.values() if path not in passing]
+    for path in passing + ([] if keep is None else done[keep:]):
+        path.rename(path.with_name(path.name + TEMPORARY))
+    _remove_temporary(folder)
+
+
+def _remove_temporary(folder: Path) -> None:
+    for path in folder.glob(f"*.ckpt{TEMPORARY}"):
         shutil.rmtree(path)
 
 
@@ -138,13 +161,13 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not file.is_file():
         raise ValueError(f"no checkpoint at {file}: give the path of a state dict saved as .pth")
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can raise anything
+        with reading(file, "is damaged or holds more than weights") as opened:
+            state = load_tensors(opened)
+    except UnreadableFile as error:
         raise ValueError(
-            f"{file} is damaged or holds more than weights ({_first_line(error)}). If you trust "
-            f"its origin, convert it: python -c \"import torch; torch.save(torch.load('{file}', "
-            "map_location='cpu', weights_only=False)['KEY'], 'weights.pth')\", KEY being the entry "
-            "with the state dict"
+            f'{error}. If you trust its origin, convert it: python -c "import torch; '
+            f"torch.save(torch.load('{file}', map_location='cpu', weights_only=False)['KEY'], "
+            "'weights.pth')\", KEY being the entry with the state dict"
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         found = f"the entries {list(state)[:8]}" if isinstance(state, Mapping) else type(state)
@@ -156,8 +179,9 @@ def _save(value: Any, path: Path) -> None:
     with open(path, "wb") as file:
         try:
             torch.save(value, file)
-        except RuntimeError as error:  # how torch tells that a write has failed
-            raise OSError(f"{path} cannot be written: {_first_line(error)}") from error
+        except RuntimeError as error:  # how torch tells that a write has failed, without the reason
+            said = _first_line(error)
+            raise OSError(f"{path} cannot be written; is the disk full? ({said})") from error
         file.flush()
         os.fsync(file.fileno())  # else a power cut after the rename could leave empty files
 
@@ -174,9 +198,24 @@ def _load(path: Path) -> Any:
     if not path.is_file():
         raise DamagedCheckpoint(f"{path} is missing")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can raise anything
-        raise DamagedCheckpoint(f"{path}: {_first_line(error)}") from error
+        with reading(path, "is damaged") as file:
+            return load_tensors(file)
+    except UnreadableFile as error:
+        raise DamagedCheckpoint(str(error)) from error
+
+
+def _load_number(path: Path) -> int | float:
+    value = _load(path)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise DamagedCheckpoint(f"{path} holds a {type(value).__name__}: must hold a number")
+    return value
+
+
+def _load_dict(path: Path) -> dict[str, Any]:
+    value = _load(path)
+    if not isinstance(value, dict):
+        raise DamagedCheckpoint(f"{path} holds a {type(value).__name__}: must hold a state dict")
+    return value
 
 
 def _first_line(error: Exception) -> str:

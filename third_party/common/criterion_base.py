@@ -140,17 +140,24 @@ def sum_squares(x: Tensor) -> Tensor:
 
 
 def adam(
-    model: nn.Module, lr: float, grad_clip: float | None
+    model: nn.Module, lr: float, grad_clip: float | None, lr_warmup: int = 0
 ) -> tuple[dict[str, Optimizer], dict[str, LRScheduler]]:
-    """Adam on what is trainable and a constant rate, under the hosts' names."""
+    """Adam on what is trainable and a constant rate, under the hosts' names.
+
+    The rate rises to `lr` over the first `lr_warmup` steps; the hosts have no such steps.
+    """
     if not lr > 0:
         raise ValueError(f"lr={lr!r}: must be > 0")
+    if lr_warmup < 0:
+        raise ValueError(f"lr_warmup={lr_warmup!r}: must be >= 0, the number of steps")
     if grad_clip is not None and not grad_clip > 0:
         raise ValueError(f"grad_clip={grad_clip!r}: must be > 0, or None")
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trainable, lr=lr, fused=True)
-    return {"all": optimizer}, {"all": LambdaLR(optimizer, _constant)}
+    return {"all": optimizer}, {"all": LambdaLR(optimizer, _rise(lr_warmup))}
 
 
-def _constant(_: int) -> float:
-    return 1.0
+def _rise(steps: int) -> Callable[[int], float]:
+    """1/steps, 2/steps, ..., 1, 1, ...: the factor of the rate by the number of steps made."""
+    # A plain function: its state is not saved, and the hosts' checkpoints load as they are.
+    return lambda made: min(1.0, (made + 1) / steps) if steps else 1.0

@@ -10,6 +10,9 @@ are an `ImageDataset`.
 from __future__ import annotations
 
 import os
+import re
+import signal
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -97,7 +100,13 @@ class StoredImages(Dataset[Tensor], ABC):
         workers = default_workers() if len(self) >= WORTH_WORKERS else 0
         generator = torch.Generator().manual_seed(0)  # else the loader draws from the global one
         return _plain_errors(
-            DataLoader(self, batch_size=batch_size, num_workers=workers, generator=generator)
+            DataLoader(
+                self,
+                batch_size=batch_size,
+                num_workers=workers,
+                generator=generator,
+                worker_init_fn=_outlive_signals,
+            )
         )
 
 
@@ -241,6 +250,7 @@ class BatchStream(Iterator[Tensor]):
             # Without one of its own the loader would draw from the global generator, and a
             # continued run, which starts one loader more, would see other noise.
             generator=torch.Generator().manual_seed(self._shuffle.seed),
+            worker_init_fn=_outlive_signals,
         )
         return _plain_errors(loader)
 
@@ -269,6 +279,23 @@ class _Part(Sampler[int]):
             yield from self.indices(position).tolist()
 
 
+def _outlive_signals(_: int) -> None:
+    """For a loader's worker: to stop is its run's affair, which may need some batches more.
+
+    Terminals and batch systems signal all processes of a job.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_for_the_run_alone, daemon=True).start()
+
+
+def _end_for_the_run_alone() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
 def _plain_errors(loader: DataLoader[Any]) -> Iterator[Any]:
     """The loader's batches; of a worker's ValueError the message, without its traceback."""
     batches = iter(loader)
@@ -277,13 +304,13 @@ def _plain_errors(loader: DataLoader[Any]) -> Iterator[Any]:
         return
     except ValueError as error:
         message = str(error).strip()
-        if not message.startswith("Caught ValueError in DataLoader worker"):
+        if not re.match(r"Caught \w+ in DataLoader worker", message):
             raise
         # The error refers to the loader's iterator. If that lived on, workers forked later would
         # try to end this one's, and wait for them in vain.
         error.__traceback__ = None
     del batches
-    raise ValueError(message.splitlines()[-1].removeprefix("ValueError: "))
+    raise ValueError(message.splitlines()[-1].partition(": ")[2])  # behind the error's class
 
 
 def check_world(batch_size: int, world: int) -> None:

@@ -7,7 +7,8 @@ alone; all must see the same folders.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -72,6 +73,47 @@ def on_first(function: Callable[..., None], *arguments: Any) -> None:
     (refusal, *_) = gather(refusal)
     if refusal is not None:
         raise ValueError(refusal)
+
+
+class Agreement:
+    """Lets all processes learn at the same step that one of them wants to stop.
+
+    A step starts an exchange between the hosts and reads that of the step before, which has had a
+    step's time to arrive. Nothing waits for a device; a host waits for another one only where it is
+    a whole step ahead.
+    """
+
+    def __init__(self) -> None:
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._under_way: tuple[dist.Work, torch.Tensor] | None = None
+
+    def __call__(self, wanted: bool) -> bool:
+        """Whether all stop here; every process must ask after every step."""
+        if self._group is None:
+            return wanted
+        before, flag = self._under_way, torch.tensor([int(wanted)])
+        work = dist.all_reduce(flag, dist.ReduceOp.MAX, self._group, async_op=True)
+        self._under_way = work, flag
+        if before is None:
+            return False
+        before[0].wait()
+        return bool(before[1])
+
+
+@contextmanager
+def peers() -> Iterator[None]:
+    """Within, the end of another process is a ConnectionError of one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_of_the_connection(error):
+            raise
+        raise ConnectionError("another process of the run has stopped") from error
+
+
+def _is_of_the_connection(error: RuntimeError) -> bool:
+    # gloo raises plain RuntimeErrors, which begin with the file of its that found the end.
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
 def own_seed(seed: int) -> int:

@@ -2,7 +2,8 @@
 
 A run that was stopped anywhere continues from its newest checkpoint; on the CPU its weights are
 byte for byte those of a run that was never stopped. The same holds for several processes (see
-distributed.py): each has its own random states and its own part of every batch.
+distributed.py): each has its own random states and its own part of every batch. A run that is asked
+to stop leaves a checkpoint of the step it stopped at, until the next regular one.
 """
 
 from __future__ import annotations
@@ -44,14 +45,26 @@ class TrainingDiverged(ValueError):
         super().__init__(f"{what} is not finite at iteration {iteration}; {kept}")
 
 
+class TrainingStopped(KeyboardInterrupt):
+    """The run was asked to stop; `path` is the checkpoint that continues it."""
+
+    def __init__(self, iteration: int, path: Path) -> None:
+        self.iteration = iteration
+        self.path = path
+        super().__init__(f"stopped after iteration {iteration}, which is saved in {path}")
+
+
 class Trainer:
     """Trains `criterion` on `data` for `n_iters` steps, with checkpoints in `folder`/ckpts.
 
     ckpt_every     steps between checkpoints; the last step always has one
     log_every      steps between calls of on_log(iteration, {name: mean since the last call}); after
                    a continuation the iterations since the checkpoint are reported again
+    before_step    called as before_step(iteration) before each step; iterations count from 1
     on_checkpoint  called as on_checkpoint(iteration, path) after each checkpoint; neither callback
                    disturbs the random states, so they may draw as they like
+    stop           asked after each step: whether to save and raise TrainingStopped. Where several
+                   processes train, one that wants to is enough, and all stop after the same step
     seed           of the random states of a run that starts anew
     keep           how many checkpoints stay (the newest); None for all, as the host does
     """
@@ -66,8 +79,10 @@ class Trainer:
         n_iters: int,
         ckpt_every: int,
         log_every: int,
+        before_step: Callable[[int], None] | None = None,
         on_log: Callable[[int, dict[str, float]], None] | None = None,
         on_checkpoint: Callable[[int, Path], None] | None = None,
+        stop: Callable[[], bool] | None = None,
         seed: int = 1234,
         progress: bool = True,
         keep: int | None = None,
@@ -83,8 +98,10 @@ class Trainer:
         self.n_iters = n_iters
         self.ckpt_every = ckpt_every
         self.log_every = log_every
+        self.before_step = before_step
         self.on_log = on_log
         self.on_checkpoint = on_checkpoint
+        self.stop = stop
         self.seed = seed
         self.progress = progress
         self.keep = keep
@@ -96,28 +113,35 @@ class Trainer:
         """Train up to `n_iters`, from the newest checkpoint on; a finished run is only loaded."""
         start = self._continue()
         self._set_train()
+        agreement = distributed.Agreement()
         hidden = not (self.progress and distributed.is_first())
         with tqdm(total=self.n_iters, initial=start, unit="it", disable=hidden) as progress:
             for iteration in range(start + 1, self.n_iters + 1):
+                if self.before_step is not None:
+                    self.before_step(iteration)
                 self.criterion.update(self.data)
                 self.ema.update()
                 self._window.add(iteration, self.criterion.statistics)
                 progress.update()
-                self._after_step(iteration, progress)
+                stop = agreement(self.stop is not None and self.stop())
+                self._after_step(iteration, progress, stop)
+                if stop and iteration < self.n_iters:
+                    distributed.gather(None)  # none leaves before the first has written
+                    raise TrainingStopped(iteration, self._last_good)
 
-    def _after_step(self, iteration: int, progress: Any) -> None:
+    def _after_step(self, iteration: int, progress: Any, stop: bool) -> None:
         log = iteration % self.log_every == 0
-        save = iteration % self.ckpt_every == 0 or iteration == self.n_iters
+        regular = iteration % self.ckpt_every == 0 or iteration == self.n_iters
         # Only here does the loop wait for the device.
-        if not (log or save or self._window.is_full):
+        if not (log or regular or stop or self._window.is_full):
             return
         self._stop_if_not_finite()
         if log:
             means = _mean_of(distributed.gather(self._window.means()))
             progress.set_postfix({name: f"{mean:.4g}" for name, mean in means.items()})
             self._call(self.on_log, iteration, means)
-        if save:
-            self._last_good = self._save(iteration)
+        if regular or stop:
+            self._last_good = self._save(iteration, interim=not regular)
             self._call(self.on_checkpoint, iteration, self._last_good)
 
     def _stop_if_not_finite(self) -> None:
@@ -135,7 +159,7 @@ class Trainer:
             what += f" (by its term {others})" if others else ""
             raise TrainingDiverged(what, iteration, self._last_good)
 
-    def _save(self, iteration: int) -> Path:
+    def _save(self, iteration: int, *, interim: bool = False) -> Path:
         # A finite loss can still have an infinite gradient.
         if not all(_is_finite(m) for m in self._networks()):
             raise TrainingDiverged("a weight", iteration, self._last_good)
@@ -154,6 +178,7 @@ class Trainer:
                 for part, owners in self._parts().items()
             },
             resume=resume | ({} if scaler is None else {"scaler": scaler.state_dict()}),
+            interim=interim,
         )
         write_checkpoint(self.ckpts, checkpoint)
         prune(self.ckpts, self.keep, upto=iteration)

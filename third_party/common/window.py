@@ -43,9 +43,10 @@ class Window:
         self.first_bad = {}
         for name, entries in self._pending.items():
             values = _to_floats([value for _, value in entries])
-            self._sums[name] = self._sums.get(name, 0.0) + sum(values)
             self._counts[name] = self._counts.get(name, 0) + len(values)
             for (iteration, _), value in zip(entries, values, strict=True):
+                # One by one: the last bit must not depend on how often `read` is called.
+                self._sums[name] = self._sums.get(name, 0.0) + value
                 if not math.isfinite(value):
                     self.first_bad.setdefault(name, iteration)
         self._pending, self._steps = {}, 0

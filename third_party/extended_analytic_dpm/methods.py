@@ -66,14 +66,16 @@ def build_criterion(
     ratio: float | str = 1.0,
     lr: float = 1e-4,
     grad_clip: float | None = None,
+    lr_warmup: int = 0,
     rescale_timesteps: bool = True,
     shift1: bool = False,
 ) -> DTDSM:
-    """The criterion of a method for `model`, with Adam on what is trainable and a constant rate.
+    """The criterion of a method for `model`, with Adam on what is trainable.
 
     trunk       the noise network's weights (a file, or a state dict): needed by `*_pretrained`
     ratio       weight of the second prediction's loss, or "adaptive"
     grad_clip   largest norm of the gradient, None for no limit
+    lr_warmup   steps over which the rate rises to `lr`; 0, as in the host: constant
     """
     chosen = get_method(method)
     if chosen.pretrained and trunk is None:
@@ -85,7 +87,7 @@ def build_criterion(
     states = (
         DTWrapper(model, chosen.typ, rescale_timesteps, shift1, schedule.N),
         {"model": model},
-        *adam(model, lr, grad_clip),
+        *adam(model, lr, grad_clip, lr_warmup),
     )
     if issubclass(chosen.criterion, DTDSDM):
         criterion: DTDSM = chosen.criterion(schedule, ratio, *states)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,8 +14,10 @@ import torch
 from torch import Tensor
 
 from ..data import Images, StoredImages
+from ..files.arrays import open_npz
+from ..files.reading import reading
 from . import register
-from ._common import check_choice, first_folder, not_found, one_line, written_atomically
+from ._common import check_choice, first_folder, not_found, written_atomically
 from .mapped import MappedArrays
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,6 @@ IMAGENET64_ADVICE = (
 NPZ_NAME = "images.npz"
 NPZ_KEYS = ("arr_0", "images")
 LAYOUTS = ("auto", "NHWC", "NCHW")
-DAMAGE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @register("imagenet64")
@@ -69,18 +68,13 @@ def npz(root: Path, *, layout: str = "auto") -> Images:
     path = root if root.is_file() else root / NPZ_NAME
     if not path.is_file():
         raise not_found("npz", (root, path), "give the npz file as the root")
-    try:
-        if not zipfile.is_zipfile(path):
-            raise ValueError("it is no npz file, or damaged")
-        with np.load(path, allow_pickle=False) as arrays:
-            key = next((key for key in NPZ_KEYS if key in arrays.files), None)
-            if key is None:
-                raise ValueError(f"it holds {arrays.files}, must hold one of {list(NPZ_KEYS)}")
-            images = _channels_first(arrays[key], layout)
-            labels = torch.from_numpy(arrays["labels"]) if "labels" in arrays.files else None
+    with reading(path, "cannot be used") as file, open_npz(file) as arrays:
+        key = next((key for key in NPZ_KEYS if key in arrays), None)
+        if key is None:
+            raise ValueError(f"it holds {list(arrays.names)}, must hold one of {list(NPZ_KEYS)}")
+        images = _channels_first(arrays[key], layout)
+        labels = torch.from_numpy(arrays["labels"]) if "labels" in arrays else None
         return Images(torch.from_numpy(np.ascontiguousarray(images)), labels)
-    except DAMAGE as error:
-        raise ValueError(f"{path} cannot be used: {one_line(error)}") from error
 
 
 def _channels_first(images: npt.NDArray[np.uint8], layout: str) -> npt.NDArray[np.uint8]:
@@ -137,15 +131,8 @@ class NpzParts(StoredImages):
 
 def _count(path: Path, key: str, image_shape: tuple[int, ...]) -> int:
     """How many images an npz file holds under `key`, from the array's header."""
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(_member(archive, key)) as file:
-            version = np.lib.format.read_magic(file)
-            if version not in ((1, 0), (2, 0)):
-                raise ValueError(f"{key!r} is of npy version {version}")
-            read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_{version[1]}")
-            shape, columns_first, dtype = read_header(file)
-    except DAMAGE as error:
-        raise ValueError(f"{path} cannot be used: {one_line(error)}") from error
+    with reading(path, "cannot be used") as file, open_npz(file) as arrays:
+        shape, columns_first, dtype = arrays.header(key)
     flat = (int(np.prod(image_shape)),)
     if dtype != np.uint8 or columns_first or shape[1:] not in (flat, image_shape):
         raise ValueError(
@@ -155,24 +142,13 @@ def _count(path: Path, key: str, image_shape: tuple[int, ...]) -> int:
     return shape[0]
 
 
-def _member(archive: zipfile.ZipFile, key: str) -> zipfile.ZipInfo:
-    if f"{key}.npy" not in archive.namelist():
-        keys = [name.removesuffix(".npy") for name in archive.namelist()]
-        raise ValueError(f"it holds {keys}, must hold {key!r}")
-    return archive.getinfo(f"{key}.npy")
-
-
 def _unpack(path: Path, key: str) -> Path:
     """The npy file with the array of an npz file, written if it is not there."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            member = _member(archive, key)
-            target = path.with_name(f"{path.stem}-{key}-{member.CRC:08x}.npy")
-            if target.is_file() and target.stat().st_size == member.file_size:
-                return target
-            logger.info("unpacking %s to %s, once", path, target)
-            with archive.open(member) as packed, written_atomically(target) as file:
-                shutil.copyfileobj(packed, file, 2**24)
-    except DAMAGE as error:
-        raise ValueError(f"{path} cannot be unpacked beside itself: {one_line(error)}") from error
+    with reading(path, "cannot be unpacked beside itself") as file, open_npz(file) as arrays:
+        target = path.with_name(f"{path.stem}-{key}-{arrays.checksum(key):08x}.npy")
+        if target.is_file() and target.stat().st_size == arrays.size(key):
+            return target
+        logger.info("unpacking %s to %s, once", path, target)
+        with arrays.unpack(key) as packed, written_atomically(target) as unpacked:
+            shutil.copyfileobj(packed, unpacked, 2**24)
     return target

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import io
-import pickle
-import tarfile
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..data import Images
+from ..files.pickled import PickledArray, load_pickled_arrays
+from ..files.reading import check_bound, reading, reason, size_of, tar_files, unpack_gzip
 from . import register
-from ._common import check_choice, not_found, one_line
+from ._common import check_choice, not_found
 
 
 @register("cifar10")
@@ -35,19 +35,19 @@ def cifar10(root: Path, *, split: str = "train", check_md5: bool = True) -> Imag
     files = _from_folder(folder, sums) if folder.is_dir() else _from_archive(archive, sums)
     images, labels = [], []
     for name, content in files.items():
+        place = folder / name if folder.is_dir() else f"{name} in {archive}"
         if check_md5 and (md5 := hashlib.md5(content).hexdigest()) != sums[name]:
             raise ValueError(
-                f"{name} of dataset 'cifar10' below {root} has md5 {md5}: must be {sums[name]}; "
-                f"download {CIFAR10.url} again"
+                f"{place} has md5 {md5}: must be {sums[name]}; download {CIFAR10.url} again"
             )
         try:
-            batch = _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
-            images.append(np.asarray(batch["data"], dtype=np.uint8).reshape(-1, 3, 32, 32))
-            labels.extend(batch["labels"])
+            pixels, classes = _batch(content)
         except Exception as error:  # a damaged pickle can raise anything
             raise ValueError(
-                f"{name} of dataset 'cifar10' below {root} cannot be read: {one_line(error)}"
+                f"{place} cannot be read as a part of dataset 'cifar10': {reason(error)}"
             ) from error
+        images.append(pixels)
+        labels.extend(classes)
     return Images(torch.from_numpy(np.concatenate(images)), torch.tensor(labels))
 
 
@@ -55,39 +55,33 @@ def _from_folder(folder: Path, names: dict[str, str]) -> dict[str, bytes]:
     for name in names:
         if not (folder / name).is_file():
             raise ValueError(f"dataset 'cifar10' is incomplete: {folder / name} is missing")
-    return {name: (folder / name).read_bytes() for name in names}
+    found = {}
+    for name in names:
+        with reading(folder / name, "cannot be read as a part of dataset 'cifar10'") as file:
+            check_bound(size_of(file), 0)
+            found[name] = file.read()
+    return found
 
 
 def _from_archive(archive: Path, names: dict[str, str]) -> dict[str, bytes]:
-    found: dict[str, bytes] = {}
-    try:
-        with tarfile.open(archive, "r:gz") as tar:
-            for member in tar:
-                name = Path(member.name).name
-                if name in names and (file := tar.extractfile(member)) is not None:
-                    found[name] = file.read()
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise ValueError(f"dataset 'cifar10': {archive} is damaged ({error})") from error
+    def wanted(member: str) -> bool:
+        return PurePosixPath(member).name in names
+
+    with reading(archive, "is no archive of dataset 'cifar10', or damaged") as file:
+        content = io.BytesIO(unpack_gzip(file))
+        found = {PurePosixPath(name).name: part for name, part in tar_files(content, wanted)}
     for name in names:
         if name not in found:
             raise ValueError(f"dataset 'cifar10' is incomplete: {archive} holds no {name}")
     return {name: found[name] for name in names}
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Rebuilds NumPy arrays and nothing else: a file from elsewhere cannot run code."""
-
-    ALLOWED = frozenset(
-        {
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("_codecs", "encode"),
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
-            raise ValueError(f"the file asks for {module}.{name}: only arrays are read")
-        return super().find_class(module, name)
+def _batch(content: bytes) -> tuple[npt.NDArray[np.uint8], list[int]]:
+    """The images [M,3,32,32] and the labels of a pickled batch."""
+    batch = load_pickled_arrays(content)
+    data, labels = batch["data"], batch["labels"]
+    if not isinstance(data, PickledArray) or data.array is None or data.array.dtype != np.uint8:
+        raise ValueError("its data must be an array of uint8")
+    if not isinstance(labels, list) or not all(type(label) is int for label in labels):
+        raise ValueError("its labels must be a list of numbers")
+    return data.array.reshape(-1, 3, 32, 32), labels

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import math
 import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +13,9 @@ import torch
 from torch.nn import functional as F
 
 from ..data import Images
+from ..files.reading import check_bound, reading, size_of, unpack_gzip
 from . import register
-from ._common import check_choice, first_folder, one_line
+from ._common import check_choice, first_folder
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 ADVICE = (
@@ -77,13 +76,13 @@ def _read_idx(
 def _read(folder: Path, name: str) -> tuple[Path, bytes]:
     plain, packed = folder / name, folder / f"{name}.gz"
     if plain.is_file():
-        return plain, plain.read_bytes()
+        with reading(plain, "is damaged") as file:
+            check_bound(size_of(file), 0)
+            return plain, file.read()
     if not packed.is_file():
         raise ValueError(
             f"dataset 'fashion' is incomplete: {folder} holds neither {plain.name} nor "
             f"{packed.name}; {ADVICE}"
         )
-    try:
-        return packed, gzip.decompress(packed.read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{packed} is damaged: {one_line(error)}") from error
+    with reading(packed, "is damaged") as file:
+        return packed, unpack_gzip(file)

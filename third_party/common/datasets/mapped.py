@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..data import StoredImages
-from ._common import one_line
+from ..files.arrays import map_npy
+from ..files.reading import reading
 
 
 class MappedArrays(StoredImages):
@@ -50,12 +51,8 @@ class MappedArrays(StoredImages):
         return self.__dict__ | {"_arrays": None}  # pickled, a mapped array would be a whole copy
 
     def _map(self, path: Path, count: int) -> npt.NDArray[np.uint8]:
-        try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with reading(path, "is damaged: delete it, it will be made anew") as file:
+            array = map_npy(file)
             if array.dtype != np.uint8:
                 raise ValueError(f"its dtype is {array.dtype}, must be uint8")
             return array.reshape(count, *self._shape)
-        except (OSError, ValueError, EOFError) as error:
-            raise ValueError(
-                f"{path} is damaged ({one_line(error)}): delete it, it will be made anew"
-            ) from error

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ._common import check_choice, one_line
+from ..files.reading import reading
+from ._common import check_choice
 
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MODES = {1: "L", 3: "RGB"}  # Pillow's names for images of 1 and 3 channels of 8 bits
 
 
@@ -56,13 +62,29 @@ class Preparation:
 
 def read_image(path: Path, preparation: Preparation) -> Tensor:
     """The prepared image of a file, uint8 [C,H,W]; ValueError with the file's name if it fails."""
-    try:
-        with Image.open(path) as image:
-            pixels = np.array(preparation.apply(image))  # [H,W] or [H,W,C]
-    except Exception as error:  # on damaged bytes a decoder can raise anything
-        raise ValueError(f"image {path} cannot be used: {one_line(error)}") from error
+    with reading(path, "cannot be used as an image") as file:
+        return decode_image(file, preparation)
+
+
+def decode_image(file: BinaryIO, preparation: Preparation) -> Tensor:
+    """The prepared image of an encoded one, uint8 [C,H,W]; on damaged bytes it raises anything."""
+    with open_image(file) as image:
+        pixels = np.array(preparation.apply(image))  # [H,W] or [H,W,C]
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return torch.from_numpy(np.ascontiguousarray(pixels))
+
+
+@contextmanager
+def open_image(file: BinaryIO) -> Iterator[Image.Image]:
+    """An image of one of the formats that a dataset may have, whatever its file is called.
+
+    Pillow knows many more by their first bytes; for some it starts other programs.
+    """
+    with warnings.catch_warnings():
+        # A few bytes can describe billions of pixels. Pillow itself only warns of the first.
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(file, formats=FORMATS) as image:
+            yield image
 
 
 def _middle_square(width: int, height: int) -> tuple[int, int, int, int]:

@@ -71,6 +71,23 @@ def add_tokens(x: Tensor, tokens: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------- layers
 
 
+class GroupNorm(nn.GroupNorm):
+    """The same normalisation in its input's precision where autocast is on.
+
+    CUDA's autocast would copy the features to float32 and let the activation run on those, before
+    the convolution copies them back; the kernel sums in float32 whatever it is given.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, ...] -> [B, C, ...], of x's dtype."""
+        kind = x.device.type
+        if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+            return super().forward(x)
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        with torch.autocast(kind, enabled=False):
+            return F.group_norm(x, self.num_groups, weight, bias, self.eps)
+
+
 class Upsample(nn.Module):
     """Each pixel becomes a square of four, then a 3x3 convolution (left out where not wanted)."""
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import common
-from .common import FrozenTrunk, Upsample
+from .common import FrozenTrunk, GroupNorm, Upsample
 
 NORM_EPS = 1e-6
 
@@ -45,10 +45,10 @@ class ResnetBlock(nn.Module):
         self, width: int, out_width: int, *, emb_width: int, dropout: float, num_groups: int
     ) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(num_groups, width, eps=NORM_EPS)
+        self.norm1 = GroupNorm(num_groups, width, eps=NORM_EPS)
         self.conv1 = nn.Conv2d(width, out_width, 3, padding=1)
         self.temb_proj = nn.Linear(emb_width, out_width)
-        self.norm2 = nn.GroupNorm(num_groups, out_width, eps=NORM_EPS)
+        self.norm2 = GroupNorm(num_groups, out_width, eps=NORM_EPS)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_width, out_width, 3, padding=1)
         # Without a change of channels the checkpoints have no entry here: None is not registered.
@@ -67,7 +67,7 @@ class AttnBlock(nn.Module):
 
     def __init__(self, width: int, num_groups: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(num_groups, width, eps=NORM_EPS)
+        self.norm = GroupNorm(num_groups, width, eps=NORM_EPS)
         self.q = nn.Conv2d(width, width, 1)
         self.k = nn.Conv2d(width, width, 1)
         self.v = nn.Conv2d(width, width, 1)
@@ -227,7 +227,7 @@ class Model(nn.Module):
         self.down, skips = self.plan.down()
         self.mid = self.plan.mid()
         self.up = self.plan.up(skips)
-        self.norm_out = nn.GroupNorm(num_groups, widths[0], eps=NORM_EPS)
+        self.norm_out = GroupNorm(num_groups, widths[0], eps=NORM_EPS)
         self.conv_out = nn.Conv2d(widths[0], out_ch, 3, padding=1)
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
@@ -282,7 +282,7 @@ class Model4Pretrained(FrozenTrunk, Model):
         common.check_eps_channels("out_ch", self.out_ch, self.in_channels)
         width = self.plan.widths[0]
         self.before_out = self.plan.res_block(width, width) if mode == "complex" else None
-        self.norm_out2 = nn.GroupNorm(self.plan.num_groups, width, eps=NORM_EPS)
+        self.norm_out2 = GroupNorm(self.plan.num_groups, width, eps=NORM_EPS)
         self.conv_out2 = nn.Conv2d(width, head_out_ch, 3, padding=1)
         self.freeze_trunk(("before_out", "norm_out2", "conv_out2"))
 

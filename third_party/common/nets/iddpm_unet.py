@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from . import common
-from .common import FrozenTrunk, Upsample, zero_init
+from .common import FrozenTrunk, GroupNorm, Upsample, zero_init
 
 
 def _run(use_checkpoint: bool, function: Callable[..., Tensor], *args: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def _run(use_checkpoint: bool, function: Callable[..., Tensor], *args: Tensor) -
 def _norm_silu_conv(width: int, out_channels: int, num_groups: int) -> list[nn.Module]:
     """The layers from features to an output; zero at the start of training."""
     conv = zero_init(nn.Conv2d(width, out_channels, 3, padding=1))
-    return [nn.GroupNorm(num_groups, width), nn.SiLU(), conv]
+    return [GroupNorm(num_groups, width), nn.SiLU(), conv]
 
 
 class ResBlock(nn.Module):
@@ -54,12 +54,12 @@ class ResBlock(nn.Module):
         self.use_scale_shift_norm = use_scale_shift_norm
         self.use_checkpoint = use_checkpoint
         self.in_layers = nn.Sequential(
-            nn.GroupNorm(num_groups, width), nn.SiLU(), nn.Conv2d(width, out_width, 3, padding=1)
+            GroupNorm(num_groups, width), nn.SiLU(), nn.Conv2d(width, out_width, 3, padding=1)
         )
         emb_outputs = 2 * out_width if use_scale_shift_norm else out_width
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_width, emb_outputs))
         self.out_layers = nn.Sequential(
-            nn.GroupNorm(num_groups, out_width),
+            GroupNorm(num_groups, out_width),
             nn.SiLU(),
             nn.Dropout(dropout),
             zero_init(nn.Conv2d(out_width, out_width, 3, padding=1)),
@@ -95,7 +95,7 @@ class AttentionBlock(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.use_checkpoint = use_checkpoint
-        self.norm = nn.GroupNorm(num_groups, width)
+        self.norm = GroupNorm(num_groups, width)
         self.qkv = nn.Conv1d(width, 3 * width, 1)
         self.proj_out = zero_init(nn.Conv1d(width, width, 1))
 

@@ -1,0 +1,34 @@
+"""Locks of the kernel (``flock``): they end with the process that holds them, however it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+@contextmanager
+def locked(path: Path, patience: float = 0.0) -> Iterator[bool]:
+    """Whether the lock is ours, until the end of the block.
+
+    Args:
+        patience: seconds to wait for another one's end.
+
+    Raises:
+        OSError: the file system has no locks, or nothing can be written there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=patience)
+    except Timeout:
+        yield False
+        return
+    except NotImplementedError as error:
+        raise OSError(f"the file system of {path.parent} has no locks (flock): {error}") from error
+    try:
+        yield True
+    finally:
+        lock.release()

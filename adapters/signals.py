@@ -1,0 +1,108 @@
+"""SIGINT and SIGTERM: a command stops, at once or where its state can be saved.
+
+Terminals send SIGINT (Ctrl-C), batch systems SIGTERM some seconds before SIGKILL. What is at work
+hears of either as a KeyboardInterrupt; what can save its state asks for it at its own time, see
+``held``. All files are written whole or not at all, so that both ways leave nothing half done.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+# torchrun passes on what the terminal has sent to all: one wish, which arrives twice.
+_SAME_WISH = 2.0  # seconds
+
+
+class _Signals:
+    """The first signal since ``caught`` began, and whether somebody has promised to ask for it."""
+
+    def __init__(self) -> None:
+        self.first: int | None = None
+        self._at = 0.0
+        self._held = 0
+
+    def start(self) -> None:
+        self.first, self._held = None, 0
+
+    def arrive(self, number: int, _: Any) -> None:
+        again = self.first is not None
+        if not again:
+            self.first, self._at = number, time.monotonic()
+        if again and time.monotonic() - self._at < _SAME_WISH:
+            return
+        if self._held and not (again and number == signal.SIGINT):
+            return  # a second Ctrl-C will not wait
+        raise KeyboardInterrupt
+
+    def asked(self) -> bool:
+        return self.first is not None
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        self._held += 1
+        try:
+            yield
+        finally:
+            self._held -= 1
+
+
+_SIGNALS = _Signals()
+
+
+@contextmanager
+def caught() -> Iterator[None]:
+    """Within, SIGTERM stops as SIGINT does: by a KeyboardInterrupt. One that is ignored stays so.
+
+    Only a process's main thread can hear of signals; elsewhere nothing changes.
+    """
+    _SIGNALS.start()
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, _SIGNALS.arrive) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def held() -> Iterator[Callable[[], bool]]:
+    """Within, a signal only makes the yielded function say True; at the end it stops all the same.
+
+    A second SIGINT, some seconds after the first, does not wait.
+    """
+    with _SIGNALS.holding():
+        yield _SIGNALS.asked
+    if _SIGNALS.asked():
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Within, a signal ends the process, as it does one that does not listen.
+
+    For waits inside a library, which no handler could end, with nothing left to be saved.
+    """
+    listening = threading.current_thread() is threading.main_thread()
+    there = [n for n in STOPPING if listening and signal.getsignal(n) == _SIGNALS.arrive]
+    for number in there:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number in there:
+            signal.signal(number, _SIGNALS.arrive)
+
+
+def received() -> signal.Signals | None:
+    """The signal that stopped the command, None if none did."""
+    return None if _SIGNALS.first is None else signal.Signals(_SIGNALS.first)

@@ -1,0 +1,45 @@
+"""What lies in the folders of runs and grids, read back: JSON files and named arrays."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from sa_plugin._files.arrays import Array, open_npz
+from sa_plugin._files.reading import UnreadableFile, reading, size_of
+
+LARGEST_JSON = 2**26
+
+T = TypeVar("T")
+
+
+def read_json(path: Path, trouble: str, of: Callable[[Any], T]) -> T:
+    """``of`` the content of a JSON file; whatever goes wrong, there too, names the file.
+
+    Raises:
+        UnreadableFile: "PATH TROUBLE: why", also where there is no such file.
+    """
+    with reading(path, trouble) as file:
+        if size_of(file) > LARGEST_JSON:
+            raise UnreadableFile(f"it has {size_of(file)} bytes, must have at most {LARGEST_JSON}")
+        return of(json.loads(file.read()))
+
+
+def read_arrays(path: Path, trouble: str, *names: str) -> dict[str, Array]:
+    """The arrays of an npz file, which must be those called ``names``."""
+    with reading(path, trouble) as file, open_npz(file) as arrays:
+        arrays.check_names(names)
+        return {name: arrays[name] for name in names}
+
+
+def read_images(path: Path) -> Tensor:
+    """The images that a run has stored as ``arr_0``, uint8 [n, H, W, C]; as [n, C, H, W]."""
+    images = read_arrays(path, "holds no images", "arr_0")["arr_0"]
+    if images.dtype != "uint8" or images.ndim != 4:
+        raise UnreadableFile(f"{path} holds no images: {images.dtype} of shape {images.shape}")
+    return torch.from_numpy(images).permute(0, 3, 1, 2)

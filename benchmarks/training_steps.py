@@ -1,0 +1,164 @@
+"""The training steps that benchmarks.training compares, each with the network that it trains."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from adapters.registry import build_network
+from configs import cifar10, digits
+from sa_plugin import NoiseSchedule, SALoss, attach
+from third_party.common.ema import EMA
+from third_party.common.schedule import NamedSchedule
+from third_party.common.step_options import StepOptions
+from third_party.extended_analytic_dpm.methods import build_criterion
+
+Step = Callable[[Tensor], None]
+NETWORKS = {"cifar10": (cifar10.experiment, (3, 32, 32)), "digits": (digits.experiment, (1, 8, 8))}
+HOST = NamedSchedule("linear", 1000)
+LOSS_SCHEDULE = NoiseSchedule.from_betas(HOST.betas[1:])
+PLAIN_VARIANTS = ("plain", "host")
+SA_VARIANTS = ("official", "series", "all", "one", "one_series")
+AS_THEY_ARE = ("host", "official")  # no option changes them
+OPTIONS = ("channels_last", "compile", "bf16")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to make the step: its name, K (0: all of --K) and the OPTIONS that it has."""
+
+    name: str
+    K: int = 0
+    options: frozenset[str] = frozenset()
+
+    @property
+    def title(self) -> str:
+        """Its row in the table."""
+        words = {
+            "plain": "plain, ours",
+            "host": "plain, host-style",
+            "official": f"SA-{self.K}, official style",
+            "series": f"SA-{self.K} all, series",
+            "all": f"SA-{self.K} all, stacked",
+            "one": f"SA-{self.K} one",
+            "one_series": f"SA-{self.K} one, series",
+        }
+        return words[self.name] + "".join(f", {o}" for o in OPTIONS if o in self.options)
+
+    @property
+    def step_options(self) -> StepOptions:
+        """How our step is computed."""
+        has = self.options.__contains__
+        precision = "bf16" if has("bf16") else "float32"
+        return StepOptions(has("channels_last"), has("compile"), precision)
+
+    def loss(self) -> SALoss | None:
+        """The SA loss, if it has one."""
+        if not self.K:
+            return None
+        backprop = "one" if self.name.startswith("one") else "all"
+        stack = self.name in ("all", "one")
+        return SALoss(LOSS_SCHEDULE, K=self.K, backprop=backprop, stack=stack)
+
+
+def make_network(name: str, device: str) -> nn.Module:
+    """The network of a configuration, as training starts with it."""
+    experiment, shape = NETWORKS[name]
+    network = experiment("sn").network
+    torch.manual_seed(0)
+    model = build_network(network.name, network.args.to_dict(), shape, trunk_channels=shape[0])
+    return model.to(device).train()
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A network with its optimiser and its average: one for all variants of a memory layout.
+
+    The variants train it in turn. Nothing is restored between them: times do not depend on the
+    weights' values.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    average: nn.Module
+
+    def nbytes(self) -> int:
+        """Of the weights, their gradients, averages and the optimiser's state."""
+        own = [*self.model.parameters(), *self.average.parameters()]
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        states = [v for s in self.optimizer.state.values() for v in s.values()]
+        return sum(v.nbytes for v in [*own, *grads, *states] if isinstance(v, Tensor))
+
+
+def host_step(model: nn.Module) -> tuple[Step, Weights]:
+    """The plain step as the hosts make it."""
+    average = copy.deepcopy(model).eval().requires_grad_(False)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, foreach=False, fused=False)
+    statistics: dict[str, float] = {}
+
+    def step(v: Tensor) -> None:
+        n = np.random.choice(np.arange(1, HOST.N + 1), len(v))  # noqa: NPY002
+        eps = torch.randn_like(v)
+        a = torch.tensor(HOST.cum_alphas[n] ** 0.5, dtype=v.dtype).to(v.device).view(-1, 1, 1, 1)
+        b = torch.tensor(HOST.cum_betas[n] ** 0.5, dtype=v.dtype).to(v.device).view(-1, 1, 1, 1)
+        time_of_step = torch.tensor(n, dtype=v.dtype).to(v.device)
+        loss = (eps - model(a * v + b * eps, time_of_step)).pow(2).flatten(1).sum(1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        statistics["loss"] = loss.item()
+        with torch.no_grad():
+            for kept, p in zip(average.parameters(), model.parameters(), strict=True):
+                kept.mul_(0.9999).add_(p, alpha=1 - 0.9999)
+
+    return step, Weights(model, optimizer, average)
+
+
+class OurSteps:
+    """Steps of the port's criterion and average, all on one network in one memory layout."""
+
+    def __init__(self, model: nn.Module, options: StepOptions) -> None:
+        criterion = build_criterion("pred_eps", HOST, model)
+        criterion.configure(options)  # channels_last and compile change the network in place
+        self._first = criterion
+        self._ema = EMA(criterion.models)
+        self.weights = Weights(model, criterion.optimizers["all"], self._ema.models["model"])
+
+    def step(self, options: StepOptions, loss: SALoss | None) -> Step:
+        """A step with a criterion of its own, with the SA term attached if there is one."""
+        criterion = build_criterion("pred_eps", HOST, self.weights.model)
+        criterion.optimizers = self._first.optimizers
+        criterion.lr_schedulers = self._first.lr_schedulers
+        criterion.configure(replace(options, compile=False))  # compiled above, if it is to be
+        if loss is not None:
+            attach(criterion, loss)
+
+        def step(v: Tensor) -> None:
+            criterion.update(iter([v]))
+            self._ema.update()
+
+        return step
+
+
+def build_steps(
+    rows: Sequence[Variant], network: str, device: str
+) -> dict[Variant, tuple[Step, Weights]]:
+    """(step, what it trains) of every row."""
+    shared: dict[tuple[bool, bool], OurSteps] = {}
+
+    def build(row: Variant) -> tuple[Step, Weights]:
+        if row.name == "host":
+            return host_step(make_network(network, device))
+        options = row.step_options
+        layout = options.channels_last, options.compile
+        if layout not in shared:
+            shared[layout] = OurSteps(make_network(network, device), options)
+        return shared[layout].step(options, row.loss()), shared[layout].weights
+
+    return {row: build(row) for row in rows}

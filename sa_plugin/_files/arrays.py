@@ -1,0 +1,139 @@
+"""Arrays in npz and npy files; pickles are never read."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import IO, Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from .reading import UnreadableFile, check_bound, size_of
+
+_PACKED = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}
+_KINDS = "biufcSU"  # booleans, numbers, text
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+Array = npt.NDArray[Any]
+Header = tuple[tuple[int, ...], bool, np.dtype[Any]]  # shape, whether columns come first, dtype
+
+
+@contextmanager
+def open_zip(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
+    """A zip file of members that fit into it, each under one name, nowhere overlapping."""
+    size = size_of(file)
+    if not zipfile.is_zipfile(file):
+        raise UnreadableFile("it is no npz file, or damaged")
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        if len({member.filename for member in members}) < len(members):
+            raise UnreadableFile("two of its members have one name")
+        for member in members:
+            _check_member(member)
+        if sum(member.compress_size for member in members) > size:
+            raise UnreadableFile("its members claim more bytes than it has")
+        check_bound(sum(member.file_size for member in members), size)
+        for member in members:
+            archive.open(member).close()  # compares the name at the member with the directory's
+        yield archive
+
+
+def _check_member(member: zipfile.ZipInfo) -> None:
+    if member.compress_type not in _PACKED:
+        raise UnreadableFile(f"its member {member.filename!r} is packed in an unknown way")
+    if member.compress_type == zipfile.ZIP_STORED and member.compress_size != member.file_size:
+        raise UnreadableFile(f"its member {member.filename!r} has two sizes")
+
+
+class Arrays:
+    """The arrays of an npz file by name, each read when asked for."""
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self._archive = archive
+        self.names = tuple(name.removesuffix(".npy") for name in archive.namelist())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def check_names(self, needed: Collection[str], allowed: Collection[str] = ()) -> None:
+        """UnreadableFile unless it holds all that is needed, and beside it only what is allowed."""
+        extra = [name for name in self.names if name not in {*needed, *allowed}]
+        if extra or not set(needed) <= set(self.names):
+            also = f", and may hold {sorted(allowed)}" if allowed else ""
+            raise UnreadableFile(f"it holds {list(self.names)}, must hold {sorted(needed)}{also}")
+
+    def header(self, name: str) -> Header:
+        """Shape, order and dtype of an array, which is as long as they say."""
+        member = self._member(name)
+        with self._archive.open(member) as stream:
+            return read_header(stream, member.file_size, name)
+
+    def __getitem__(self, name: str) -> Array:
+        self.header(name)
+        with self._archive.open(self._member(name)) as stream:
+            array = np.lib.format.read_array(stream, allow_pickle=False)
+            stream.read(1)  # at the end the sum is compared, also where the array is empty
+            return array
+
+    def unpack(self, name: str) -> IO[bytes]:
+        """The npy file of an array, to be read in pieces."""
+        self.header(name)
+        return self._archive.open(self._member(name))
+
+    def checksum(self, name: str) -> int:
+        """That the zip file has of the array's npy file."""
+        return self._member(name).CRC
+
+    def size(self, name: str) -> int:
+        """Bytes of the array's npy file."""
+        return self._member(name).file_size
+
+    def _member(self, name: str) -> zipfile.ZipInfo:
+        if f"{name}.npy" not in self._archive.namelist():
+            raise UnreadableFile(f"it holds {list(self.names)}, must hold {name!r}")
+        return self._archive.getinfo(f"{name}.npy")
+
+
+@contextmanager
+def open_npz(file: BinaryIO) -> Iterator[Arrays]:
+    """The arrays of an npz file."""
+    with open_zip(file) as archive:
+        yield Arrays(archive)
+
+
+def read_npy(file: BinaryIO) -> Array:
+    """The array of an npy file."""
+    file.seek(0)
+    read_header(file, size_of(file), "array")
+    file.seek(0)
+    return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def map_npy(file: BinaryIO) -> Array:
+    """The array of an npy file, mapped rather than read."""
+    shape, columns_first, dtype = read_header(file, size_of(file), "array")
+    order: Any = "F" if columns_first else "C"
+    return np.memmap(file, dtype, "r", file.tell(), shape, order)
+
+
+def read_header(stream: IO[bytes], size: int, name: str) -> Header:
+    """The header of an npy file of `size` bytes; UnreadableFile where it claims another size."""
+    version = np.lib.format.read_magic(stream)
+    if version not in _HEADERS:
+        raise UnreadableFile(f"its {name!r} is of npy version {version}")
+    shape, columns_first, dtype = _HEADERS[version](stream)
+    if dtype.hasobject:
+        raise UnreadableFile(f"its {name!r} is pickled, which is never read (allow_pickle=False)")
+    if dtype.kind not in _KINDS or dtype.itemsize == 0 or any(side < 0 for side in shape):
+        raise UnreadableFile(f"its {name!r} is {dtype} of shape {shape}")
+    claimed, there = math.prod(shape) * dtype.itemsize, size - stream.tell()
+    if claimed != there:
+        raise UnreadableFile(
+            f"its {name!r} claims {claimed} bytes ({dtype} of shape {shape}), {there} are there"
+        )
+    return shape, columns_first, dtype

@@ -1,0 +1,118 @@
+"""Opening a file, telling what is wrong with it, and bounding what it unpacks to."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import stat
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+# What a file may unpack to: so many times its size, and no less than the room. Photographs shrink
+# to no less than a fiftieth; deflate makes a thousandth of zeros, which is how a bomb is built.
+RATIO = 100
+ROOM = 2**28
+_AT_ONCE = 2**20
+_TAR_BLOCK = 512
+_LONGEST_REASON = 400
+
+
+class UnreadableFile(ValueError):
+    """A file that is damaged, of another kind, or asks for more than data."""
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str], trouble: str) -> Iterator[BinaryIO]:
+    """The file, open; what goes wrong within becomes the `UnreadableFile` "PATH TROUBLE: why".
+
+    On damaged bytes the libraries raise anything: KeyError, struct.error, MemoryError, ...
+    """
+    file = Path(path)
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise UnreadableFile("it is no regular file")  # a pipe would be waited for
+        with file.open("rb") as opened:
+            if size_of(opened) == 0:
+                raise UnreadableFile("it is empty")
+            yield opened
+    except Exception as error:
+        raise UnreadableFile(f"{file} {trouble}: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, in one printable line and without advice to be less careful."""
+    if isinstance(error, MemoryError):
+        return "it asks for more memory than there is"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error)
+    if named := re.search(r"\bGLOBAL (\S+)", text):
+        return f"it asks for {named[1]}, which is no data; nothing of it was run"
+    text = text.rpartition("WeightsUnpickler error: ")[2].strip()
+    if isinstance(error, UnreadableFile):
+        line = " ".join(text.split())
+    else:
+        first = (text.splitlines() or [""])[0].strip()
+        own = isinstance(error, ValueError) and first
+        line = first if own else f"{type(error).__name__}: {first}".removesuffix(": ")
+    line = "".join(c if c.isprintable() else "?" for c in line)
+    return line if len(line) <= _LONGEST_REASON else line[:_LONGEST_REASON] + "..."
+
+
+def size_of(file: BinaryIO) -> int:
+    """Its bytes; the place in it stays."""
+    here = file.tell()
+    size = file.seek(0, os.SEEK_END)
+    file.seek(here)
+    return size
+
+
+def bound_of(size: int) -> int:
+    """How many bytes a file of `size` bytes may unpack to."""
+    return max(ROOM, RATIO * size)
+
+
+def check_bound(claimed: int, size: int) -> None:
+    """UnreadableFile where a file claims to unpack to more than it may."""
+    if claimed > bound_of(size):
+        raise UnreadableFile(
+            f"its {size} bytes would unpack to {claimed}, more than {bound_of(size)}: if this is "
+            "meant, store it unpacked"
+        )
+
+
+def unpack_gzip(file: BinaryIO) -> bytes:
+    """All that a gzip file holds, its sum compared."""
+    size, parts, total = size_of(file), [], 0
+    with gzip.GzipFile(fileobj=file) as packed:
+        while part := packed.read(_AT_ONCE):
+            total += len(part)
+            check_bound(total, size)
+            parts.append(part)
+    return b"".join(parts)
+
+
+def tar_files(file: BinaryIO, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of the regular files in an unpacked tar archive whose names are wanted.
+
+    Nothing is written anywhere, links and devices are passed over, and an archive whose end is
+    missing is refused: `tarfile` itself takes a damaged header for the end.
+    """
+    size = size_of(file)
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            content = tar.extractfile(member) if member.isreg() else None
+            if content is None or member.issparse() or not wanted(member.name):
+                continue
+            if not 0 <= member.size <= size:
+                raise UnreadableFile(f"its member {member.name!r} claims {member.size} bytes")
+            yield member.name, content.read()
+        file.seek(tar.offset)
+        if file.read(_TAR_BLOCK) != bytes(_TAR_BLOCK):
+            raise UnreadableFile(f"it is damaged or cut off at byte {tar.offset}")

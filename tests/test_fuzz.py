@@ -1,0 +1,116 @@
+"""Damaged and hostile files of every kind: a clean error that names the file, or what was in it.
+
+The long run is `python -m benchmarks.fuzz`; docs/reliability_files.md has its figures.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from benchmarks.damage import BOMB, OUTSIDE, bombs, hostile, inside
+from benchmarks.fuzz import Trial, in_own_process, row
+from benchmarks.loaders import LOADERS, Loader, fingerprint
+
+# On damaged TIFF files Pillow warns before it decides.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+NUMBERS = st.integers(0, 2**40)
+PLACES = st.tuples(st.sampled_from(sorted(OUTSIDE)), NUMBERS, NUMBERS)
+QUICK = settings(
+    max_examples=100,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+@pytest.fixture(scope="module", params=LOADERS)
+def trial(request: pytest.FixtureRequest) -> Iterator[Trial]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Trial(request.param, Path(folder) / "own")
+
+
+@QUICK
+@given(PLACES, st.booleans())
+def test_damage_is_told_or_does_no_harm(
+    trial: Trial, place: tuple[str, int, int], packed: bool
+) -> None:
+    """Within the format's sums as well as behind them, where the sums are made right again."""
+    name, at, what = place
+    operation = OUTSIDE[name]
+    if packed:
+        trial.check(inside(trial.sound, operation, at, what), sums_hold=True)
+    else:
+        trial.check(operation(trial.sound, at, what), sums_hold=False)
+
+
+def test_files_of_other_kinds_and_empty_ones_are_told(trial: Trial, tmp_path: Path) -> None:
+    assert trial.read(b"") == "refused"
+    for i, name in enumerate(LOADERS):
+        trial.read(Trial(name, tmp_path / str(i)).sound)
+
+
+@pytest.mark.parametrize("attack", hostile(Path("x")))
+def test_no_file_runs_code(trial: Trial, attack: str) -> None:
+    assert trial.read(hostile(trial.trace)[attack]) == "refused"
+
+
+@pytest.mark.parametrize("bomb", bombs())
+def test_what_would_fill_the_memory_is_refused(trial: Trial, bomb: str) -> None:
+    assert len(bombs()[bomb]) < BOMB / 100
+    assert trial.read(bombs()[bomb]) == "refused"
+
+
+def test_a_loader_that_is_careless_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that unpickles, one that dies, one that looks away: else the tests above show nothing."""
+    import os
+    import pickle
+
+    def unpickle(path: Path) -> object:
+        try:
+            return pickle.loads(path.read_bytes())
+        except Exception as error:
+            raise ValueError(f"{path}: {error}".replace("\n", " ")) from error
+
+    def die(path: Path) -> bytes:
+        if path.read_bytes() != b"sound":
+            os.kill(os.getpid(), 9)
+        return b""
+
+    careless = {
+        "unpickles": Loader("x", lambda p: p.write_bytes(pickle.dumps(1)), unpickle),
+        "dies": Loader("x", lambda p: p.write_bytes(b"sound"), die),
+        "looks away": Loader("x", lambda p: p.write_bytes(b"sound"), Path.read_bytes, True),
+        "raises": Loader("x", lambda p: p.write_bytes(b"[1]"), lambda p: p.read_bytes()[1]),
+    }
+    for name, loader in careless.items():
+        monkeypatch.setitem(LOADERS, name, loader)
+    found = {name: in_own_process(name, 100, 0) for name in careless}
+    assert any("code from the file was run" in what for what in found["unpickles"].wrong)
+    assert found["dies"].wrong == ["the process died with exit code -9"]
+    assert any("read in silence" in what for what in found["looks away"].wrong)
+    assert any("IndexError" in what for what in found["raises"].wrong)
+    assert row("dies", found["dies"]).startswith("| dies | no | 0 | 0 | 0 | 0 | 1 |")
+
+
+def test_a_long_run_counts_its_cases_and_measures_memory() -> None:
+    tally = in_own_process("Fashion-MNIST, gz", 60, seed=1)
+    assert tally.wrong == []
+    assert tally.cases == tally.refused + tally.same + tally.changed == 60
+    assert 100 < tally.peak < 400  # MiB: the gzip bomb is unpacked up to the bound of 256
+    assert tally.slowest > 0
+
+
+def test_fingerprints_tell_contents_apart() -> None:
+    import numpy as np
+    import torch
+
+    values = [1, 1.0, "1", [1], {"a": 1}, np.ones(2), np.ones(1), torch.ones(2), torch.ones(2, 1)]
+    assert len({fingerprint(value) for value in values}) == len(values)
+    assert fingerprint(np.array([np.nan])) == fingerprint(np.array([np.nan]))

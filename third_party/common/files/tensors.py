@@ -1,0 +1,200 @@
+"""Files of `torch.save`, with PyTorch's restricted unpickler and checks of our own around it.
+
+`weights_only=True` decides what is data. It is not enough for files from elsewhere: before 2.6 it
+let the tar format of the first versions run code (CVE-2025-32434), no version compares the sums in
+a zip file, so that a download with a hole is read as weights of zero, and a few bytes can ask for
+any amount of memory. So a pickle is first gone through by a reader in which every name stands for
+nothing: it tells which names are asked for and how large each storage is said to be.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from .arrays import open_zip
+from .pickled import DataUnpickler, latin1
+from .reading import UnreadableFile, size_of
+
+ZIP = b"PK\x03\x04"  # torch.save since PyTorch 1.6
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # before: a pickled number, then the rest
+_LEGACY_PICKLES = 4  # the protocol, the machine, the content, the storages' keys
+_NO_FORMAT = "it is not a file of torch.save (of its zip format or the one before)"
+
+# Within these PyTorch decides which names are data. Not builtins: bytearray(n) is n bytes.
+_MODULES = {
+    *("torch", "torch._utils", "torch._tensor", "torch.storage", "torch.serialization"),
+    *("torch.nn.parameter", "collections"),
+}
+_ITEM_SIZES = {
+    **{"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "ComplexDouble": 16, "ComplexFloat": 8},
+    **{"Long": 8, "Int": 4, "Short": 2, "Char": 1, "Byte": 1, "Bool": 1, "Untyped": 1},
+}
+
+
+def load_tensors(file: BinaryIO, stand_ins: Mapping[str, Any] | None = None) -> Any:
+    """What a file of `torch.save` holds, on the CPU: tensors, plain containers, plain values.
+
+    stand_ins   names that are let in beside, and what takes the place of each: called as the
+                pickle says, so it must be harmless with any arguments
+    """
+    stand_ins = stand_ins or {}
+    start = file.read(len(LEGACY))
+    file.seek(0)
+    if start.startswith(ZIP):
+        _check_zip(file, stand_ins)
+    elif start == LEGACY and not _is_tar(file):
+        _check_legacy(file, stand_ins)
+    else:
+        raise UnreadableFile(_NO_FORMAT)
+    file.seek(0)
+    with _named(stand_ins), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what they tell of stands in the error, too
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    _check_storages(content, size_of(file))
+    return content
+
+
+def entries_once(tensor: Tensor) -> Tensor:
+    """The tensor without repetitions of its entries, as expand() makes them.
+
+    A few bytes can describe a tensor of any number of entries; this one has no more than its
+    storage, or UnreadableFile.
+    """
+    for axis, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        if size > 1 and stride == 0:
+            tensor = tensor.narrow(axis, 0, 1)
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise UnreadableFile(f"a tensor of shape {list(tensor.shape)} overlaps itself")
+    return tensor
+
+
+# ----------------------------------------------------------------------------- the two formats
+
+
+def _check_zip(file: BinaryIO, stand_ins: Mapping[str, Any]) -> None:
+    with open_zip(file) as archive:
+        members = archive.infolist()
+        first = min(member.header_offset for member in members)
+        if first or archive.comment:  # else another reader may see another directory in it
+            raise UnreadableFile("it is a zip file with something before or behind it")
+        for member in members:
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise UnreadableFile(
+                    f"its part {member.filename!r} is packed: torch.save packs none"
+                )
+        damaged = archive.testzip()
+        if damaged is not None:
+            raise UnreadableFile(f"it is damaged: the sum of its part {damaged!r} is wrong")
+        pickles = [m for m in members if m.filename.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise UnreadableFile(_NO_FORMAT)
+        scan = _Scan(io.BytesIO(archive.read(pickles[0])), stand_ins)
+        scan.load()
+        prefix = pickles[0].filename.removesuffix("data.pkl")
+        sizes = {member.filename: member.file_size for member in members}
+        for key, claimed in scan.storages.items():
+            there = sizes.get(f"{prefix}data/{key}")
+            if there != claimed:
+                raise UnreadableFile(f"its storage {key!r} claims {claimed} bytes, has {there}")
+
+
+def _check_legacy(file: BinaryIO, stand_ins: Mapping[str, Any]) -> None:
+    """Storages come behind the pickles, each after its length, which PyTorch compares."""
+    file.seek(len(LEGACY))
+    storages: dict[str, int] = {}
+    for _ in range(_LEGACY_PICKLES):
+        scan = _Scan(file, stand_ins)
+        scan.load()
+        storages |= scan.storages
+    behind = size_of(file) - file.tell()
+    if sum(storages.values()) > behind:
+        raise UnreadableFile(
+            f"its storages claim {sum(storages.values())} bytes, there are {behind}"
+        )
+
+
+def _is_tar(file: BinaryIO) -> bool:
+    """Whether it is a tar archive, whose first file could bear any name, also `LEGACY`."""
+    try:
+        tarfile.open(fileobj=file, mode="r:").close()
+    except tarfile.TarError:
+        return False
+    return True
+
+
+def _check_storages(content: Any, size: int) -> None:
+    """UnreadableFile where tensors hold more than the file: a storage can be asked to grow."""
+    storages: dict[int, int] = {}
+    stack, seen = [content], set()
+    while stack:
+        value = stack.pop()
+        if isinstance(value, Tensor):
+            if value.layout == torch.strided and not value.is_meta:
+                storage = value.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(value, Mapping | list | tuple | set) and id(value) not in seen:
+            seen.add(id(value))
+            stack += value.values() if isinstance(value, Mapping) else value
+    if sum(storages.values()) > size:
+        raise UnreadableFile(f"its tensors hold {sum(storages.values())} bytes, it has {size}")
+
+
+@contextmanager
+def _named(stand_ins: Mapping[str, Any]) -> Iterator[None]:
+    with torch.serialization.safe_globals([(what, name) for name, what in stand_ins.items()]):
+        yield
+
+
+# ------------------------------------------------------------------------------------ the scan
+
+
+class _Nothing:
+    """Stands for whatever a pickle names: takes any call and keeps nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> _Nothing:
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __call__(self, *_: Any, **__: Any) -> _Nothing:
+        return self
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+    def __setitem__(self, _: Any, __: Any) -> None:
+        pass
+
+
+class _Scan(DataUnpickler):
+    """Goes through a pickle of `torch.save` and notes its storages."""
+
+    def __init__(self, file: BinaryIO, stand_ins: Mapping[str, Any]) -> None:
+        super().__init__(
+            file, {**dict.fromkeys(stand_ins, _Nothing), "_codecs.encode": latin1}, "utf-8"
+        )
+        self.storages: dict[str, int] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """A class of its own for every storage: its name tells the entries' size."""
+        if module not in _MODULES:
+            return super().find_class(module, name)
+        return type(name, (_Nothing,), {}) if name.endswith("Storage") else _Nothing
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Note a storage: ("storage", type, key, place, entries, ...)."""
+        _, kind, key, _, entries, *_ = pid
+        if not isinstance(entries, int) or not isinstance(key, str) or entries < 0:
+            raise UnreadableFile("its pickle names a storage without a size")
+        self.storages[key] = entries * _ITEM_SIZES[kind.__name__.removesuffix("Storage")]
+        return _Nothing()
