@@ -25,6 +25,9 @@ from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.float64]
 
+# What float32, in which networks run, cannot hold; a square of it is no zero in float64.
+_LEAST = float(np.finfo(np.float32).tiny)
+
 
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
@@ -54,6 +57,8 @@ class NoiseSchedule:
             "cum_betas": -np.expm1(log_cum_alphas),
             "_log_cum_alphas": log_cum_alphas,
         }
+        _check_range("betas", betas)
+        _check_range("cum_alphas", tables["cum_alphas"])
         for name, table in tables.items():
             table.flags.writeable = False
             object.__setattr__(self, name, table)
@@ -150,6 +155,14 @@ def _check_betas(betas: FloatArray) -> None:
     if not inside.all():  # NaN lands here too
         n = int(np.argmin(inside)) + 1
         raise ValueError(f"betas must lie inside (0, 1), got {betas[n]} at step n = {n}")
+
+
+def _check_range(name: str, table: FloatArray) -> None:
+    """ValueError where an entry would be lost: variances and tau divide by such."""
+    small = table[1:] < _LEAST
+    if small.any():
+        n = int(np.argmax(small)) + 1
+        raise ValueError(f"{name} must be at least {_LEAST:.1e}, got {table[n]:g} at step n = {n}")
 
 
 def _check_step_pair(s: NDArray[Any], t: NDArray[Any], N: int) -> None:
