@@ -275,6 +275,7 @@ def test_an_error_is_one_printable_line(tmp_path: Path) -> None:
         (MemoryError(), "more memory than there is"),
         (RecursionError("maximum recursion depth exceeded"), "nested too deeply"),
         (KeyError("a"), "KeyError: 'a'"),
+        (ValueError("a\x1b[31m"), "a?[31m"),
         (ValueError("x" * 10**6), "xxx..."),
     ):
         with (
