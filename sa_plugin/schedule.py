@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.float64]
 
-# Of betas: what float32, in which networks run, can hold. Of cum_alphas, which stand below fractions:
+# Of betas: what float32, in which networks run, can hold. Of cum_alphas, which are divided by:
 # what float64 can hold the square of.
 _LEAST_BETA = float(np.finfo(np.float32).tiny)
 _LEAST_CUM_ALPHA = float(np.finfo(np.float64).tiny) ** 0.5
