@@ -24,6 +24,7 @@ from adapters.config import claimed, read_command_line
 from adapters.convert import read_fitting
 from adapters.features import check_names
 from adapters.registry import PROCESSES, build_network, get_process
+from adapters.signals import at_once
 from sa_plugin.gamma import Gamma
 from sa_plugin.loss import SALoss
 from sa_plugin.sampler import Sampler
@@ -316,7 +317,8 @@ def _run(adapter: Adapter, argv: Sequence[str]) -> None:
             _print_plan(experiment, chosen)
         return
     _ = experiment.dataset  # a missing one is told before anything is written
-    distributed.start(device)
+    with at_once():
+        distributed.start(device)
     with ExitStack() as stack, distributed.peers():
         claim = claimed(line.workdir, adapter.recorded(line.config))
         distributed.on_first(stack.enter_context, claim)

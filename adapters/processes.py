@@ -7,7 +7,6 @@ serves GPUs and CPUs alike.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,8 +16,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from adapters.signals import at_once
+
 T = TypeVar("T")
-_POLL_SECONDS = 0.01
 _PATIENCE = timedelta(days=30)  # one process may finish long before another
 
 
@@ -45,8 +45,8 @@ class Processes:
             return [value]
         values: list[Any] = [None] * self.world
         try:
-            _meet()
-            dist.all_gather_object(values, value)
+            with at_once():
+                dist.all_gather_object(values, value)
         except RuntimeError as error:
             raise ConnectionError("another process of the run has stopped") from error
         return values
@@ -69,14 +69,6 @@ class Processes:
         return f"cuda:{self.local_rank}" if name == "cuda" and self.world > 1 else name
 
 
-def _meet() -> None:
-    """Wait until all have come this far; unlike in a collective, signals are heard meanwhile."""
-    meeting = dist.all_reduce(torch.zeros(1), async_op=True)
-    while not meeting.is_completed():
-        time.sleep(_POLL_SECONDS)
-    meeting.wait()  # raises where another one has stopped
-
-
 @contextmanager
 def processes() -> Iterator[Processes]:
     """The processes torchrun has started, from its environment variables."""
@@ -87,7 +79,8 @@ def processes() -> Iterator[Processes]:
     rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
         torch.cuda.set_device(local % torch.cuda.device_count())
-    dist.init_process_group("gloo", timeout=_PATIENCE)
+    with at_once():
+        dist.init_process_group("gloo", timeout=_PATIENCE)
     try:
         yield Processes(rank, world, local)
     finally:

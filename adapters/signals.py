@@ -86,6 +86,23 @@ def held() -> Iterator[Callable[[], bool]]:
         raise KeyboardInterrupt
 
 
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Within, a signal ends the process, as it does one that does not listen.
+
+    For waits inside a library, which no handler could end, with nothing left to be saved.
+    """
+    listening = threading.current_thread() is threading.main_thread()
+    there = [n for n in STOPPING if listening and signal.getsignal(n) == _SIGNALS.arrive]
+    for number in there:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number in there:
+            signal.signal(number, _SIGNALS.arrive)
+
+
 def received() -> signal.Signals | None:
     """The signal that stopped the command, None if none did."""
     return None if _SIGNALS.first is None else signal.Signals(_SIGNALS.first)

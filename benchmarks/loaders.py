@@ -188,11 +188,11 @@ def _write_text(content: Any) -> Callable[[Path], object]:
     return lambda path: path.write_text(json.dumps(content, indent=2))
 
 
-_CONFIG = FrozenConfigDict({"name": "x", "sa": {"K": 2, "lam": 1.0}})
+_RUN = FrozenConfigDict({"name": "x", "sa": {"K": 2, "lam": 1.0}})
 
 
 def _write_config(path: Path) -> None:
-    with claimed(path.parent, _CONFIG):
+    with claimed(path.parent, _RUN):
         pass
 
 
@@ -281,7 +281,7 @@ LOADERS: dict[str, Loader] = {
     ),
     "metrics": Loader("metrics.json", _write_text({"ddpm_small": {"5": CELL}}), read_metrics),
     "configuration of a run": Loader(
-        "config.json", _write_config, lambda p: check_holds(p.parent, _CONFIG, "x")
+        "config.json", _write_config, lambda p: check_holds(p.parent, _RUN, "adapters.sn_dpm")
     ),
     "training log": Loader("log.csv", lambda p: p.write_text(_LOG), read_rows),
 }

@@ -75,8 +75,8 @@ GIVEN: dict[str, Callable[[Path], Variables]] = {
 # Sizes of long blocks, for the quick run; the slow test runs them as they stand.
 QUICK: dict[str, list[dict[str, str]]] = {
     "docs/start.md": [
-        {"num_train_timesteps=1000": "num_train_timesteps=20", "(32, 64)": "(8, 16)"},
-        {"range(1000)": "range(2)", "randint(1000": "randint(20"},
+        {"num_train_timesteps=1000": "num_train_timesteps=20", "(16, 32)": "(8, 16)"},
+        {"range(1500)": "range(2)", "randint(1000": "randint(20"},
         {"images[:32]": "images[:2]", "num_inference_steps=25": "num_inference_steps=3"},
     ],
     "docs/likelihood.md": [{"(100, 3, 8, 8)": "(4, 3, 8, 8)"}],

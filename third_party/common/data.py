@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -281,10 +282,18 @@ class _Part(Sampler[int]):
 def _outlive_signals(_: int) -> None:
     """For a loader's worker: to stop is its run's affair, which may need some batches more.
 
-    Terminals and batch systems signal all processes of a job. A worker ends with its run.
+    Terminals and batch systems signal all processes of a job.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_for_the_run_alone, daemon=True).start()
+
+
+def _end_for_the_run_alone() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _plain_errors(loader: DataLoader[Any]) -> Iterator[Any]:

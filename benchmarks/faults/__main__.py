@@ -1,0 +1,148 @@
+"""python -m benchmarks.faults --runs 200 --seed 0: the table of docs/reliability.md, and lines."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.faults.jobs import Job, all_jobs, results
+from benchmarks.faults.kinds import KINDS, Case, room_for
+from benchmarks.faults.launch import Launched, preload
+from benchmarks.faults.report import Outcome, table
+
+_SINGLE = ("training", "Gamma", "sampling", "grid")
+_TWO = ("training, 2 processes", "sampling, 2 processes")
+# How often each pair comes in a round. A worker of a grid is a new interpreter: slow.
+ROUND: dict[str, tuple[str, ...]] = {
+    "SIGKILL": (*_SINGLE, *_TWO, "training", "Gamma", "sampling", "grid, 2 workers"),
+    "SIGTERM": (*_SINGLE, *_TWO, "training", "Gamma", "sampling", "grid, 2 workers"),
+    "SIGINT": (*_SINGLE, *_TWO),
+    "one process of two dies": _TWO,
+    "one worker dies": ("grid, 2 workers",),
+    "SIGTERM for one of two": ("training, 2 processes",),
+    "disk full": (*_SINGLE, *_TWO),
+    "read-only disk": _SINGLE,
+    "clock backwards": _SINGLE,
+    "two runs in one folder": _SINGLE,
+}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a job leaves that nothing disturbs, and how long it takes."""
+
+    results: dict[str, bytes]
+    seconds: float
+
+
+class Campaign:
+    """Faults one after another; each continued until done and compared with the undisturbed."""
+
+    def __init__(self, scratch: Path, seed: int) -> None:
+        self.scratch = scratch
+        self.rng = random.Random(seed)
+        self.jobs = all_jobs(scratch)
+        self._references: dict[str, Reference] = {}
+
+    def run(self, faults: int) -> Iterator[Outcome]:
+        """So many faults; a command that had ended before its fault is not one of them."""
+        count = 0
+        while count < faults:
+            pairs = [(kind, job) for kind, jobs in ROUND.items() for job in jobs]
+            self.rng.shuffle(pairs)
+            for kind, job in pairs:
+                if count < faults:
+                    outcome = self._one(kind, self.jobs[job])
+                    count += outcome.in_time
+                    yield outcome
+
+    def _one(self, kind: str, job: Job) -> Outcome:
+        reference = self._reference(job)
+        seed = self.rng.getrandbits(64)
+        with tempfile.TemporaryDirectory(dir=self.scratch) as name:
+            folder = Path(name) / "run"
+            job.prepare(folder)
+            room = room_for(reference.results)
+            case = Case(job, folder, random.Random(seed), reference.seconds, room)
+            generator = KINDS[kind](case)
+            in_time = next(generator)
+            try:
+                equal = self._continue(case, reference)
+            finally:
+                for _ in generator:  # it cleans up
+                    pass
+        return Outcome(
+            kind, job.name, in_time, equal, case.refusals, case.ended, tuple(case.complaints)
+        )
+
+    def _continue(self, case: Case, reference: Reference) -> bool:
+        """Continue the run, and a fault may meet that too; whether the same is left in the end."""
+        if case.rng.random() < 1 / 4:
+            again = case.launch()
+            case.wait_a_moment()
+            again.kill()
+        case.expect(case.launch(), {0})
+        left = results(case.folder)
+        if left != reference.results:
+            names = left.keys() | reference.results.keys()
+            other = sorted(n for n in names if left.get(n) != reference.results.get(n))
+            case.complaints.append(f"differs: {other[:8]}")
+        return left == reference.results
+
+    def _reference(self, job: Job) -> Reference:
+        if job.name not in self._references:
+            folder = self.scratch / "references" / job.name.replace(", ", "_").replace(" ", "_")
+            job.prepare(folder)
+            began = time.monotonic()
+            launched = Launched(job.command(folder), folder.with_suffix(".log"))
+            if set(launched.wait() or [None]) != {0}:
+                raise RuntimeError(f"{job.name} fails undisturbed:\n{launched.said()}")
+            found = Reference(results(folder), time.monotonic() - began)
+            print(f"{job.name}: {found.seconds:.1f} s, {len(found.results)} files", flush=True)
+            self._references[job.name] = found
+        return self._references[job.name]
+
+
+@contextmanager
+def _scratch(keep: Path | None) -> Iterator[Path]:
+    if keep is None:
+        with tempfile.TemporaryDirectory() as name:
+            yield Path(name)
+        return
+    keep.mkdir(parents=True)
+    yield keep
+
+
+def main() -> int:
+    """0: every run was continued to the same bytes, and every command ended as it must."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=200, help="faults")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--keep", type=Path, help="new folder of all that is written; default: none"
+    )
+    args = parser.parse_args()
+    preload()
+    began, outcomes = time.monotonic(), []
+    with _scratch(args.keep) as scratch:
+        campaign = Campaign(scratch.absolute(), args.seed)
+        for outcome in campaign.run(args.runs):
+            outcomes.append(outcome)
+            if not outcome.in_time or not outcome.is_good:
+                print(outcome.line(), flush=True)
+            elif len(outcomes) % 10 == 0:
+                print(f"{len(outcomes)} so far", flush=True)
+    print(table(outcomes))
+    print(f"{time.monotonic() - began:.0f} s")
+    return 0 if all(outcome.is_good for outcome in outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,287 @@
+"""The faults: each meets one run of a job at a random moment.
+
+A kind is a generator: it runs a case's job until the fault has had its effect, and yields whether
+it came in time, before the job had ended. What an interrupted command must do is checked with
+``Case.expect``. Where it has yielded, the campaign continues the run and compares; afterwards it
+cleans up.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from adapters.config import LOCK_FILE
+from benchmarks.faults.jobs import Job, results
+from benchmarks.faults.launch import POLL_SECONDS, Launched
+
+STOPPED = "another process of the run has stopped"
+AT_WORK = "another run is at work in"
+_YEAR = 365 * 24 * 3600
+_BLOCK = 4096  # bytes: a file takes whole ones, a folder one
+
+
+@dataclass
+class Case:
+    """One run of a job that meets a fault.
+
+    Attributes:
+        seconds: what the job takes undisturbed.
+        room: the bytes of a disk that what it leaves takes.
+        complaints: what the commands did otherwise than they must.
+        ended: the longest time from a signal, or another process's end, to the command's, in s.
+        refusals: commands that refused to work, as they must.
+    """
+
+    job: Job
+    folder: Path
+    rng: random.Random
+    seconds: float
+    room: int
+    complaints: list[str] = field(default_factory=list)
+    ended: float = 0.0
+    refusals: int = 0
+    _commands: int = 0
+
+    def launch(self, prepare: Callable[[], None] = lambda: None) -> Launched:
+        """The job's command in the folder."""
+        self._commands += 1
+        log = self.folder.with_name(f"{self.folder.name}.{self._commands}.log")
+        return Launched(self.job.command(self.folder), log, prepare)
+
+    def wait_a_moment(self) -> None:
+        """Some part of the time that the job takes."""
+        time.sleep(self.rng.uniform(0.02, 0.98) * self.seconds)
+
+    def wait_for_lock(self, launched: Launched) -> None:
+        """Until its processes have met and the folder is theirs."""
+        while not (self.folder / LOCK_FILE).exists() and launched.is_at_work():
+            time.sleep(POLL_SECONDS)
+
+    def expect(self, launched: Launched, codes: set[int], words: str = "") -> None:
+        """Wait for the end; complain unless the exit codes and the words are as they must be.
+
+        Args:
+            words: a regular expression that the output must match somewhere.
+        """
+        began = time.monotonic()
+        found = launched.wait()
+        self.ended = max(self.ended, time.monotonic() - began)
+        said = launched.said()
+        if found is None:
+            self.complaints.append("hangs")
+        elif not codes >= set(found):
+            self.complaints.append(f"exit codes {found}, not of {sorted(codes)}: {said[-2000:]}")
+        elif not re.search(words, said):
+            self.complaints.append(f"does not say {words!r}: {said[-2000:]}")
+        elif "Traceback" in said:
+            self.complaints.append(f"a traceback: {said[-2000:]}")
+
+
+def room_for(files: dict[str, bytes]) -> int:
+    """The bytes of a disk that files and their folders take."""
+    folders = {parent for name in files for parent in Path(name).parents}
+    return _BLOCK * (len(folders) + sum(-(-len(content) // _BLOCK) for content in files.values()))
+
+
+Kind = Callable[[Case], Iterator[bool]]
+
+
+def killed(case: Case) -> Iterator[bool]:
+    """SIGKILL for all processes."""
+    launched = case.launch()
+    case.wait_a_moment()
+    yield launched.kill()
+
+
+def signalled(number: int) -> Kind:
+    """A signal for the command, or for each process where there are two."""
+
+    def fault(case: Case) -> Iterator[bool]:
+        launched = case.launch()
+        case.wait_a_moment()
+        launched.send(number)
+        # 0: it came after the last thing that could be stopped.
+        codes = {0, 128 + number}
+        if len(launched.pids) > 1:
+            # One may see the other's end before its own signal; one that waits for it ends at once.
+            codes |= {1, -number}
+        case.expect(launched, codes)
+        yield 0 not in launched.codes.values()
+
+    return fault
+
+
+def one_dies(case: Case) -> Iterator[bool]:
+    """SIGKILL for one of two that have met: the other must end, with a line that says why."""
+    launched = case.launch()
+    case.wait_for_lock(launched)
+    case.wait_a_moment()
+    victim = case.rng.randrange(2)
+    launched.send(signal.SIGKILL, victim)
+    case.expect(launched, {-signal.SIGKILL, 0, 1})
+    code = launched.codes[launched.pids[1 - victim]]
+    if code == 1:
+        case.expect(launched, {-signal.SIGKILL, 1}, STOPPED)
+    yield code != 0
+
+
+def one_worker_dies(case: Case) -> Iterator[bool]:
+    """SIGKILL for a worker of the grid: the others must do its part."""
+    launched = case.launch()
+    case.wait_a_moment()
+    workers = launched.children()
+    if workers:
+        os.kill(case.rng.choice(workers), signal.SIGKILL)
+    words = "a worker ended with exit code -9; the others went on" if workers else ""
+    case.expect(launched, {0}, words)
+    yield bool(workers)
+
+
+def one_is_told(case: Case) -> Iterator[bool]:
+    """SIGTERM for one of two that train: both must stop after the same step."""
+    launched = case.launch()
+    case.wait_for_lock(launched)
+    case.wait_a_moment()
+    launched.send(signal.SIGTERM, case.rng.randrange(2))
+    case.expect(launched, {0, 1, 130, 143})
+    yield 0 not in launched.codes.values()
+
+
+def full_disk(case: Case) -> Iterator[bool]:
+    """No room for all that the job leaves; more when it is continued."""
+    given = room_for(results(case.folder))
+    room = given + int((case.room - given) * case.rng.uniform(0.05, 0.95))
+    with _small_disk(case.folder, room) as (mounted, prepare):
+        case.job.prepare(case.folder)
+        launched = case.launch(prepare)
+        words = "No space left on device|File too large|is the disk full"
+        enough = launched.wait() == [0] * len(launched.pids)
+        if not enough:
+            case.expect(launched, {1}, words)
+        if mounted:
+            subprocess.run(["mount", "-o", "remount,size=64m", str(case.folder)], check=True)
+        yield not enough
+
+
+def read_only(case: Case) -> Iterator[bool]:
+    """The run is killed; before it is continued, the disk has become read-only for a while."""
+    with _small_disk(case.folder, None) as (mounted, _):
+        case.job.prepare(case.folder)
+        (in_time,) = killed(case)
+        before = results(case.folder)
+        with _unwritable(case.folder, mounted):
+            case.expect(case.launch(), {1}, "Read-only file system" if mounted else "denied")
+        case.refusals += 1
+        if results(case.folder) != before:
+            case.complaints.append("something has changed on a read-only disk")
+        yield in_time
+
+
+def backward_clock(case: Case) -> Iterator[bool]:
+    """A clock that runs backwards, a kill, and the files' times moved by years."""
+    launched = case.launch(_turn_the_clock)
+    case.wait_a_moment()
+    in_time = launched.kill()
+    for path in [case.folder, *case.folder.rglob("*")]:
+        moment = time.time() + case.rng.uniform(-10, 10) * _YEAR
+        os.utime(path, (moment, moment), follow_symlinks=False)
+    case.expect(case.launch(_turn_the_clock), {0})
+    yield in_time
+
+
+def two_at_once(case: Case) -> Iterator[bool]:
+    """A second command in the folder while the first one is at work there."""
+    first = case.launch()
+    case.wait_a_moment()
+    in_time = first.send(signal.SIGSTOP)  # so that it stays at work
+    second = case.launch(_be_impatient)
+    if case.job.shared:
+        time.sleep(case.seconds / 2)
+        first.send(signal.SIGCONT)
+        case.expect(first, {0})
+        case.expect(second, {0})
+    else:
+        # Where the first was stopped before it had the lock, the second may have done all.
+        case.expect(second, {0, 2})
+        if second.wait() == [2]:
+            case.expect(second, {2}, AT_WORK)
+            case.refusals += 1
+        first.send(signal.SIGCONT)
+        case.expect(first, {0})
+    yield in_time
+
+
+@contextmanager
+def _small_disk(folder: Path, room: int | None) -> Iterator[tuple[bool, Callable[[], None]]]:
+    """A disk of ``room`` bytes at ``folder`` where we may mount one; else a limit on files.
+
+    Yields whether it is a disk, and what each process must call first.
+    """
+    folder.mkdir(exist_ok=True)
+    size = "64m" if room is None else str(room)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        limit = resource.RLIM_INFINITY if room is None else room // 20
+        yield False, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        return
+    try:
+        yield True, lambda: None
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@contextmanager
+def _unwritable(folder: Path, mounted: bool) -> Iterator[None]:
+    if mounted:
+        subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
+        return
+    folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+    modes = {path: path.stat().st_mode for path in folders}
+    for path in folders:
+        path.chmod(0o555)
+    try:
+        yield
+    finally:
+        for path, mode in modes.items():
+            path.chmod(mode)
+
+
+def _turn_the_clock() -> None:
+    """``time.time`` of this process goes backwards from here, an hour each second."""
+    began, monotonic = time.time(), time.monotonic
+    start = monotonic()
+    time.time = lambda: began - 3600 * (monotonic() - start)
+
+
+def _be_impatient() -> None:
+    from adapters import config
+
+    config.PATIENCE = 0.5
+
+
+KINDS: dict[str, Kind] = {
+    "SIGKILL": killed,
+    "SIGTERM": signalled(signal.SIGTERM),
+    "SIGINT": signalled(signal.SIGINT),
+    "one process of two dies": one_dies,
+    "one worker dies": one_worker_dies,
+    "SIGTERM for one of two": one_is_told,
+    "disk full": full_disk,
+    "read-only disk": read_only,
+    "clock backwards": backward_clock,
+    "two runs in one folder": two_at_once,
+}

@@ -1,0 +1,58 @@
+"""The campaign's table: kind of fault x job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one fault.
+
+    Attributes:
+        in_time: it came before the command had ended; else there was nothing to disturb.
+        equal: what was left after the continuation is that of an undisturbed run, byte for byte.
+        refusals: commands that refused to work in the folder meanwhile, as they must.
+        ended: the longest wait for a command's end, s.
+        complaints: exit codes or words that were not as they must be, hanging commands.
+    """
+
+    kind: str
+    job: str
+    in_time: bool
+    equal: bool
+    refusals: int
+    ended: float
+    complaints: tuple[str, ...]
+
+    @property
+    def is_good(self) -> bool:
+        """Whether nothing was lost and everything was as it must be."""
+        return self.equal and not self.complaints
+
+    def line(self) -> str:
+        """For the log."""
+        if self.in_time:
+            return f"{self.kind}, {self.job}: {'; '.join(self.complaints)}"
+        return f"{self.kind}, {self.job}: too late{''.join(f'; {c}' for c in self.complaints)}"
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """Markdown: a row for each kind and job, and one for all."""
+    pairs = sorted({(o.kind, o.job) for o in outcomes if o.in_time})
+    rows = [
+        "| fault | job | runs | equal | lost | refusals | otherwise wrong |",
+        "|---|---|" + "--:|" * 5,
+    ]
+    for kind, job in pairs:
+        rows.append(_row(kind, job, [o for o in outcomes if (o.kind, o.job) == (kind, job)]))
+    return "\n".join([*rows, _row("**all**", "", outcomes)])
+
+
+def _row(kind: str, job: str, outcomes: Sequence[Outcome]) -> str:
+    there = [o for o in outcomes if o.in_time]
+    equal = sum(o.equal for o in there)
+    refusals, wrong = sum(o.refusals for o in there), sum(bool(o.complaints) for o in there)
+    figures = (len(there), equal, len(there) - equal, refusals, wrong)
+    return f"| {kind} | {job} | {' | '.join(map(str, figures))} |"
