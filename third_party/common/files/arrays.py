@@ -17,6 +17,7 @@ from .reading import UnreadableFile, check_bound, size_of
 _PACKED = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}
 _END = struct.Struct("<4s4H2LH")  # the end of a zip file; its fifth field counts the members
 _MANY = 0xFFFF  # there where the number stands elsewhere
+_FOLDER = 0x10  # an attribute of MS-DOS
 _KINDS = "biufcSU"  # booleans, numbers, text
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -64,6 +65,9 @@ def _check_directory(file: BinaryIO, archive: zipfile.ZipFile, size: int) -> Non
 
 
 def _check_member(member: zipfile.ZipInfo) -> None:
+    if member.is_dir() or member.external_attr & _FOLDER:
+        # PyTorch's reader takes such a member for one without content, and leaves memory as it was.
+        raise UnreadableFile(f"its member {member.filename!r} is a folder")
     if member.compress_type not in _PACKED:
         raise UnreadableFile(f"its member {member.filename!r} is packed in an unknown way")
     if member.compress_type == zipfile.ZIP_STORED and member.compress_size != member.file_size:
