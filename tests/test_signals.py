@@ -24,6 +24,7 @@ from tests.test_host_training import Files, everything, make_trainer
 from third_party.common import checkpoints
 from third_party.common.data import BatchStream
 from third_party.common.training import TrainingStopped
+from third_party.common.window import Window
 
 ROOT = Path(__file__).parent.parent
 
@@ -151,6 +152,21 @@ def test_a_stopped_training_repeats_no_step_and_leaves_the_same_files(
             trainer.run()
     assert steps == 13
     assert (everything(trainer), files(tmp_path)) == unbroken
+
+
+def test_what_is_logged_does_not_depend_on_the_stops():
+    """Not in the last bit, which the checkpoints hold."""
+    losses = np.random.default_rng(0).random(40).tolist()
+    states = []
+    for stops in ((), (1, 2, 7, 30), range(40)):
+        window = Window()
+        for i, loss in enumerate(losses):
+            window.add(i + 1, {"loss": loss})
+            if i in stops:
+                window.read("loss")
+        window.read("loss")
+        states.append(window.state_dict())
+    assert states[0] == states[1] == states[2]
 
 
 def test_what_is_half_written_or_half_removed_goes(tmp_path, unbroken, monkeypatch):

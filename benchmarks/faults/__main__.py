@@ -131,16 +131,14 @@ def main() -> int:
     args = parser.parse_args()
     preload()
     began, outcomes = time.monotonic(), []
-    with _scratch(args.keep) as scratch:
-        campaign = Campaign(scratch.absolute(), args.seed)
-        for outcome in campaign.run(args.runs):
-            outcomes.append(outcome)
-            if not outcome.in_time or not outcome.is_good:
-                print(outcome.line(), flush=True)
-            elif len(outcomes) % 10 == 0:
-                print(f"{len(outcomes)} so far", flush=True)
-    print(table(outcomes))
-    print(f"{time.monotonic() - began:.0f} s")
+    try:
+        with _scratch(args.keep) as scratch:
+            for outcome in Campaign(scratch.absolute(), args.seed).run(args.runs):
+                outcomes.append(outcome)
+                print(f"{len(outcomes)} {outcome.line()}", flush=True)
+    finally:
+        print(table(outcomes))
+        print(f"{time.monotonic() - began:.0f} s", flush=True)
     return 0 if all(outcome.is_good for outcome in outcomes) else 1
 
 

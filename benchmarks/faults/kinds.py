@@ -192,7 +192,7 @@ def backward_clock(case: Case) -> Iterator[bool]:
     launched = case.launch(_turn_the_clock)
     case.wait_a_moment()
     in_time = launched.kill()
-    for path in [case.folder, *case.folder.rglob("*")]:
+    for path in case.folder.rglob("*"):
         moment = time.time() + case.rng.uniform(-10, 10) * _YEAR
         os.utime(path, (moment, moment), follow_symlinks=False)
     case.expect(case.launch(_turn_the_clock), {0})

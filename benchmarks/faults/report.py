@@ -33,9 +33,9 @@ class Outcome:
 
     def line(self) -> str:
         """For the log."""
-        if self.in_time:
-            return f"{self.kind}, {self.job}: {'; '.join(self.complaints)}"
-        return f"{self.kind}, {self.job}: too late{''.join(f'; {c}' for c in self.complaints)}"
+        state = "equal" if self.equal else "lost"
+        words = [state if self.in_time else "too late", f"{self.ended:.1f} s", *self.complaints]
+        return f"{self.kind}, {self.job}: {'; '.join(words)}"
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
