@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from adapters.comparison.page import html_page
-from adapters.comparison.report import Picture, Report, _markdown
+from adapters.comparison.report import Failure, Picture, Report, _markdown
 from adapters.comparison.tables import build_tables, comma_separated, latex
 from adapters.report import as_text, table
 from configs.comparison import baseline, part
@@ -52,7 +52,7 @@ class Page(HTMLParser):
         self.words += data
 
 
-def report_of(name: str, folder: Path) -> Report:
+def report_of(name: str, folder: Path, log: str = "Traceback") -> Report:
     """With the name in every place that takes words."""
     picture = folder / "x.png"
     Image.new("L", (2, 2)).save(picture)
@@ -64,7 +64,7 @@ def report_of(name: str, folder: Path) -> Report:
         pictures=(Picture(picture, name),),
         facts={name: name},
         published=table(["method"], [[name]], left=1),
-        failures={name: name},
+        failures=(Failure(name, name, log),),
         config=name,
     )
 
@@ -78,6 +78,15 @@ def test_a_page_has_the_same_elements_whatever_the_names(name: str, tmp_path: Pa
     assert all(source.startswith(("data:image/png;base64,", "#")) for source in found.sources)
     words, expected = (re.sub("[\r\x00]", "", text) for text in (found.words, name))
     assert expected in words
+
+
+def test_the_log_of_a_failure_stays_in_its_block(tmp_path: Path) -> None:
+    log = "Traceback\n\n# no title\n</pre><script>alert(1)</script>\n"
+    block = _markdown(report_of("x", tmp_path, log), tmp_path).split("## Failed")[1]
+    lines = block.split("## Pictures")[0].splitlines()[3:]  # behind the task's own line
+    assert [line.strip() for line in lines if line] == [line for line in log.split("\n") if line]
+    assert all(line.startswith(" " * 6) for line in lines if line)
+    assert "script" not in Page(html_page(report_of("x", tmp_path, log))).tags
 
 
 def cells(line: str) -> int:
