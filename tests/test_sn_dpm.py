@@ -153,7 +153,7 @@ def test_a_full_disk_is_told_in_one_line_and_the_run_can_go_on(
 
     monkeypatch.setattr(DTDSM, "update", fill)
     try:
-        assert sn_dpm(tmp_path / "run", "--stage=base") == 2
+        assert sn_dpm(tmp_path / "run", "--stage=base") == 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     plan, line = capsys.readouterr().err.splitlines()
