@@ -148,7 +148,7 @@ def test_a_full_disk_is_told_in_one_line_and_the_run_can_go_on(
     def fill(criterion, data):
         update(criterion, data)
         left.append(data.position)
-        if data.position == 5:
+        if len(left) == 5:  # in the first run alone
             resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
 
     monkeypatch.setattr(DTDSM, "update", fill)
