@@ -33,6 +33,7 @@ from third_party.common.checkpoints import read_state
 from third_party.common.criterion_base import Criterion
 from third_party.common.data import BatchStream
 from third_party.common.ema import EMA
+from third_party.common.schedule import NamedSchedule
 from third_party.common.training import Trainer
 from third_party.extended_analytic_dpm.methods import get_method
 
@@ -149,13 +150,13 @@ class TrainStage:
         experiment.loss.lam = experiment.config.sa.lam * risen
 
     def _criterion(self) -> Criterion:
-        time = self.experiment.config.time
+        time, schedule = self.experiment.config.time, self.experiment.config.schedule
         network = self.experiment.network(self.method)
         if self.settings.init_from:
             load_published(self.settings.init_from, network)
         criterion = self.experiment.adapter.build_criterion(
             self.method,
-            self.experiment.host_schedule,
+            NamedSchedule(schedule.name, schedule.N, self.settings.stratified),
             network.to(self.experiment.device),
             trunk=None if self.trunk is None else self.trunk.average_path,
             ratio=self.experiment.config.head.ratio,

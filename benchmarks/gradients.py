@@ -73,14 +73,12 @@ class Moments:
 class Variant:
     """A way to estimate the gradient, and what was measured of it.
 
-    ``network``: (x, n) -> eps as the loss calls it; None: the network itself. ``draw``: the steps
-    of a batch of that size; None: as the loss draws them.
+    ``network``: (x, n) -> eps as the loss calls it; None: the network itself.
     """
 
     name: str
     loss: SALoss
     network: Callable[[Tensor, Tensor], Tensor] | None = None
-    draw: Callable[[int], Tensor] | None = None
     seconds: list[float] = field(default_factory=list)
     blocks: list[Moments] = field(default_factory=list)
 
@@ -117,18 +115,15 @@ def _of_two(
     def with_average(x: Tensor, n: Tensor) -> Tensor:
         return (model if torch.is_grad_enabled() else average)(x, n)
 
-    def stratified(batch: int) -> Tensor:
-        return stratified_steps(batch, schedule.N)
-
-    every, one = SALoss(schedule), SALoss(schedule, backprop="one")
+    one = SALoss(schedule, backprop="one")
     variants = [
-        Variant("SA-2 all", every),
+        Variant("SA-2 all", SALoss(schedule)),
         Variant("antithetic steps", SALoss(schedule, antithetic=True)),
-        Variant("stratified steps", every, draw=stratified),
+        Variant("stratified steps", SALoss(schedule, stratified=True)),
         Variant("reuse", SALoss(schedule, reuse=True)),
-        Variant("reuse, stratified steps", SALoss(schedule, reuse=True), draw=stratified),
+        Variant("reuse, stratified steps", SALoss(schedule, reuse=True, stratified=True)),
         Variant("one", one),
-        Variant("one, stratified steps", one, draw=stratified),
+        Variant("one, stratified steps", SALoss(schedule, backprop="one", stratified=True)),
         Variant("one, extra calls by the average", one, network=with_average),
     ]
     if bf16:
@@ -143,13 +138,6 @@ def _of_four(schedule: NoiseSchedule) -> list[Variant]:
         Variant("reuse", SALoss(schedule, K=4, reuse=True)),
         Variant("one", SALoss(schedule, K=4, backprop="one")),
     ]
-
-
-def stratified_steps(batch: int, N: int) -> Tensor:
-    """One step from each of ``batch`` equal parts of 1..N, shuffled: each uniform by itself."""
-    # Of the batch * N numbers below, in which every step has `batch` places, N belong to a part.
-    places = torch.arange(batch) * N + torch.randint(N, (batch,))
-    return (places // batch + 1)[torch.randperm(batch)]
 
 
 def _measure_block(
@@ -203,6 +191,5 @@ def _train(model: nn.Module, loss: SALoss, data: Iterator[Tensor]) -> nn.Module:
 
 def _gradient(model: nn.Module, variant: Variant, v: Tensor) -> Tensor:
     model.zero_grad(set_to_none=True)
-    n = None if variant.draw is None else variant.draw(len(v))
-    variant.loss(variant.network or model, v, n=n).total.backward()
+    variant.loss(variant.network or model, v).total.backward()
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])

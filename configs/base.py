@@ -83,6 +83,7 @@ def _training() -> dict:
         "iterations": 500_000,
         "batch_size": 128,
         "lr": 1e-4,
+        "stratified": False,  # one step n from each of B parts of 1..N; the hosts': independent
         "lr_warmup": 0,  # steps over which the rate rises to lr, a straight line; 0: none
         "ema": 0.9999,
         "grad_clip": 0.0,  # largest norm of the gradient; 0: no limit

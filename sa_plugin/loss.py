@@ -70,6 +70,8 @@ class SALoss:
         stack: evaluate a window's calls as one batch of up to K*B rows, or in series.
         reduction: "sum" or "mean" over an image's dimensions, for both terms.
         antithetic: draw steps in pairs t, N+1-t.
+        stratified: draw one step from each of B equal parts of 1..N; each is uniform by itself, the
+            batch's mean varies less.
         reuse: estimate L_simple from every call of the window, not from the one at t alone:
             unbiased, less variance, no further call. For ``backprop="all"``: under "one" the other
             calls have no gradient.
@@ -93,6 +95,7 @@ class SALoss:
         reduction: str = "sum",
         *,
         antithetic: bool = False,
+        stratified: bool = False,
         reuse: bool = False,
         extra_precision: str = "same",
     ) -> None:
@@ -103,6 +106,8 @@ class SALoss:
         check_choice("backprop", backprop, BACKPROPS)
         check_choice("reduction", reduction, REDUCTIONS)
         check_choice("extra_precision", extra_precision, EXTRA_PRECISIONS)
+        if antithetic and stratified:
+            raise ValueError("antithetic and stratified exclude each other, got True for both")
         if reuse and backprop != "all":
             raise ValueError(f"reuse=True needs backprop='all', got backprop={backprop!r}")
         if extra_precision != "same" and backprop != "one":
@@ -118,6 +123,7 @@ class SALoss:
         self.stack = bool(stack)
         self.reduction = reduction
         self.antithetic = bool(antithetic)
+        self.stratified = bool(stratified)
         self.reuse = bool(reuse)
         self.extra_precision = extra_precision
         self.tau = TauTable(schedule, weighting)
@@ -212,6 +218,8 @@ class SALoss:
 
     def _draw_steps(self, batch: int, generator: torch.Generator | None) -> Tensor:
         device = generator.device if generator is not None else None
+        if self.stratified:
+            return _stratified_steps(batch, self.schedule.N, generator, device)
         count = (batch + 1) // 2 if self.antithetic else batch
         n = torch.randint(1, self.schedule.N + 1, (count,), generator=generator, device=device)
         return torch.cat([n, self.schedule.N + 1 - n])[:batch] if self.antithetic else n
@@ -314,6 +322,17 @@ class SALoss:
             raise ValueError(
                 f"noise must have shape {(count, *x0.shape)}, got {tuple(noise.shape)}"
             )
+
+
+def _stratified_steps(
+    batch: int, N: int, generator: torch.Generator | None, device: torch.device | None
+) -> Tensor:
+    """One step [batch] from each of so many equal parts of 1..N, shuffled."""
+    # Of batch * N places, `batch` belong to a step and N to a part.
+    offsets = torch.randint(N, (batch,), generator=generator, device=device)
+    places = torch.arange(batch, device=device) * N + offsets
+    order = torch.randperm(batch, generator=generator, device=device)
+    return (places // batch + 1)[order]
 
 
 def sequence_aware_loss(

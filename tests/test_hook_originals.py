@@ -476,4 +476,7 @@ def test_built_criterion_has_the_hosts_optimiser():
         id(p) for p in criterion.eps_model.parameters()
     }
     assert criterion.grad_clip == 2.0
+    assert not criterion._schedule.stratified
+    drawn = NamedSchedule("linear", 1000, stratified=True)
+    assert analytic.build_criterion(drawn, Network())._schedule.stratified
     assert (criterion.rescale_timesteps, criterion.shift1) == (False, True)

@@ -7,6 +7,7 @@ import torch
 from sa_plugin.loss import SALoss, sequence_aware_loss
 from sa_plugin.schedule import NoiseSchedule
 from tests.toys import ScaledToy, images, normal, read_json, read_npz
+from third_party.common.schedule import NamedSchedule
 
 LINEAR = NoiseSchedule.linear(1000)
 OFFICIAL = read_json("sa_official")
@@ -166,6 +167,37 @@ def test_drawn_steps_cover_their_range(antithetic, batch):
         assert all(torch.equal(n[: batch - half], 26 - n[half:]) for n in drawn)
 
 
+@pytest.mark.parametrize("side", ["loss", "port"])
+@pytest.mark.parametrize("batch", [1, 4, 10, 16])
+def test_stratified_steps_are_uniform_by_enumeration(side, batch, monkeypatch):
+    """Over all offsets every step comes up equally often, and each draw has one from each part."""
+    seen = []
+    for offset in range(10):
+        if side == "loss":
+            monkeypatch.setattr(
+                torch, "randint", lambda N, size, o=offset, **_: torch.full(size, o)
+            )
+            loss = SALoss(NoiseSchedule.cosine(10), lam=0, stratified=True)
+            n = loss._draw_steps(batch, None).numpy()
+        else:
+            monkeypatch.setattr(
+                np.random, "randint", lambda N, size, dtype, o=offset: np.full(size, o)
+            )
+            n = NamedSchedule("cosine", 10, stratified=True).sample(torch.zeros(batch, 1))[0]
+        assert n.dtype == np.int64
+        part = np.arange(batch)
+        low, high = part * 10 // batch + 1, ((part + 1) * 10 - 1) // batch + 1
+        assert ((np.sort(n) >= low) & (np.sort(n) <= high)).all()
+        seen.extend(n.tolist())
+    assert np.bincount(seen, minlength=11).tolist() == [0] + [batch] * 10
+
+
+def test_stratified_steps_are_shuffled():
+    loss = SALoss(LINEAR, lam=0, stratified=True)
+    n = loss(lambda x, n: x, torch.zeros(50, 1), generator=torch.Generator().manual_seed(0)).n
+    assert n.tolist() != n.sort().values.tolist()
+
+
 def test_one_generator_makes_it_reproducible():
     x0 = images(5, 4, 2, 3, 3)
     for noise in ("independent", "shared", "chain"):
@@ -268,6 +300,7 @@ def test_gradients_reach_the_network_through_every_call():
         ({"window": "up"}, r"window must be one of \('down', 'paper'\), got 'up'"),
         ({"noise": "same"}, r"noise must be one of .*'chain'.*got 'same'"),
         ({"backprop": "none"}, r"backprop must be one of \('all', 'one'\), got 'none'"),
+        ({"antithetic": True, "stratified": True}, "antithetic and stratified exclude each other"),
         ({"reuse": True, "backprop": "one"}, r"reuse=True needs backprop='all', got .*'one'"),
         ({"extra_precision": "fp8"}, r"extra_precision must be one of \('same', 'bf16'\), got"),
         ({"extra_precision": "bf16"}, r"extra_precision='bf16' needs backprop='one', got 'all'"),

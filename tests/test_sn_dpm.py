@@ -124,15 +124,17 @@ def test_another_seed_gives_other_numbers(finished, tmp_path):
         summary.summarise_runs([finished, finished])
 
 
-def test_lambda_rises_over_the_first_steps(tmp_path, monkeypatch):
+def test_lambda_rises_and_steps_are_stratified_where_asked(tmp_path, monkeypatch):
     lams, update = [], DTDSM.update
 
     def note(criterion, data):
         lams.append(criterion.objective._loss.lam)
+        assert criterion.schedule.stratified
         update(criterion, data)
 
     monkeypatch.setattr(DTDSM, "update", note)
     options = ["--config.sa.lam=0.8", "--config.sa.lam_warmup=4", "--stage=base"]
+    options.append("--config.base.stratified")
     assert sn_dpm(tmp_path / "run", *options) == 0
     assert lams == [0.2, 0.4, pytest.approx(0.6), 0.8, 0.8, 0.8]
 
@@ -146,18 +148,19 @@ def test_a_full_disk_is_told_in_one_line_and_the_run_can_go_on(
     def fill(criterion, data):
         update(criterion, data)
         left.append(data.position)
-        if data.position == 5:
+        if len(left) == 5:  # in the first run alone
             resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
 
     monkeypatch.setattr(DTDSM, "update", fill)
     try:
-        assert sn_dpm(tmp_path / "run", "--stage=base") == 2
+        assert sn_dpm(tmp_path / "run", "--stage=base") == 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     plan, line = capsys.readouterr().err.splitlines()
     assert plan.startswith("base: ")
     assert line.startswith(f"adapters.sn_dpm: {tmp_path}/run/base/ckpts/6.ckpt.tmp/")
     assert "cannot be written; is the disk full?" in line
+    assert line.endswith("the same command continues it")
     ckpts = tmp_path / "run/base/ckpts"
     assert [path.name for path in ckpts.iterdir()] == ["4.ckpt"]
     assert sn_dpm(tmp_path / "run", "--stage=base") == 0

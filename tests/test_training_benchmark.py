@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from benchmarks import machine, training_steps
-from benchmarks.gradients import BLOCKS, Sums, gradient_table, stratified_steps
+from benchmarks.gradients import BLOCKS, Sums, gradient_table
 from benchmarks.training import chosen_variants, main, parse_variants
 from benchmarks.training_steps import HOST, Variant, build_steps, make_network
 
@@ -156,17 +156,6 @@ def test_moments_of_draws_are_unbiased():
     found = torch.tensor(found)
     expected = torch.tensor([sigma.square().sum(), mu.square().sum(), mu.square().sum()])
     assert ((found.mean(0) - expected).abs() < 5 * found.std(0) / 4000**0.5).all()
-
-
-def test_stratified_steps_are_uniform_one_by_one_and_spread_out():
-    torch.manual_seed(0)
-    drawn = torch.stack([stratified_steps(4, 10) for _ in range(20_000)])
-    counts = torch.bincount(drawn[:, 0], minlength=11)[1:] / len(drawn)
-    assert (counts - 0.1).abs().max() < 5 * (0.09 / len(drawn)) ** 0.5
-    low = torch.tensor([1, 3, 6, 8])  # parts of 2.5 steps: 3 and 8 belong to two of them
-    high = torch.tensor([3, 5, 8, 10])
-    in_order = drawn.sort(1).values
-    assert ((in_order >= low) & (in_order <= high)).all()
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ class DDPMDSM(Criterion):
     rescale_timesteps  `eps_model` receives t = n times 1000/N rather than n
     models             the one network, under any name; `eps_model` is what the objective calls
     shift1             `eps_model` counts its steps from 0: checkpoints of the DDIM line
+    stratified         how steps are drawn, see `Schedule`
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class DDPMDSM(Criterion):
         optimizers: Mapping[str, Optimizer],
         lr_schedulers: Mapping[str, LRScheduler],
         shift1: bool = False,
+        stratified: bool = False,
     ) -> None:
         super().__init__(models, optimizers, lr_schedulers)
         if len(self.models) != 1:
@@ -38,7 +40,7 @@ class DDPMDSM(Criterion):
         (self.eps_model,) = self.models.values()
         self.rescale_timesteps = rescale_timesteps
         self.shift1 = shift1
-        self._schedule = Schedule(betas)
+        self._schedule = Schedule(betas, stratified)
         self.betas: FloatArray = self._schedule.betas
         self.cum_alphas: FloatArray = self._schedule.cum_alphas
         self.cum_betas: FloatArray = self._schedule.cum_betas
@@ -82,6 +84,7 @@ def build_criterion(
         optimizers,
         lr_schedulers,
         shift1,
+        schedule.stratified,
     )
     criterion.grad_clip = grad_clip
     return criterion

@@ -22,9 +22,14 @@ VP_BETA_MIN, VP_BETA_MAX = 0.1, 20.0
 
 
 class Schedule:
-    """Tables of a forward process given by `betas` ([N+1], betas[0] = 0, the others in [0, 1))."""
+    """Tables of a forward process given by `betas` ([N+1], betas[0] = 0, the others in [0, 1)).
 
-    def __init__(self, betas: npt.ArrayLike) -> None:
+    stratified  `sample` draws one step from each of B equal parts of 1..N rather than B independent
+                ones, as the hosts do; each is uniform by itself
+    """
+
+    def __init__(self, betas: npt.ArrayLike, stratified: bool = False) -> None:
+        self.stratified = stratified
         self.betas: FloatArray = np.array(betas, dtype=np.float64)
         _check_betas(self.betas)
         self.alphas: FloatArray = 1.0 - self.betas
@@ -64,24 +69,33 @@ class Schedule:
         """
         if not x0.is_floating_point():
             raise ValueError(f"x0 has dtype {x0.dtype}: must be floating point, in [-1, 1]")
-        n = np.random.randint(1, self.N + 1, size=len(x0), dtype=np.int64)  # noqa: NPY002
+        n = self._draw_steps(len(x0))
         eps = torch.randn_like(x0)
         signal = per_image(np.sqrt(self.cum_alphas[n]), x0)
         noise = per_image(np.sqrt(self.cum_betas[n]), x0)
         return n, eps, signal * x0 + noise * eps
 
+    # The hosts draw from the global state.
+    def _draw_steps(self, batch: int) -> IntArray:
+        if not self.stratified:
+            return np.random.randint(1, self.N + 1, size=batch, dtype=np.int64)  # noqa: NPY002
+        # Of batch * N places, `batch` belong to a step and N to a part.
+        offsets = np.random.randint(self.N, size=batch, dtype=np.int64)  # noqa: NPY002
+        places = np.arange(batch, dtype=np.int64) * self.N + offsets
+        return np.random.permutation(places // batch + 1)  # noqa: NPY002
+
 
 class NamedSchedule(Schedule):
     """The schedule called `name` ("linear", "cosine" or "vpsde") with `N` steps."""
 
-    def __init__(self, name: str, N: int) -> None:
+    def __init__(self, name: str, N: int, stratified: bool = False) -> None:
         if name not in _BETAS:
             raise ValueError(f"name={name!r}: must be one of {', '.join(sorted(_BETAS))}")
         least = 21 if name == "linear" else 1  # the linear schedule ends at beta = 20/N < 1
         if isinstance(N, bool) or not isinstance(N, int | np.integer) or int(N) < least:
             raise ValueError(f"N={N!r}: schedule {name!r} takes whole numbers from {least} on")
         self.name = name
-        super().__init__(np.concatenate([[0.0], _BETAS[name](int(N))]))
+        super().__init__(np.concatenate([[0.0], _BETAS[name](int(N))]), stratified)
 
 
 def per_image(values: FloatArray, like: Tensor) -> Tensor:
