@@ -67,6 +67,15 @@ def test_what_would_fill_the_memory_is_refused(trial: Trial, bomb: str) -> None:
     assert trial.read(bombs()[bomb]) == "refused"
 
 
+@pytest.mark.parametrize("name", ["statistics", "Gamma, npz"])
+def test_no_bit_of_a_zip_directory_is_wrong_in_silence(name: str, tmp_path: Path) -> None:
+    """Both may lack some arrays: one that a damaged directory hides would not be missed."""
+    trial = Trial(name, tmp_path / "own")
+    for at in range(trial.sound.index(b"PK\x01\x02"), len(trial.sound)):
+        for bit in range(8):
+            trial.check(OUTSIDE["flip"](trial.sound, at, bit), sums_hold=False)
+
+
 def test_a_loader_that_is_careless_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that unpickles, one that dies, one that looks away: else the tests above show nothing."""
     import os
