@@ -36,6 +36,7 @@ class Ended:
     ("codes", "said", "complaint"),
     [
         ([1], "no room", None),
+        ([1], "no room\n    Traceback (most recent call last): quoted", None),
         (None, "no room", "hangs"),
         ([0], "no room", "exit codes [0]"),
         ([1, -11], "no room", "exit codes [1, -11]"),

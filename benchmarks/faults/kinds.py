@@ -38,7 +38,7 @@ class Case:
         seconds: what the job takes undisturbed.
         room: the bytes of a disk that what it leaves takes.
         complaints: what the commands did otherwise than they must.
-        ended: the longest time from a signal, or another process's end, to the command's, in s.
+        ended: the longest wait for a command's end, s.
         refusals: commands that refused to work, as they must.
     """
 
@@ -83,7 +83,7 @@ class Case:
             self.complaints.append(f"exit codes {found}, not of {sorted(codes)}: {said[-2000:]}")
         elif not re.search(words, said):
             self.complaints.append(f"does not say {words!r}: {said[-2000:]}")
-        elif "Traceback" in said:
+        elif re.search("^Traceback", said, re.MULTILINE):  # a report quotes them, indented
             self.complaints.append(f"a traceback: {said[-2000:]}")
 
 
