@@ -27,7 +27,7 @@ from benchmarks.faults.launch import POLL_SECONDS, Launched
 STOPPED = "another process of the run has stopped"
 AT_WORK = "another run is at work in"
 _YEAR = 365 * 24 * 3600
-_BLOCK = 4096  # bytes: a file takes whole ones, a folder one
+_BLOCK = 4096  # bytes: a file takes whole ones
 
 
 @dataclass
@@ -88,9 +88,8 @@ class Case:
 
 
 def room_for(files: dict[str, bytes]) -> int:
-    """The bytes of a disk that files and their folders take."""
-    folders = {parent for name in files for parent in Path(name).parents}
-    return _BLOCK * (len(folders) + sum(-(-len(content) // _BLOCK) for content in files.values()))
+    """The bytes that files take of a tmpfs, where folders take none."""
+    return _BLOCK * sum(-(-len(content) // _BLOCK) for content in files.values())
 
 
 Kind = Callable[[Case], Iterator[bool]]
