@@ -14,8 +14,6 @@ import io
 import json
 import shutil
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +26,11 @@ from torch import Tensor
 from adapters.evaluation import Collector, Summary, compare
 from adapters.features import Extractor, write_atomically
 from adapters.outputs import Images, units_of
+from adapters.stored import read_json
 from sa_plugin._batches import BLOCK
+from sa_plugin._files.arrays import Arrays as StoredArrays
+from sa_plugin._files.arrays import open_npz
+from sa_plugin._files.reading import reading
 from sa_plugin.metrics import Moments
 
 SAVE_SECONDS = 30.0  # between two writings of a part
@@ -99,7 +101,8 @@ class MetricsFile:
 
     def result(self) -> dict[str, float]:
         """The metrics, once they are there."""
-        return json.loads(self.path.read_text())
+        trouble = "is damaged; remove it, and it is made again"
+        return read_json(self.path, trouble, lambda found: {k: float(v) for k, v in found.items()})
 
     def _merged(self) -> Summary:
         self._taken()
@@ -156,7 +159,7 @@ class _Part:
         return arrays
 
 
-def _merge(arrays: Arrays, whole: Collector, logits: dict[str, dict[int, Tensor]]) -> None:
+def _merge(arrays: StoredArrays, whole: Collector, logits: dict[str, dict[int, Tensor]]) -> None:
     """A part's ``arrays`` into ``whole``, but its logits, which have an order, by unit."""
     counts = arrays["counts"].tolist()
     whole.pixels.add(sum(counts), torch.from_numpy(arrays["sums"]))
@@ -170,12 +173,8 @@ def _merge(arrays: Arrays, whole: Collector, logits: dict[str, dict[int, Tensor]
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[Arrays]:
+def _reading(path: Path) -> Iterator[StoredArrays]:
     """A part's arrays, each read when it is asked for."""
-    try:
-        with path.open("rb") as file, np.load(file) as arrays:  # it leaves a bad file open itself
-            yield arrays
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(
-            f"{path} is damaged; remove it, and its images are made again: {error}"
-        ) from error
+    trouble = "is damaged; remove it, and its images are made again"
+    with reading(path, trouble) as file, open_npz(file) as arrays:
+        yield arrays

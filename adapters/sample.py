@@ -124,11 +124,17 @@ class Cell:
                 f"--process {self.args.process!r} needs {needs!r}, which {adapter.module}, the "
                 "host of the configuration, does not provide"
             )
-        for name in ("n_images", "batch_size"):
-            if self.experiment.config.sample[name] < 1:
-                value = self.experiment.config.sample[name]
-                raise ValueError(f"sample.{name} must be >= 1, got {value}")
-        if self.args.against and self.args.format != METRICS:
+        config, is_metrics = self.experiment.config, self.args.format == METRICS
+        least = {"n_images": 2 if is_metrics else 1, "batch_size": 1, "seed": 0}
+        for name, low in least.items():
+            if config.sample[name] < low:
+                raise ValueError(f"sample.{name} must be >= {low}, got {config.sample[name]}")
+        if is_metrics and not 1 <= config.evaluate.splits <= config.sample.n_images:
+            raise ValueError(
+                f"evaluate.splits must be in 1..sample.n_images = {config.sample.n_images}, "
+                f"got {config.evaluate.splits}"
+            )
+        if self.args.against and not is_metrics:
             raise ValueError(
                 f"--against goes with --format {METRICS}, got --format {self.args.format}"
             )

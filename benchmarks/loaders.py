@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from adapters.comparison.tasks import DAMAGED, as_result
-from adapters.config import claim_folder
+from adapters.config import check_holds, claimed
 from adapters.image_sources import open_images
 from adapters.logs import read_rows
 from adapters.outputs import NpzFile, TarShards
@@ -188,8 +188,12 @@ def _write_text(content: Any) -> Callable[[Path], object]:
     return lambda path: path.write_text(json.dumps(content, indent=2))
 
 
-def _claim(path: Path) -> None:
-    claim_folder(path.parent, FrozenConfigDict({"name": "x", "sa": {"K": 2, "lam": 1.0}}))
+_RUN = FrozenConfigDict({"name": "x", "sa": {"K": 2, "lam": 1.0}})
+
+
+def _write_config(path: Path) -> None:
+    with claimed(path.parent, _RUN):
+        pass
 
 
 def _picture(suffix: str) -> Loader:
@@ -276,6 +280,8 @@ LOADERS: dict[str, Loader] = {
         "cell.json", _write_text(_RESULT), lambda p: read_json(p, DAMAGED, as_result)
     ),
     "metrics": Loader("metrics.json", _write_text({"ddpm_small": {"5": CELL}}), read_metrics),
-    "configuration of a run": Loader("config.json", _claim, _claim),
+    "configuration of a run": Loader(
+        "config.json", _write_config, lambda p: check_holds(p.parent, _RUN, "adapters.sn_dpm")
+    ),
     "training log": Loader("log.csv", lambda p: p.write_text(_LOG), read_rows),
 }

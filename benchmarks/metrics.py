@@ -9,7 +9,8 @@ statistics made beforehand; the weights are random, in the layout of the publish
     files        the images written as PNG files, then pytorch-fid and torch-fidelity in turn
 
 The distance between two covariances costs the same for any number of images and is measured beside
-them, so that the time for --at images can be told from a smaller number.
+them, so that the time for --at images can be told from a smaller number: some hundreds, so that the
+passes take longer than the distances.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ def measure(
             def work(name: str = name) -> None:
                 results[name] = ways[name]()
 
-            seconds[name].append(machine.seconds_of(work, args.device))
+            seconds[name].append(machine.seconds_of(work, args.device, args.clock))
     return seconds, results
 
 
@@ -191,11 +192,17 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument(
+        "--clock", choices=sorted(machine.CLOCKS), default="wall", help="cpu: on a shared machine"
+    )
     parser.add_argument("--at", type=int, default=10_000, help="images to tell the ratio for")
     args = parser.parse_args()
     if args.images < SPLITS or args.rounds < 1 or args.batch < 1:
         parser.error(f"--images must be at least {SPLITS}, --rounds and --batch at least 1")
-    print(f"{machine.describe(args.device)}\n{args.images} images of 32x32, {args.rounds} rounds\n")
+    print(
+        f"{machine.describe(args.device)}\n{args.images} images of 32x32, {args.rounds} rounds, "
+        f"{args.clock} time\n"
+    )
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # few images, singular covariances: expected here
         folder = Path(name)

@@ -121,18 +121,20 @@ def measure(
 
 def report(seconds: dict[str, list[float]], memory: dict, args: argparse.Namespace) -> None:
     """A table in Markdown: images per second, and time over the sampler's in the same round."""
-    print("| way | images/s | time / sampler's: median (quartiles) | 95 % of the median | ", end="")
-    print("over bare calls, %: median (quartiles) |")
-    print("|-----|---------:|-----------------:|-------------------:|-------------------:|")
+    print("| way | images/s | ms a step | time / sampler's: median (quartiles) ", end="")
+    print("| 95 % of the median | over bare calls, %: median (quartiles) |")
+    print("|---|---:|---:|---:|---:|---:|")
     for name, times in seconds.items():
         base = seconds[BASE["ddim" if name.endswith("ddim") else "ddpm"]]
         ratios = [t / b for t, b in zip(times, base, strict=True)]
         low, high = machine.median_interval(ratios)
         over = [100 * (t / c - 1) for t, c in zip(times, seconds["calls"], strict=True)]
-        print(f"| {name} | {args.batch / median(times):.3f} | {machine.quartiles(ratios)} ", end="")
+        step = 1000 * median(times) / args.steps
+        print(f"| {name} | {args.batch / median(times):.3f} | {step:.3f} ", end="")
+        print(f"| {machine.quartiles(ratios)} ", end="")
         print(f"| {low:.3f} to {high:.3f} | {machine.quartiles(over, '{:.2f}')} |")
     if "diffusers ddpm" not in seconds:
-        print("| diffusers | not installed | | | |")
+        print("| diffusers | not installed | | | | |")
     if torch.device(args.device).type == "cuda":
         print("\nPeak memory, MiB: " + ", ".join(f"{k} {v:.0f}" for k, v in memory.items()))
     else:
@@ -157,6 +159,8 @@ def main() -> None:
         f"channels_last {args.channels_last}, bf16 {args.bf16}, compile {args.compile}\n"
     )
     report(seconds, memory, args)
+    if not flop:
+        return
     rate = flop * args.steps / median(seconds[BASE["ddpm"]])
     print(
         f"{flop / args.batch / 1e9:.3f} GFLOP an image and call; the sampler achieves "

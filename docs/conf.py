@@ -3,6 +3,9 @@
 import re
 import sys
 from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -12,7 +15,6 @@ from sa_plugin import __version__  # noqa: E402 - found by the line above
 project = "sa_plugin"
 release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["conf.py"]
 html_theme = "furo"
 html_title = f"sa_plugin {release}"
 myst_heading_anchors = 3  # links to a heading, as GitHub has them
@@ -27,7 +29,9 @@ python_use_unqualified_type_names = True
 napoleon_numpy_docstring = False
 
 
-def escape_formulas(app, what, name, obj, options, lines):
+def escape_formulas(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
     """In docstrings |e| is a norm and *shape a shape, not marks of reStructuredText."""
     literal_from = None  # the indent of the line whose "::" begins a literal block
     for i, line in enumerate(lines):
@@ -42,6 +46,15 @@ def escape_formulas(app, what, name, obj, options, lines):
                 literal_from = indent
 
 
-def setup(app):
+def name_aliases(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str, returns: str
+) -> tuple[str, str]:
+    """Aliases of types by their names, which Sphinx wraps where they stand in a union."""
+    wrapped = r"TypeAliasForwardRef\('(\w+)'\)"
+    return tuple(re.sub(wrapped, r"\1", text) if text else text for text in (signature, returns))
+
+
+def setup(app: Sphinx) -> None:
     # Before napoleon, which makes marks of its own of the sections.
     app.connect("autodoc-process-docstring", escape_formulas, priority=100)
+    app.connect("autodoc-process-signature", name_aliases)

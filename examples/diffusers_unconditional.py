@@ -34,10 +34,10 @@ SIZE = 8  # two resolutions of a UNet take the digits as they are
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output_dir", type=Path, default=Path("runs/diffusers_digits"))
-    parser.add_argument("--iterations", type=int, default=1000)
-    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--iterations", type=int, default=1500)
+    parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--channels", type=int, default=32, help="a multiple of 8")
+    parser.add_argument("--channels", type=int, default=16, help="a multiple of 8")
     parser.add_argument("--train_timesteps", type=int, default=1000)
     parser.add_argument("--K", type=int, default=2, help="network calls in a window")
     parser.add_argument("--lam", type=float, default=1.0, help="0: the plain loss")

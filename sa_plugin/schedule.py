@@ -25,6 +25,11 @@ from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.float64]
 
+# Of betas: what float32, in which networks run, can hold. Of cum_alphas, which are divided by:
+# what float64 can hold the square of.
+_LEAST_BETA = float(np.finfo(np.float32).tiny)
+_LEAST_CUM_ALPHA = float(np.finfo(np.float64).tiny) ** 0.5
+
 
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
@@ -54,6 +59,8 @@ class NoiseSchedule:
             "cum_betas": -np.expm1(log_cum_alphas),
             "_log_cum_alphas": log_cum_alphas,
         }
+        _check_range("betas", betas, _LEAST_BETA)
+        _check_range("cum_alphas", tables["cum_alphas"], _LEAST_CUM_ALPHA)
         for name, table in tables.items():
             table.flags.writeable = False
             object.__setattr__(self, name, table)
@@ -150,6 +157,14 @@ def _check_betas(betas: FloatArray) -> None:
     if not inside.all():  # NaN lands here too
         n = int(np.argmin(inside)) + 1
         raise ValueError(f"betas must lie inside (0, 1), got {betas[n]} at step n = {n}")
+
+
+def _check_range(name: str, table: FloatArray, least: float) -> None:
+    """ValueError where an entry would be lost: variances and tau divide by such."""
+    small = table[1:] < least
+    if small.any():
+        n = int(np.argmax(small)) + 1
+        raise ValueError(f"{name} must be at least {least:.1e}, got {table[n]:g} at step n = {n}")
 
 
 def _check_step_pair(s: NDArray[Any], t: NDArray[Any], N: int) -> None:

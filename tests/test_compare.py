@@ -296,6 +296,7 @@ def test_every_comparison_can_be_read(path):
 def test_there_is_a_comparison_for_every_table():
     expected = [
         "digits_one_tables",
+        "digits_options_tables",
         "digits_tables",
         "fashion_tables",
         "figure4_gap",

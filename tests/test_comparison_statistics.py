@@ -13,7 +13,7 @@ from scipy import stats
 
 from adapters.comparison.grid import Cell, Grid, Line
 from adapters.comparison.page import html_page
-from adapters.comparison.report import Report
+from adapters.comparison.report import Failure, Report
 from adapters.comparison.statistics import expected_by_chance, paired, spread, supported_best
 from adapters.comparison.tables import build_tables, comma_separated, latex, markdown
 from configs import digits
@@ -172,7 +172,7 @@ def test_the_page_escapes_every_text():
             pictures=(),
             facts={hostile: hostile},
             published=hostile,
-            failures={hostile: hostile},
+            failures=(Failure(hostile, hostile, hostile),),
             config=hostile,
         )
     )

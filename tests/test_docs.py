@@ -75,8 +75,8 @@ GIVEN: dict[str, Callable[[Path], Variables]] = {
 # Sizes of long blocks, for the quick run; the slow test runs them as they stand.
 QUICK: dict[str, list[dict[str, str]]] = {
     "docs/start.md": [
-        {"num_train_timesteps=1000": "num_train_timesteps=20", "(32, 64)": "(8, 16)"},
-        {"range(1000)": "range(2)", "randint(1000": "randint(20"},
+        {"num_train_timesteps=1000": "num_train_timesteps=20", "(16, 32)": "(8, 16)"},
+        {"range(1500)": "range(2)", "randint(1000": "randint(20"},
         {"images[:32]": "images[:2]", "num_inference_steps=25": "num_inference_steps=3"},
     ],
     "docs/likelihood.md": [{"(100, 3, 8, 8)": "(4, 3, 8, 8)"}],
@@ -122,7 +122,7 @@ def test_the_start_page_trains(tmp_path, monkeypatch):
     namespace = run_page(ROOT / "docs" / "start.md", tmp_path, [])
     simple, sa = torch.tensor(namespace["losses"])[-200:].mean(0).tolist()
     assert simple < 0.25 * namespace["losses"][0][0]
-    assert sa == pytest.approx(simple / 2, rel=0.25)
+    assert 0.57 * simple < sa < 0.76 * simple
     assert len(namespace["pictures"]) == 16
 
 
@@ -166,7 +166,8 @@ def test_every_public_module_is_in_the_reference():
     text = "".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))
     told = set(re.findall(r"automodule:: (\S+)", text))
     files = (ROOT / "sa_plugin").rglob("[!_]*.py")
-    assert {".".join(f.relative_to(ROOT).with_suffix("").parts) for f in files} == told
+    modules = {".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files}
+    assert {name for name in modules if "._" not in name} == told
 
 
 def test_the_runner_sees_a_wrong_output_and_a_missing_size(tmp_path):

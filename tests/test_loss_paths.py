@@ -194,14 +194,16 @@ def test_weights_cannot_be_written():
         TauTable(SCHEDULE).values[3] = 1.0
 
 
-@pytest.mark.parametrize("backprop", ["all", "one"])
-def test_a_compiled_step_gives_the_same(backprop):
+@pytest.mark.parametrize(
+    "options", [{}, {"reuse": True}, {"backprop": "one"}], ids=["all", "reuse", "one"]
+)
+def test_a_compiled_step_gives_the_same(options):
     """One graph without breaks, so without looking at values: fullgraph would refuse."""
     x0 = images(0, 8, *IMAGE)
     n = torch.tensor([1, 2, 3, 10, 20, 28, 29, 30])
-    anchor = n if backprop == "all" else (n + torch.tensor([0, 1, 0, 1, 0, 1, 0, 1]))
+    anchor = n + torch.tensor([0, 1, 0, 1, 0, 1, 0, 1]) if "backprop" in options else n
     noise = normal(1, 2, 8, *IMAGE)
-    loss = SALoss(SCHEDULE, K=2, backprop=backprop)
+    loss = SALoss(SCHEDULE, K=2, **options)
     results = []
     for compiled in (False, True):
         model = torch.nn.Conv2d(2, 2, 3, padding=1, dtype=torch.float64)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -14,7 +18,7 @@ from adapters.features import build_extractors
 from adapters.metrics_output import MetricsFile
 from adapters.outputs import PngFolder
 from sa_plugin.metrics import Moments
-from tests.test_sample import contents, run, weights  # noqa: F401, the fixture
+from tests.test_sample import ROOT, Command, arguments, contents, run, weights  # noqa: F401
 
 DIGITS = labelled_images("digits")[0]
 PIXELS = "--config.evaluate.features=('pixels',)"
@@ -154,6 +158,8 @@ def test_other_references(tmp_path, weights, capsys):  # noqa: F811
         (["--against=digits"], "png", "--against goes with --format metrics, got --format png"),
         ([PIXELS, "--against=nowhere"], "metrics", "got 'nowhere'"),
         (["--config.evaluate.features=('inception',)"], "metrics", "download http"),
+        (["--config.sample.n_images=1"], "metrics", "sample.n_images must be >= 2, got 1"),
+        (["--config.evaluate.splits=151"], "metrics", "splits must be in 1..sample.n_images = 150"),
     ],
 )
 def test_bad_input(tmp_path, weights, capsys, monkeypatch, more, form, said):  # noqa: F811
@@ -164,6 +170,30 @@ def test_bad_input(tmp_path, weights, capsys, monkeypatch, more, form, said):  #
     assert said in error
     assert error.count("\n") == 1
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_and_a_kill_give_one_processs_metrics(tmp_path, weights):  # noqa: F811
+    """Killed when a part is there: what is in it is not made again."""
+    options = {"n": 2000, "steps": 10, "form": "metrics"}
+    assert run(tmp_path / "one", weights, PIXELS, **options) == 0
+    Command(tmp_path / "two", weights, PIXELS, processes=2, **options).finish()
+    script = "import adapters.metrics_output as m, adapters.sample as s, sys; m.SAVE_SECONDS = 0"
+    killed = subprocess.Popen(
+        [sys.executable, "-c", f"{script}; sys.exit(s.main(sys.argv))",
+         *arguments(tmp_path / "killed", weights, PIXELS, **options)], cwd=ROOT,
+    )  # fmt: skip
+    while not list(tmp_path.glob("killed/parts/*.npz")) and killed.poll() is None:
+        time.sleep(0.01)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    Command(tmp_path / "killed", weights, PIXELS, processes=2, **options).finish()
+    one, two, again = (
+        json.loads((tmp_path / name / "metrics.json").read_text())
+        for name in ("one", "two", "killed")
+    )
+    assert two == pytest.approx(one, rel=1e-9)
+    assert again == pytest.approx(one, rel=1e-9)
 
 
 def test_moments_go_out_and_in_without_loss():

@@ -201,7 +201,7 @@ def test_the_wheel_holds_the_library_and_nothing_else(tmp_path):
     assert names == {str(path.relative_to(ROOT)) for path in ours}
     assert "sa_plugin/py.typed" in names
     assert licence
-    for line in ("Name: sa-plugin", "Requires-Dist: torch>=2.4", "Provides-Extra: docs"):
+    for line in ("Name: sa-plugin", "Requires-Dist: torch>=", "Provides-Extra: docs"):
         assert line in described
 
 

@@ -163,6 +163,9 @@ def test_a_network_that_breaks_is_told(tmp_path, weights, capsys, factor, said):
         (["--process=sn_ddpm"], "does not fit"),  # the weights have no second prediction
         (["--process=none"], "'none'"),
         (["--config.sample.n_images=0"], "sample.n_images must be >= 1, got 0"),
+        (["--config.sample.seed=-1"], "sample.seed must be >= 0, got -1"),
+        (["--config.sample.trajectory=dp_seg"], "trajectory 'dp_seg' needs gamma, got None"),
+        (["--steps=1001"], "steps must be a whole number in 1..1000, got 1001"),
         (["--config.sample.batch_size=-1"], "sample.batch_size must be >= 1, got -1"),
         (
             ["--config.sample.precision=fp8"],
@@ -198,6 +201,11 @@ def test_another_gamma_is_another_run(tmp_path, weights, capsys):
     assert run(tmp_path / "a", weights, *one, n=3) == 0
     assert run(tmp_path / "a", weights, *two, n=3) == 2
     assert "cell.gamma is" in capsys.readouterr().err
+    np.savez(tmp_path / "two.npz", values=np.r_[0, np.full(10, 0.5)])
+    assert run(tmp_path / "b", weights, *two, n=3) == 2
+    assert r"gamma must have shape (1001,)" in capsys.readouterr().err
+    assert run(tmp_path / "b", weights, *analytic, f"--workdir={tmp_path / 'run'}", n=3) == 2
+    assert "the result of stage 'gamma' is needed first" in capsys.readouterr().err
 
 
 def test_small_parts():

@@ -157,6 +157,19 @@ def test_zip_files_that_two_readers_may_see_differently() -> None:
         pass
 
 
+def test_a_member_marked_as_a_folder_is_refused() -> None:
+    """PyTorch would take its storage for empty, and give what lies in memory."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(saved({"a": torch.arange(4.0)})) as old, zipfile.ZipFile(file, "w") as new:
+        for name in old.namelist():
+            info = zipfile.ZipInfo(name)
+            info.external_attr = 0x10 if name.endswith("/data/0") else 0
+            new.writestr(info, old.read(name))
+    file.seek(0)
+    with pytest.raises(UnreadableFile, match="data/0' is a folder"):
+        load_tensors(file)
+
+
 def test_a_header_that_claims_terabytes(tmp_path: Path) -> None:
     file = io.BytesIO()
     header = {"descr": "<f8", "fortran_order": False, "shape": (2**40,)}
@@ -275,6 +288,7 @@ def test_an_error_is_one_printable_line(tmp_path: Path) -> None:
         (MemoryError(), "more memory than there is"),
         (RecursionError("maximum recursion depth exceeded"), "nested too deeply"),
         (KeyError("a"), "KeyError: 'a'"),
+        (ValueError("a\x1b[31m"), "a?[31m"),
         (ValueError("x" * 10**6), "xxx..."),
     ):
         with (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 import zipfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,9 @@ import numpy.typing as npt
 from .reading import UnreadableFile, check_bound, size_of
 
 _PACKED = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}
+_END = struct.Struct("<4s4H2LH")  # the end of a zip file; its fifth field counts the members
+_MANY = 0xFFFF  # there where the number stands elsewhere
+_FOLDER = 0x10  # an attribute of MS-DOS
 _KINDS = "biufcSU"  # booleans, numbers, text
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -31,6 +35,7 @@ def open_zip(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
         raise UnreadableFile("it is no npz file, or damaged")
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
+        _check_directory(file, archive, size)
         if len({member.filename for member in members}) < len(members):
             raise UnreadableFile("two of its members have one name")
         for member in members:
@@ -43,7 +48,26 @@ def open_zip(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
         yield archive
 
 
+def _check_directory(file: BinaryIO, archive: zipfile.ZipFile, size: int) -> None:
+    """The directory, told by the file's last bytes, lists all members, and the first comes first.
+
+    Else another reader may find another directory, and `zipfile` may pass over members: it takes a
+    wrong length in one entry for a reason to skip the next.
+    """
+    members = archive.infolist()
+    file.seek(size - _END.size)
+    signature, *_, entries, _, _, _ = _END.unpack(file.read(_END.size))
+    first = min((member.header_offset for member in members), default=0)
+    if signature != b"PK\x05\x06" or archive.comment or first:
+        raise UnreadableFile("it is a zip file with something before or behind it")
+    if entries not in (len(members), _MANY):
+        raise UnreadableFile(f"its directory is damaged: {len(members)} of {entries} members")
+
+
 def _check_member(member: zipfile.ZipInfo) -> None:
+    if member.is_dir() or member.external_attr & _FOLDER:
+        # PyTorch's reader takes such a member for one without content, and leaves memory as it was.
+        raise UnreadableFile(f"its member {member.filename!r} is a folder")
     if member.compress_type not in _PACKED:
         raise UnreadableFile(f"its member {member.filename!r} is packed in an unknown way")
     if member.compress_type == zipfile.ZIP_STORED and member.compress_size != member.file_size:

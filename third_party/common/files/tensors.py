@@ -83,9 +83,6 @@ def entries_once(tensor: Tensor) -> Tensor:
 def _check_zip(file: BinaryIO, stand_ins: Mapping[str, Any]) -> None:
     with open_zip(file) as archive:
         members = archive.infolist()
-        first = min(member.header_offset for member in members)
-        if first or archive.comment:  # else another reader may see another directory in it
-            raise UnreadableFile("it is a zip file with something before or behind it")
         for member in members:
             if member.compress_type != zipfile.ZIP_STORED:
                 raise UnreadableFile(
