@@ -21,7 +21,7 @@ def test_results_leave_out_what_no_configuration_decides(tmp_path):
         (tmp_path / name).write_bytes(name.encode())
     (tmp_path / "cell.json").write_text('{"seconds": 1.5, "metrics": {"fid": 2}}')
     assert results(tmp_path) == {"a.pth": b"a.pth", "cell.json": b'{"metrics": {"fid": 2}}'}
-    assert room_for({"a": b"x", "b/c": b"x" * 4097}) == 4096 * (2 + 1 + 2)
+    assert room_for({"a": b"x", "b/c": b"x" * 4097}) == 4096 * (1 + 2)
 
 
 class Ended:
@@ -36,6 +36,7 @@ class Ended:
     ("codes", "said", "complaint"),
     [
         ([1], "no room", None),
+        ([1], "no room\n    Traceback (most recent call last): quoted", None),
         (None, "no room", "hangs"),
         ([0], "no room", "exit codes [0]"),
         ([1, -11], "no room", "exit codes [1, -11]"),

@@ -7,7 +7,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from benchmarks.faults.report import Outcome, table
 
 _SINGLE = ("training", "Gamma", "sampling", "grid")
 _TWO = ("training, 2 processes", "sampling, 2 processes")
-# How often each pair comes in a round. A worker of a grid is a new interpreter: slow.
+# How often each pair comes in a round: grids, which take longest, less often.
 ROUND: dict[str, tuple[str, ...]] = {
     "SIGKILL": (*_SINGLE, *_TWO, "training", "Gamma", "sampling", "grid, 2 workers"),
     "SIGTERM": (*_SINGLE, *_TWO, "training", "Gamma", "sampling", "grid, 2 workers"),
@@ -45,8 +45,9 @@ class Reference:
 class Campaign:
     """Faults one after another; each continued until done and compared with the undisturbed."""
 
-    def __init__(self, scratch: Path, seed: int) -> None:
+    def __init__(self, scratch: Path, seed: int, kinds: Sequence[str]) -> None:
         self.scratch = scratch
+        self.kinds = kinds
         self.rng = random.Random(seed)
         self.jobs = all_jobs(scratch)
         self._references: dict[str, Reference] = {}
@@ -55,7 +56,7 @@ class Campaign:
         """So many faults; a command that had ended before its fault is not one of them."""
         count = 0
         while count < faults:
-            pairs = [(kind, job) for kind, jobs in ROUND.items() for job in jobs]
+            pairs = [(kind, job) for kind in self.kinds for job in ROUND[kind]]
             self.rng.shuffle(pairs)
             for kind, job in pairs:
                 if count < faults:
@@ -128,12 +129,14 @@ def main() -> int:
     parser.add_argument(
         "--keep", type=Path, help="new folder of all that is written; default: none"
     )
+    parser.add_argument("--kind", action="append", choices=tuple(ROUND), help="default: all")
     args = parser.parse_args()
     preload()
     began, outcomes = time.monotonic(), []
     try:
         with _scratch(args.keep) as scratch:
-            for outcome in Campaign(scratch.absolute(), args.seed).run(args.runs):
+            campaign = Campaign(scratch.absolute(), args.seed, args.kind or tuple(ROUND))
+            for outcome in campaign.run(args.runs):
                 outcomes.append(outcome)
                 print(f"{len(outcomes)} {outcome.line()}", flush=True)
     finally:
