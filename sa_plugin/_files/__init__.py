@@ -5,6 +5,6 @@ arrays    npz and npy
 pickled   pickles, of which only data is taken
 tensors   torch.save
 
-sa_plugin and third_party must not import each other, so this folder is in both, byte for byte:
-`sa_plugin/_files` is edited and `third_party/common/files` is its copy (a test compares them).
+sa_plugin and third_party must not import each other, and both read such files: the folder
+`third_party/common/files` is a symbolic link to this one. It must import nothing of either.
 """
