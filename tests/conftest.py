@@ -1,4 +1,4 @@
-"""Workers of pytest-xdist share the machine's cores: one thread each, told before torch is there."""
+"""Workers of pytest-xdist share the cores: one thread each, told before torch is there."""
 
 import os
 
