@@ -25,8 +25,9 @@ from ml_collections import FrozenConfigDict
 from adapters.command import EXIT_FAILED, OwnOptions, exit_code
 from adapters.comparison.cost import plan_text
 from adapters.comparison.grid import COMPARISON, Grid
+from adapters.comparison.plan import Plan
 from adapters.comparison.report import write_report
-from adapters.comparison.tasks import Plan, Store
+from adapters.comparison.store import Store
 from adapters.comparison.workers import work_together
 from adapters.config import read_command_line
 

@@ -25,7 +25,9 @@ from adapters.comparison.grid import (
     second_name,
     training_name,
 )
-from adapters.comparison.tasks import EpsScaleTask, Plan, Store, scaled
+from adapters.comparison.plan import Plan
+from adapters.comparison.store import Store
+from adapters.comparison.tasks import EpsScaleTask, scaled
 from adapters.config import check_keys, read_command_line
 from adapters.inception import WEIGHTS_VARIABLE
 from configs.comparison import ROWS

@@ -9,7 +9,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from adapters.comparison.grid import Line
-from adapters.comparison.tasks import CellTask, EpsScaleTask, GapTask, Plan, StageTask, Task
+from adapters.comparison.plan import Plan
+from adapters.comparison.tasks import CellTask, EpsScaleTask, GapTask, StageTask, Task
 from adapters.gamma_stage import GammaStage
 from adapters.report import table
 

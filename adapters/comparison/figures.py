@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from adapters.comparison.grid import Cell, Grid, Part
+from adapters.comparison.plan import Plan
 from adapters.comparison.tables import Table
-from adapters.comparison.tasks import Plan
 from adapters.gap_pictures import plot_gap
 from adapters.pictures import (
     COLOURS,

@@ -15,8 +15,8 @@ from pathlib import Path
 from adapters.comparison import figures
 from adapters.comparison.grid import Cell
 from adapters.comparison.page import html_page
+from adapters.comparison.plan import Plan
 from adapters.comparison.tables import Table, build_tables, comma_separated, latex, markdown
-from adapters.comparison.tasks import Plan
 from adapters.comparison.workers import Failures
 from adapters.features import write_atomically
 from adapters.report import as_text, table

@@ -1,11 +1,4 @@
-"""The tasks of a grid: trainings, heads, Gamma, cells, gap curves, each made once and stored.
-
-    STORE/trainings/NAME/            config.json, base/, and below it a folder a head or Gamma
-    STORE/cells/NAME/CELL.json       its metrics; CELL.npz the first images; CELL.grid.png
-    STORE/gap/NAME_START_DIGEST.npz  a gap curve
-
-NAME and CELL end in a digest of all that decides the numbers, so what lies there is what is meant.
-"""
+"""The tasks of a grid: trainings, heads, Gamma, cells, gap curves, each made once and stored."""
 
 from __future__ import annotations
 
@@ -15,40 +8,28 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields
-from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import sa_plugin
-from adapters.comparison.grid import (
-    ADAPTERS,
-    Cell,
-    Grid,
-    Line,
-    cell_name,
-    digest,
-    second_name,
-    training_name,
-)
+from adapters.comparison.grid import Cell, Line, cell_name, digest, training_name
+from adapters.comparison.store import Store
 from adapters.config import CONFIG_FILE
-from adapters.evaluation import Summary, evaluate, summarise
-from adapters.experiment import Experiment, load_dataset
-from adapters.features import build_extractors, write_atomically
+from adapters.evaluation import evaluate
+from adapters.experiment import Experiment
+from adapters.features import write_atomically
 from adapters.gamma_stage import GammaStage
 from adapters.pictures import save_grid
-from adapters.registry import get_process
 from adapters.report import check_cell
 from adapters.stages import GRID_COLUMNS, GRID_IMAGES, TrainStage
 from adapters.stored import read_arrays, read_images, read_json
 from sa_plugin.gap import GapCurve, gap_along_chain
 from sa_plugin.sampler import Sampler
-from third_party.common.data import ImageDataset
 
-CACHE = "cache"  # of the classifiers, in the store
 DAMAGED = "is damaged: remove it, the same command makes it again"
 FIT_SEED = 2**32  # added to the seed of the images that the eps constant is fitted on
 
@@ -73,57 +54,6 @@ class Task(Protocol):
 
     def run(self) -> None:
         """Make the result, or go on making it."""
-
-
-class Store:
-    """The folder of a grid, and what its tasks share within one process."""
-
-    def __init__(self, grid: Grid, folder: Path, device: str, progress: bool) -> None:
-        self.grid = grid
-        self.folder = folder
-        self.device = device
-        self.progress = progress
-        self.experiment = lru_cache(maxsize=64)(self._experiment)
-        self._networks: dict[Path, tuple[nn.Module, str]] = {}
-        # One copy of the images for all experiments; their sections are equal but for overrides.
-        self._load = lru_cache(maxsize=1)(load_dataset)
-
-    def training_folder(self, line: Line, seed: int) -> Path:
-        """Where a noise network is trained."""
-        return self.folder / "trainings" / training_name(self.grid.experiment(line, seed))
-
-    def network(self, stage: TrainStage) -> tuple[nn.Module, str]:
-        """A stage's averaged network and its typ; the last one is kept at hand."""
-        if stage.average_path not in self._networks:
-            self._networks = {stage.average_path: stage.average()}
-        return self._networks[stage.average_path]
-
-    @cached_property
-    def dataset(self) -> ImageDataset:
-        """The real images."""
-        cell = Line(next(iter(self.grid.config.trainings)))
-        return self.experiment(cell, self.grid.seeds[0], None).dataset
-
-    @lru_cache(maxsize=1)  # noqa: B019, a store lives as long as its process
-    def reference(self, features: tuple[str, ...]) -> Summary:
-        """The real images' moments."""
-        extractors = build_extractors(
-            features,
-            cache_dir=self.folder / CACHE,
-            device=self.device,
-            data_root=self.grid.config.experiment.data.root,
-        )
-        batch = self.grid.config.experiment.sample.batch_size
-        return summarise(self.dataset.uint8_batches(batch), extractors)
-
-    def _experiment(self, line: Line, seed: int, process: str | None) -> Experiment:
-        """The experiment whose folder holds what ``process`` needs beside the noise network."""
-        config = self.grid.experiment(line, seed, process)
-        folder = self.training_folder(line, seed)
-        needs = get_process(process).needs if process else None
-        _, adapter = ADAPTERS[needs]
-        workdir = folder / second_name(config, needs) if needs else folder
-        return Experiment(adapter, config, workdir, self.device, self.progress, load=self._load)
 
 
 class StageTask:
@@ -354,72 +284,6 @@ class GapTask:
         return GapCurve(**read_arrays(self.path, DAMAGED, *(f.name for f in fields(GapCurve))))
 
 
-class Plan:
-    """All tasks of a grid in the order in which they are best made, and those of its results.
-
-    Raises:
-        ValueError: an experiment that cannot be run; nothing has been written then.
-    """
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.tasks: dict[str, Task] = {}
-        self.cells: dict[Cell, CellTask] = {}
-        self.gaps: dict[tuple[str, int], GapTask] = {}
-        grid = store.grid
-        for seed in grid.seeds:
-            for cell in (cell for cell in grid.cells if cell.seed == seed):
-                self.cells[cell] = self._cell(cell)
-            for name in grid.config.gap.trainings:
-                line = Line(name)
-                task = GapTask(store, line, seed, self._base(line, seed))
-                self.gaps[name, seed] = self._add(task)
-
-    def in_order(self) -> list[Task]:
-        """Seed by seed, trainings before what rests on them: two workers are soon both busy."""
-        tasks = list(self.tasks.values())
-        rank = {StageTask: 0, EpsScaleTask: 1, CellTask: 2, GapTask: 2}
-        seeds = {t.name: _seed_of(t) for t in tasks}
-        return sorted(tasks, key=lambda t: (seeds[t.name], rank[type(t)], len(t.needs)))
-
-    def _cell(self, cell: Cell) -> CellTask:
-        base = self._base(cell.line, cell.seed)
-        needs = get_process(cell.process).needs
-        second = self._second(cell, base) if needs else None
-        fit = None
-        if self.store.grid.eps_scale(cell.line) == 0:
-            fit = self._add(EpsScaleTask(self.store, cell.line, cell.seed, base))
-        return self._add(CellTask(self.store, cell, base, second, fit))
-
-    def _base(self, line: Line, seed: int) -> StageTask:
-        experiment = self.store.experiment(Line(line.training), seed, None)
-        settings, loss = experiment.config.base, experiment.loss
-        # A backward pass costs two forward ones; the calls without a graph have none.
-        differentiated = 1 if loss.lam == 0 or loss.backprop == "one" else loss.K
-        calls = 2 * differentiated + (loss.K if loss.lam else 1)
-        cost = float(settings.iterations * settings.batch_size * calls)
-        stage = TrainStage(experiment, "base", experiment.base_method)
-        return self._add(StageTask(self.store, stage, (), cost))
-
-    def _second(self, cell: Cell, base: StageTask) -> StageTask:
-        line = Line(cell.line.training)
-        experiment = self.store.experiment(line, cell.seed, cell.process)
-        stage: TrainStage | GammaStage
-        if experiment.adapter.needs == "gamma":
-            stage = GammaStage(experiment, base.stage)
-            cost = stage.settings.n_images * stage.settings.noises * experiment.schedule.N
-        else:
-            method, settings = experiment.adapter.pretrained, experiment.config.head
-            stage = TrainStage(experiment, "head", method, base.stage)
-            # The frozen network runs forward; the head is small beside it.
-            cost = settings.iterations * settings.batch_size
-        return self._add(StageTask(self.store, stage, (base,), float(cost)))
-
-    def _add(self, task: Any) -> Any:
-        """The task, or the equal one that is there already."""
-        return self.tasks.setdefault(task.name, task)
-
-
 def scaled(scale: float) -> Callable[[Any], Callable[..., Any]]:
     """For ``Experiment.sampler``: the predicted eps times a constant; not second outputs."""
 
@@ -470,9 +334,3 @@ class _First:
     @property
     def images(self) -> Tensor:
         return torch.cat(self._parts)
-
-
-def _seed_of(task: Any) -> int:
-    if isinstance(task, CellTask):
-        return task.cell.seed
-    return task.stage.experiment.config.seed if isinstance(task, StageTask) else task.seed

@@ -20,7 +20,9 @@ from pathlib import Path
 
 import torch
 
-from adapters.comparison.tasks import Plan, Task
+from adapters.allocator import keep_freed_memory
+from adapters.comparison.plan import Plan
+from adapters.comparison.tasks import Task
 from adapters.features import write_atomically
 from adapters.locks import locked
 from adapters.signals import caught
@@ -172,6 +174,7 @@ def work_together(make_plan: Callable[[], Plan], workers: int, run_id: str) -> N
 def _child(make_plan: Callable[[], Plan], run_id: str, threads: int, parent: int) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     torch.set_num_threads(threads)
+    keep_freed_memory()
     # A worker whose command was killed finishes its task and stops.
     with contextlib.suppress(KeyboardInterrupt), caught():  # told by the command itself
         plan = make_plan()

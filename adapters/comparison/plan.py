@@ -1,0 +1,84 @@
+"""All tasks of a grid: which there are, what each needs, and in which order they are best made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from adapters.comparison.grid import Cell, Line
+from adapters.comparison.store import Store
+from adapters.comparison.tasks import CellTask, EpsScaleTask, GapTask, StageTask, Task
+from adapters.gamma_stage import GammaStage
+from adapters.registry import get_process
+from adapters.stages import TrainStage
+
+
+class Plan:
+    """All tasks of a grid in the order in which they are best made, and those of its results.
+
+    Raises:
+        ValueError: an experiment that cannot be run; nothing has been written then.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.tasks: dict[str, Task] = {}
+        self.cells: dict[Cell, CellTask] = {}
+        self.gaps: dict[tuple[str, int], GapTask] = {}
+        grid = store.grid
+        for seed in grid.seeds:
+            for cell in (cell for cell in grid.cells if cell.seed == seed):
+                self.cells[cell] = self._cell(cell)
+            for name in grid.config.gap.trainings:
+                line = Line(name)
+                task = GapTask(store, line, seed, self._base(line, seed))
+                self.gaps[name, seed] = self._add(task)
+
+    def in_order(self) -> list[Task]:
+        """Seed by seed, trainings before what rests on them: two workers are soon both busy."""
+        tasks = list(self.tasks.values())
+        rank = {StageTask: 0, EpsScaleTask: 1, CellTask: 2, GapTask: 2}
+        seeds = {t.name: _seed_of(t) for t in tasks}
+        return sorted(tasks, key=lambda t: (seeds[t.name], rank[type(t)], len(t.needs)))
+
+    def _cell(self, cell: Cell) -> CellTask:
+        base = self._base(cell.line, cell.seed)
+        needs = get_process(cell.process).needs
+        second = self._second(cell, base) if needs else None
+        fit = None
+        if self.store.grid.eps_scale(cell.line) == 0:
+            fit = self._add(EpsScaleTask(self.store, cell.line, cell.seed, base))
+        return self._add(CellTask(self.store, cell, base, second, fit))
+
+    def _base(self, line: Line, seed: int) -> StageTask:
+        experiment = self.store.experiment(Line(line.training), seed, None)
+        settings, loss = experiment.config.base, experiment.loss
+        # A backward pass costs two forward ones; the calls without a graph have none.
+        differentiated = 1 if loss.lam == 0 or loss.backprop == "one" else loss.K
+        calls = 2 * differentiated + (loss.K if loss.lam else 1)
+        cost = float(settings.iterations * settings.batch_size * calls)
+        stage = TrainStage(experiment, "base", experiment.base_method)
+        return self._add(StageTask(self.store, stage, (), cost))
+
+    def _second(self, cell: Cell, base: StageTask) -> StageTask:
+        line = Line(cell.line.training)
+        experiment = self.store.experiment(line, cell.seed, cell.process)
+        stage: TrainStage | GammaStage
+        if experiment.adapter.needs == "gamma":
+            stage = GammaStage(experiment, base.stage)
+            cost = stage.settings.n_images * stage.settings.noises * experiment.schedule.N
+        else:
+            method, settings = experiment.adapter.pretrained, experiment.config.head
+            stage = TrainStage(experiment, "head", method, base.stage)
+            # The frozen network runs forward; the head is small beside it.
+            cost = settings.iterations * settings.batch_size
+        return self._add(StageTask(self.store, stage, (base,), float(cost)))
+
+    def _add(self, task: Any) -> Any:
+        """The task, or the equal one that is there already."""
+        return self.tasks.setdefault(task.name, task)
+
+
+def _seed_of(task: Any) -> int:
+    if isinstance(task, CellTask):
+        return task.cell.seed
+    return task.stage.experiment.config.seed if isinstance(task, StageTask) else task.seed

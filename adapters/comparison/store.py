@@ -1,0 +1,76 @@
+"""The folder of a grid, and what its tasks share within one process.
+
+    STORE/trainings/NAME/            config.json, base/, and below it a folder a head or Gamma
+    STORE/cells/NAME/CELL.json       its metrics; CELL.npz the first images; CELL.grid.png
+    STORE/gap/NAME_START_DIGEST.npz  a gap curve
+
+NAME and CELL end in a digest of all that decides the numbers, so what lies there is what is meant.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+from torch import nn
+
+from adapters.comparison.grid import ADAPTERS, Grid, Line, second_name, training_name
+from adapters.evaluation import Summary, summarise
+from adapters.experiment import Experiment, load_dataset
+from adapters.features import build_extractors
+from adapters.registry import get_process
+from adapters.stages import TrainStage
+from third_party.common.data import ImageDataset
+
+CACHE = "cache"  # of the classifiers, in the store
+
+
+class Store:
+    """The folder of a grid, and what its tasks share within one process."""
+
+    def __init__(self, grid: Grid, folder: Path, device: str, progress: bool) -> None:
+        self.grid = grid
+        self.folder = folder
+        self.device = device
+        self.progress = progress
+        self.experiment = lru_cache(maxsize=64)(self._experiment)
+        self._networks: dict[Path, tuple[nn.Module, str]] = {}
+        # One copy of the images for all experiments; their sections are equal but for overrides.
+        self._load = lru_cache(maxsize=1)(load_dataset)
+
+    def training_folder(self, line: Line, seed: int) -> Path:
+        """Where a noise network is trained."""
+        return self.folder / "trainings" / training_name(self.grid.experiment(line, seed))
+
+    def network(self, stage: TrainStage) -> tuple[nn.Module, str]:
+        """A stage's averaged network and its typ; the last one is kept at hand."""
+        if stage.average_path not in self._networks:
+            self._networks = {stage.average_path: stage.average()}
+        return self._networks[stage.average_path]
+
+    @cached_property
+    def dataset(self) -> ImageDataset:
+        """The real images."""
+        cell = Line(next(iter(self.grid.config.trainings)))
+        return self.experiment(cell, self.grid.seeds[0], None).dataset
+
+    @lru_cache(maxsize=1)  # noqa: B019, a store lives as long as its process
+    def reference(self, features: tuple[str, ...]) -> Summary:
+        """The real images' moments."""
+        extractors = build_extractors(
+            features,
+            cache_dir=self.folder / CACHE,
+            device=self.device,
+            data_root=self.grid.config.experiment.data.root,
+        )
+        batch = self.grid.config.experiment.sample.batch_size
+        return summarise(self.dataset.uint8_batches(batch), extractors)
+
+    def _experiment(self, line: Line, seed: int, process: str | None) -> Experiment:
+        """The experiment whose folder holds what ``process`` needs beside the noise network."""
+        config = self.grid.experiment(line, seed, process)
+        folder = self.training_folder(line, seed)
+        needs = get_process(process).needs if process else None
+        _, adapter = ADAPTERS[needs]
+        workdir = folder / second_name(config, needs) if needs else folder
+        return Experiment(adapter, config, workdir, self.device, self.progress, load=self._load)
