@@ -1,6 +1,7 @@
 """scikit-learn's 8x8 handwritten digits, linear schedule: minutes on two cores.
 
-No paper has it; the sizes (0.1M parameters) and the length are ours.
+No paper has it; the sizes (0.2M parameters) and the length are ours. The averages are short: a
+thousand iterations later the hosts' 0.9999 would still be the initial weights.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ def experiment(method: str) -> ConfigDict:
         "use_scale_shift_norm": True,
         "num_groups": 8,
     }
-    config.base.update(iterations=2000, lr=1e-3, ema=0.998, ckpt_every=1000, keep=2)
-    config.head.update(iterations=700, lr=1e-3, ema=0.998, ckpt_every=500, keep=2)
-    config.gamma.update(n_images=300, batch_size=300)
-    config.sample.update(n_images=1000, batch_size=500, steps=(5, 10, 25, 50, 100))
+    config.base.update(iterations=1000, lr=1e-3, ema=0.995, ckpt_every=500, keep=2)
+    config.head.update(iterations=500, lr=1e-3, ema=0.99, ckpt_every=250, keep=2)
+    config.gamma.update(n_images=100, batch_size=100)
+    config.sample.update(n_images=1000, batch_size=500, steps=(5, 10, 25, 50))
     config.evaluate.features = ("digit_classifier", "pixels")
     return config

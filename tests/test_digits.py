@@ -15,10 +15,10 @@ def test_samples_come_close_to_the_digits(lam, tmp_path):
     arguments = [
         "--config=configs/digits_sn_sa.py",
         f"--config.sa.lam={lam}",
-        "--config.base.iterations=1200",
+        "--config.base.iterations=600",
         "--config.base.ema=0.99",  # a longer average would still hold the initial weights
-        "--config.head.iterations=300",
-        "--config.head.ema=0.99",
+        "--config.head.iterations=150",
+        "--config.head.ema=0.98",
         "--config.sample.n_images=500",
         "--config.sample.steps=(25,)",
         "--config.sample.processes=('ddpm_small','sn_ddpm','ddim','sn_ddim')",
