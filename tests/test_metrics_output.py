@@ -18,7 +18,15 @@ from adapters.features import build_extractors
 from adapters.metrics_output import MetricsFile
 from adapters.outputs import PngFolder
 from sa_plugin.metrics import Moments
-from tests.test_sample import ROOT, Command, arguments, contents, run, weights  # noqa: F401
+from tests.children import ROOT
+from tests.test_sample import (  # noqa: F401
+    Command,
+    arguments,
+    contents,
+    fill_disk,
+    run,
+    weights,
+)
 
 DIGITS = labelled_images("digits")[0]
 PIXELS = "--config.evaluate.features=('pixels',)"
@@ -117,13 +125,7 @@ def test_the_command_equals_the_files_metrics(tmp_path, weights, capsys):  # noq
 
 def test_the_command_continues(tmp_path, weights, monkeypatch, capsys):  # noqa: F811
     write_unit = MetricsFile.write
-
-    def full(self, unit, images):
-        if unit == 1:
-            raise OSError(28, "No space left on device")
-        write_unit(self, unit, images)
-
-    monkeypatch.setattr(MetricsFile, "write", full)
+    fill_disk(monkeypatch, MetricsFile)
     assert run(tmp_path / "a", weights, PIXELS, form="metrics") == 1
     assert "No space left on device; the same command continues it" in capsys.readouterr().err
     monkeypatch.undo()

@@ -1,19 +1,15 @@
 """Several processes that train one network, and processes that are killed."""
 
-import os
 import random
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests.children import finish, start
 from third_party.common.data import BatchStream
 from third_party.common.training import Trainer
 
-ROOT = Path(__file__).parent.parent
 IMAGES = torch.arange(22).reshape(22, 1, 1, 1).to(torch.uint8)
 TINY = [
     "--config=configs/digits_sn_sa.py",
@@ -24,27 +20,6 @@ TINY = [
     "--device=cpu",
     "--noprogress",
 ]
-
-
-def start(*arguments, processes=1):
-    """A Python process, or so many by torchrun, in the repository's root."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [sys.executable, *(torchrun if processes > 1 else []), *arguments]
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process):
-    """Wait for its end; what it said."""
-    _, said = process.communicate(timeout=240)
-    assert process.returncode == 0, said[-3000:]
-    return said
 
 
 def train(workdir, *arguments, processes=1):

@@ -20,9 +20,9 @@ from adapters.outputs import NpzFile, PngFolder, TarShards
 from adapters.produce import cut, runs_of, slice_size
 from adapters.sample import main
 from configs import digits
+from tests.children import ROOT, command_of
 from third_party.common.nets import UNetModel
 
-ROOT = Path(__file__).parent.parent
 CONFIG = ["--config", "configs/digits_sn_sa.py", "--config.network.args.model_channels=8"]
 
 
@@ -127,15 +127,20 @@ def test_another_run_is_refused_in_one_line(tmp_path, weights, capsys):
     assert "--out" in error
 
 
-def test_a_full_disk_keeps_what_is_there(tmp_path, weights, monkeypatch, capsys):
-    write = PngFolder.write
+def fill_disk(monkeypatch, output):
+    """Let the disk be full where the output's unit 1 is written."""
+    write = output.write
 
     def full(self, unit, images):
         if unit == 1:
             raise OSError(28, "No space left on device")
         write(self, unit, images)
 
-    monkeypatch.setattr(PngFolder, "write", full)
+    monkeypatch.setattr(output, "write", full)
+
+
+def test_a_full_disk_keeps_what_is_there(tmp_path, weights, monkeypatch, capsys):
+    fill_disk(monkeypatch, PngFolder)
     assert run(tmp_path / "a", weights) == 1
     assert "No space left" in capsys.readouterr().err
     assert len(list((tmp_path / "a").glob("*.png"))) >= 64
@@ -230,9 +235,7 @@ def test_npz_is_what_numpy_reads(tmp_path):
 
 
 def command(*args, processes=1, **options):
-    several = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    start = several if processes > 1 else []
-    return [sys.executable, *start, "-m", "adapters.sample", *arguments(*args, **options)]
+    return command_of("-m", "adapters.sample", *arguments(*args, **options), processes=processes)
 
 
 @pytest.mark.slow

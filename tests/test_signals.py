@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,13 +19,12 @@ from adapters.experiment import run
 from adapters.sn_dpm import SN_DPM
 from sa_plugin.gamma import estimate_gamma
 from sa_plugin.schedule import NoiseSchedule
+from tests.children import ROOT, finish, start
 from tests.test_host_training import Files, everything, make_trainer
 from third_party.common import checkpoints
 from third_party.common.data import BatchStream
 from third_party.common.training import TrainingStopped
 from third_party.common.window import Window
-
-ROOT = Path(__file__).parent.parent
 
 
 def send(number):
@@ -300,25 +298,12 @@ def test_a_training_command_saves_and_says_where(tmp_path, monkeypatch, capsys):
 def test_a_signal_to_torchrun_stops_both_and_the_run_continues_to_the_same_bytes(tmp_path):
     """torchrun passes it on to its processes, and ends with a code of its own."""
     words = [*TINY, "--config.base.iterations=120", "--config.base.ckpt_every=50"]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
-    def start(name):
-        command = [sys.executable, *torchrun, "-m", "adapters.sn_dpm", *words]
-        return subprocess.Popen(
-            [*command, f"--workdir={tmp_path / name}"],
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def start_two(name):
+        return start("-m", "adapters.sn_dpm", *words, f"--workdir={tmp_path / name}", processes=2)
 
-    def finish(process):
-        _, said = process.communicate(timeout=240)
-        assert process.returncode == 0, said[-3000:]
-
-    finish(start("unbroken"))
-    told = start("told")
+    finish(start_two("unbroken"))
+    told = start_two("told")
     while not (tmp_path / "told" / "base" / "log.csv").exists():
         time.sleep(0.01)
     told.send_signal(signal.SIGTERM)
@@ -329,6 +314,6 @@ def test_a_signal_to_torchrun_stops_both_and_the_run_continues_to_the_same_bytes
     assert told.returncode == 1
     (interim,) = (tmp_path / "told").rglob("interim")
     assert interim.parent.name != "50.ckpt"
-    finish(start("told"))
+    finish(start_two("told"))
     left = [files(tmp_path / name / "base" / "ckpts") for name in ("unbroken", "told")]
     assert left[0] == left[1]
