@@ -19,7 +19,7 @@ from adapters.convert import load_published
 from adapters.evaluation import evaluate, summarise
 from adapters.experiment import Experiment
 from adapters.features import build_extractors, write_atomically
-from adapters.logs import TrainingLog
+from adapters.logs import CSV_FILE, TrainingLog
 from adapters.pictures import plot_metric, save_grid, save_labelled_grids
 from adapters.published.layouts import write_host
 from adapters.registry import get_process
@@ -29,7 +29,7 @@ from sa_plugin.gamma import Gamma
 from sa_plugin.hook import attach
 from sa_plugin.sampler import Sampler
 from third_party.common import distributed
-from third_party.common.checkpoints import read_state
+from third_party.common.checkpoints import checkpoint_paths, copy_checkpoint, read_state
 from third_party.common.criterion_base import Criterion
 from third_party.common.data import BatchStream
 from third_party.common.ema import EMA
@@ -94,6 +94,14 @@ class TrainStage:
         elif distributed.is_first():
             network = self._criterion().models["model"]
             write_host({"ema": network.state_dict()}, self._final_checkpoint)
+
+    def take_over(self, shorter: TrainStage) -> None:
+        """Go on from the last checkpoint of a training that is alike but for its iterations."""
+        if checkpoint_paths(self._final_checkpoint.parent):
+            return
+        if (shorter.folder / CSV_FILE).exists():
+            write_atomically(self.folder / CSV_FILE, (shorter.folder / CSV_FILE).read_bytes())
+        copy_checkpoint(shorter._final_checkpoint, self._final_checkpoint.parent)
 
     def average(self) -> tuple[nn.Module, str]:
         """The averaged network, in eval mode on the device, and its ``typ``."""

@@ -300,6 +300,7 @@ def test_there_is_a_comparison_for_every_table():
         "digits_one_tables",
         "digits_options_tables",
         "digits_tables",
+        "fashion_short_tables",
         "fashion_tables",
         "figure4_gap",
         "table1_celeba64",
@@ -389,12 +390,40 @@ def test_all_experiments_of_a_grid_share_one_copy_of_the_images(tmp_path):
     assert one.dataset is other.dataset is store.dataset
 
 
+def plan_of(folder, words):
+    line = read_command_line(["c", *words], (), "adapters.compare", COMPARISON)
+    return Plan(Store(Grid(line.config), folder, "cpu", False))
+
+
 def test_a_plan_names_every_task_once(tmp_path):
-    line = read_command_line(["c", *SMALL], (), "adapters.compare", COMPARISON)
-    plan = Plan(Store(Grid(line.config), tmp_path, "cpu", False))
+    plan = plan_of(tmp_path, SMALL)
     order = [task.name for task in plan.in_order()]
     assert len(order) == len(set(order)) == len(plan.tasks)
     for task in plan.in_order():
         for need in task.needs:
             assert order.index(need.name) < order.index(task.name)
     assert sum(isinstance(task, EpsScaleTask) for task in plan.in_order()) == 2
+
+
+def test_a_longer_training_goes_on_from_the_shorter_one(tmp_path):
+    """Their common part is made once, and the weights are those of a training of its own."""
+    tables = [
+        "--config.tables=('compute',)",
+        "--config.parts.compute.processes=('ddim',)",
+        "--config.parts.compute.steps=(2,)",
+        "--config.gap.trainings=()",
+        "--config.seeds=(0,)",
+        "--config.experiment.base.log_every=2",
+    ]
+    lines = {"both": ("b", "b_equal"), "alone": ("b_equal",)}
+    found = []
+    for name, chosen in lines.items():
+        assert compare(tmp_path / name, *tables, f"--config.parts.compute.lines={chosen}") == 0
+        (weights,) = (tmp_path / name / "trainings").rglob("8.ckpt/ema_models_states/model.pth")
+        found.append((weights.read_bytes(), (weights.parents[3] / "log.csv").read_text()))
+    assert found[0] == found[1]
+    words = options(tmp_path / "new", *tables, f"--config.parts.compute.lines={lines['both']}")
+    plan = plan_of(tmp_path / "new", [word for word in words if not word.startswith("--workers")])
+    short, long = (task for task in plan.in_order() if task.name.endswith("/base"))
+    assert long.needs == (short,)
+    assert long.evaluations == short.evaluations

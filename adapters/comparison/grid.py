@@ -123,6 +123,12 @@ class Grid:
         every = (cell for s in self.seeds for part in self.parts for cell in part.cells(s))
         return tuple(dict.fromkeys(every))
 
+    @cached_property
+    def trainings(self) -> tuple[str, ...]:
+        """The keys of the trainings that its cells and curves rest on, each once."""
+        of_cells = (line.training for part in self.parts for line in part.lines)
+        return tuple(dict.fromkeys((*of_cells, *self.config.gap.trainings)))
+
     def title(self, line: Line) -> str:
         """How tables call a line."""
         training = self.config.trainings[line.training].title
@@ -200,10 +206,21 @@ class Grid:
 
 def training_name(config: FrozenConfigDict) -> str:
     """A folder's name for a noise network: readable, and told by all that decides its weights."""
+    return f"{default_workdir(config).name}_{digest(_training_sections(config))}"
+
+
+def goes_on_from(config: FrozenConfigDict, other: FrozenConfigDict) -> bool:
+    """Whether ``config`` trains ``other``'s noise network further: only the iterations differ."""
+    ours, others = _training_sections(config), _training_sections(other)
+    all_of_it, first_part = (sections["base"].pop("iterations") for sections in (ours, others))
+    return 0 < first_part < all_of_it and digest(ours) == digest(others)
+
+
+def _training_sections(config: FrozenConfigDict) -> dict[str, Any]:
     sections = {k: v for k, v in config.to_dict().items() if k not in (*SAMPLING, "name")}
     if not config.sa.lam:
         sections["sa"] = {"lam": 0.0}  # the baseline, whatever the other keys
-    return f"{default_workdir(config).name}_{digest(sections)}"
+    return sections
 
 
 def second_name(config: FrozenConfigDict, needs: str) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
-from adapters.comparison.grid import Cell, Line
+from adapters.comparison.grid import Cell, Line, goes_on_from
 from adapters.comparison.store import Store
 from adapters.comparison.tasks import CellTask, EpsScaleTask, GapTask, StageTask, Task
 from adapters.gamma_stage import GammaStage
@@ -24,13 +25,14 @@ class Plan:
         self.tasks: dict[str, Task] = {}
         self.cells: dict[Cell, CellTask] = {}
         self.gaps: dict[tuple[str, int], GapTask] = {}
+        self._base = lru_cache(maxsize=None)(self._make_base)  # one for all cells of a training
         grid = store.grid
         for seed in grid.seeds:
             for cell in (cell for cell in grid.cells if cell.seed == seed):
                 self.cells[cell] = self._cell(cell)
             for name in grid.config.gap.trainings:
                 line = Line(name)
-                task = GapTask(store, line, seed, self._base(line, seed))
+                task = GapTask(store, line, seed, self._base(name, seed))
                 self.gaps[name, seed] = self._add(task)
 
     def in_order(self) -> list[Task]:
@@ -41,7 +43,7 @@ class Plan:
         return sorted(tasks, key=lambda t: (seeds[t.name], rank[type(t)], len(t.needs)))
 
     def _cell(self, cell: Cell) -> CellTask:
-        base = self._base(cell.line, cell.seed)
+        base = self._base(cell.line.training, cell.seed)
         needs = get_process(cell.process).needs
         second = self._second(cell, base) if needs else None
         fit = None
@@ -49,15 +51,27 @@ class Plan:
             fit = self._add(EpsScaleTask(self.store, cell.line, cell.seed, base))
         return self._add(CellTask(self.store, cell, base, second, fit))
 
-    def _base(self, line: Line, seed: int) -> StageTask:
-        experiment = self.store.experiment(Line(line.training), seed, None)
+    def _make_base(self, training: str, seed: int) -> StageTask:
+        experiment = self.store.experiment(Line(training), seed, None)
         settings, loss = experiment.config.base, experiment.loss
         # A backward pass costs two forward ones; the calls without a graph have none.
         differentiated = 1 if loss.lam == 0 or loss.backprop == "one" else loss.K
         calls = 2 * differentiated + (loss.K if loss.lam else 1)
-        cost = float(settings.iterations * settings.batch_size * calls)
+        start = self._beginning(training, seed)
+        iterations = settings.iterations - (start.stage.settings.iterations if start else 0)
+        cost = float(iterations * settings.batch_size * calls)
         stage = TrainStage(experiment, "base", experiment.base_method)
-        return self._add(StageTask(self.store, stage, (), cost))
+        return self._add(StageTask(self.store, stage, (), cost, start))
+
+    def _beginning(self, training: str, seed: int) -> StageTask | None:
+        """The longest of the grid's trainings that this one goes on from."""
+        grid = self.store.grid
+        configs = {name: grid.experiment(Line(name), seed) for name in grid.trainings}
+        config = configs[training]
+        shorter = [name for name, other in configs.items() if goes_on_from(config, other)]
+        if not shorter:
+            return None
+        return self._base(max(shorter, key=lambda name: configs[name].base.iterations), seed)
 
     def _second(self, cell: Cell, base: StageTask) -> StageTask:
         line = Line(cell.line.training)

@@ -57,14 +57,23 @@ class Task(Protocol):
 
 
 class StageTask:
-    """A training, a head or a Gamma: a stage of an experiment."""
+    """A training, a head or a Gamma: a stage of an experiment.
+
+    ``start`` is a shorter training of the same network, which this one goes on from.
+    """
 
     def __init__(
-        self, store: Store, stage: TrainStage | GammaStage, needs: tuple[Task, ...], cost: float
+        self,
+        store: Store,
+        stage: TrainStage | GammaStage,
+        needs: tuple[Task, ...],
+        cost: float,
+        start: StageTask | None = None,
     ) -> None:
         self.store = store
         self.stage = stage
-        self.needs = needs
+        self.start = start
+        self.needs = needs if start is None else (*needs, start)
         self.evaluations = cost
         self.name = stage.folder.relative_to(store.folder).as_posix()
 
@@ -77,6 +86,8 @@ class StageTask:
         config = self.stage.experiment.config.to_dict()
         path = self.stage.experiment.workdir / CONFIG_FILE
         write_atomically(path, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+        if self.start is not None:
+            self.stage.take_over(self.start.stage)
         self.stage.run()
 
 

@@ -71,6 +71,20 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     return path
 
 
+def copy_checkpoint(path: Path, folder: Path) -> Path:
+    """Copy the checkpoint `path` into `folder`, where none of its name may be, and return its path.
+
+    As with `write_checkpoint`, it is there whole or not at all.
+    """
+    copy = folder / path.name
+    temporary = copy.with_name(copy.name + TEMPORARY)
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(path, temporary)
+    temporary.rename(copy)
+    _sync(folder)
+    return copy
+
+
 def _write_states(temporary: Path, checkpoint: Checkpoint) -> None:
     temporary.mkdir(parents=True)
     _save(checkpoint.iteration, temporary / "it.pth")
