@@ -6,7 +6,6 @@ What is here has been written for CUDA and falls back to plain calls elsewhere.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -58,13 +57,11 @@ class NetworkCall:
 
     def __call__(self, x: Tensor, n: Tensor, **kwargs: Any) -> Any:
         """The network's output."""
-        cast: AbstractContextManager[Any] = nullcontext()
-        if self._dtype is not None:
-            cast = torch.autocast(x.device.type, dtype=self._dtype)
-        with cast:
-            if not self._compile:
-                return self._model(x, n, **kwargs)
-            return self._graph(x.device.type)(x, n, **kwargs)
+        network = self._graph(x.device.type) if self._compile else self._model
+        if self._dtype is None:
+            return network(x, n, **kwargs)
+        with torch.autocast(x.device.type, dtype=self._dtype):
+            return network(x, n, **kwargs)
 
     def arrange(self, x: Tensor) -> Tensor:
         """x in the memory format that the network gets; every later step keeps it."""

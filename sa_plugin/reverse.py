@@ -217,4 +217,9 @@ def split_output(output: Any, x: Tensor, variance: str) -> tuple[Tensor, Tensor 
             raise ValueError(
                 f"the network must return tensors of its input's shape {tuple(x.shape)}, got {got}"
             )
-    return first.to(x.dtype), None if second is None else second.to(x.dtype)
+    return _like(x, first), None if second is None else _like(x, second)
+
+
+def _like(x: Tensor, output: Tensor) -> Tensor:
+    # Asking is cheaper than a conversion that has nothing to do, once a step.
+    return output if output.dtype == x.dtype else output.to(x.dtype)

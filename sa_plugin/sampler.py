@@ -1,14 +1,14 @@
 """The one sampler: any forward process x any reverse variance x any trajectory.
 
 The loop over ``reverse.reverse_moments``. Nothing in it waits for the device: the coefficients are
-moved once, the noise is drawn where the network is, and a network's NaN is noted on the device and
+numbers, the noise is drawn where the network is, and a network's NaN is noted on the device and
 reported at the end of the batch.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from sa_plugin._batches import (
 )
 from sa_plugin._checks import check_choice, check_non_negative, check_whole
 from sa_plugin._execution import NetworkCall, module_of, to_host
-from sa_plugin._tensors import DeviceTables, FirstBad, follow
+from sa_plugin._tensors import FirstBad, follow
 from sa_plugin.prediction import PREDICTS
 from sa_plugin.reverse import ReverseCoefficients, reverse_moments, split_output
 from sa_plugin.schedule import NoiseSchedule
@@ -119,8 +119,9 @@ class Sampler:
             clip_sigma_idx=clip_sigma_idx,
             clip_pixel=clip_pixel,
         )
-        self._tables = DeviceTables(stack=self.coefficients.stack())
-        self._columns: dict[tuple[torch.device, torch.dtype], list[ReverseCoefficients]] = {}
+        # A step's coefficients are numbers: nothing is moved, and a kernel takes them as they are.
+        columns = self.coefficients.stack().T.tolist()
+        self._steps = [ReverseCoefficients.unstack(column) for column in columns]
         self._variance = variance
         self._options: dict[str, Any] = {
             "predicts": predicts,
@@ -139,6 +140,7 @@ class Sampler:
         parameters = () if module is None else module.parameters()
         return next((p.device for p in parameters), torch.device("cpu"))
 
+    @torch.no_grad()
     def sample(
         self,
         shape: Sequence[int],
@@ -258,10 +260,10 @@ class Sampler:
     ) -> Iterator[ReverseStep]:
         descending = self.timesteps[::-1]
         first_bad = FirstBad()
-        for k, (c, t, s) in enumerate(
-            zip(self._steps(x), descending, [*descending[1:], 0], strict=True)
-        ):
-            with torch.no_grad():
+        pairs = zip(descending, [*descending[1:], 0], strict=True)
+        for k, (c, (t, s)) in enumerate(zip(self._steps, pairs, strict=True)):
+            # The mode is the caller's again where a step is handed out.
+            with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
                 n = torch.full((len(x),), t, dtype=torch.int64, device=x.device)
                 output, second = split_output(self._network(x, n, **kwargs), x, self._variance)
                 first_bad.note(t, output, second)
@@ -270,27 +272,10 @@ class Sampler:
                 )
                 x_s = moments.mean
                 if s > 0 and self._is_random:
-                    x_s = x_s + moments.variance**0.5 * draw(k).to(x)
+                    x_s = x_s + draw(k).to(x) * moments.variance**0.5
             yield ReverseStep(t, s, x, x_s, moments.x0, moments.eps)
             x = x_s
         first_bad.refuse()
-
-    def _steps(self, x: Tensor) -> list[ReverseCoefficients]:
-        """The coefficients of each step, on x's device from its first batch on.
-
-        0-d tensors; 0 and infinity stay numbers, for what they stand before costs nothing then.
-        """
-        stack = self._tables.get("stack", x)
-        key = stack.device, stack.dtype
-        if key not in self._columns:
-            rows = self.coefficients.stack().T.tolist()
-            self._columns[key] = [
-                ReverseCoefficients.unstack(
-                    [v if v in (0, math.inf) else column[i] for i, v in enumerate(row)]
-                )
-                for row, column in zip(rows, stack.unbind(1), strict=True)
-            ]
-        return self._columns[key]
 
 
 def to_uint8(x: Tensor) -> Tensor:
