@@ -1,0 +1,30 @@
+"""Rows of Table 1 on Fashion-MNIST, shortened for a CPU: two seeds in an hour of two cores.
+
+0.2M parameters and 25,600 images of training are too few for good pictures; what stands here is
+whether the grid runs on images of 32x32, and which way the differences point so early. The
+experiment in full is configs/fashion_tables.py.
+"""
+
+from configs import digits, fashion
+from configs.comparison import base_comparison, baseline, part, sa
+
+
+def get_config():
+    config = base_comparison()
+    config.name = config.store = "fashion_short"
+    config.title = "The SA loss on Fashion-MNIST, shortened"
+    config.seeds = (0, 1)
+    experiment = fashion.experiment("sn")
+    small = digits.experiment("sn")
+    experiment.network = small.network
+    experiment.base.update(small.base, iterations=800, batch_size=32)
+    experiment.head.update(small.head, iterations=200, batch_size=32)
+    experiment.sample.update(n_images=300, batch_size=100, steps=(10, 25))
+    experiment.evaluate.features = ("fashion_classifier",)
+    config.experiment = experiment
+    config.trainings = {"b": baseline(), "sa": sa()}
+    rows = ("ddpm_small", "sn_ddpm", "ddim")
+    config.parts = {"main": part("Equal iterations", ("b", "sa"), rows, experiment.sample.steps)}
+    config.tables = ("main",)
+    config.gap.trainings = ()
+    return config
