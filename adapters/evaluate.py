@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from adapters.allocator import keep_freed_memory
 from adapters.command import one_line_warnings
 from adapters.evaluation import EXTRAS, Summary, compare, statistics_summary, summarise
 from adapters.features import Extractor, build_extractors, write_atomically
@@ -123,6 +124,7 @@ def table(metrics: dict[str, float]) -> str:
 def main(argv: Sequence[str]) -> int:
     """0: done; 2: bad input, or a missing file or package, told in one line."""
     args = parse(argv)
+    keep_freed_memory()
     with one_line_warnings(MODULE):
         try:
             metrics = run(args)

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adapters.allocator import keep_freed_memory
 from benchmarks import machine
 from sa_plugin import NoiseSchedule, Sampler
 
@@ -145,6 +146,7 @@ def main() -> None:
     args = parse()
     if args.threads:
         torch.set_num_threads(args.threads)
+    keep_freed_memory()  # as the commands do, and for every row
     print(machine.describe(args.device))
     net, shape = machine.network(args.network, args.device)
     x = torch.randn(args.batch, *shape, device=args.device)
