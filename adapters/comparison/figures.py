@@ -42,7 +42,7 @@ def plot_table(path: Path, one: Table) -> None:
     for axes, process in zip(panels.flat, processes, strict=False):
         _draw_panel(axes, one, process)
     figure.suptitle(one.heading, fontsize=11, color=INK, x=0.01, ha="left")
-    figure.supxlabel("sampling steps", fontsize=9, color=INK)
+    figure.supxlabel("sampling steps", x=0.01, ha="left", fontsize=9, color=INK)
     lines, labels = panels.flat[0].get_legend_handles_labels()
     figure.legend(lines, labels, loc="outside lower right", ncols=4, frameon=False, fontsize=9)
     write_figure(path, figure)
