@@ -22,6 +22,7 @@ TUNED_BY = ("GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THR
 def keep_freed_memory() -> bool:
     """Let this process keep what it frees; whether that was done.
 
+    It is for the whole process: a command calls it where it is the program, not where it is called.
     Nothing is done where the C library is not glibc, or where the environment tunes it.
     """
     if any(os.environ.get(name) for name in TUNED_BY):

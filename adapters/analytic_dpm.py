@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from adapters.allocator import keep_freed_memory
 from adapters.experiment import Adapter, run
 from third_party.analytic_dpm.criterions import DDPMDSM, build_criterion
 from third_party.common.schedule import Schedule
@@ -29,4 +30,5 @@ ANALYTIC_DPM = Adapter(
 )
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(run(ANALYTIC_DPM))

@@ -11,7 +11,6 @@ from signal import SIGINT, SIGTERM
 from typing import NoReturn
 
 from adapters import signals
-from adapters.allocator import keep_freed_memory
 
 # All of them; docs/reliability.md says what a batch script can make of them.
 EXIT_FAILED = 1
@@ -41,7 +40,7 @@ def exit_code(
     failed: int = EXIT_BAD_INPUT,
     continues: str = CONTINUES,
 ) -> int:
-    """Do ``work``, its memory kept for itself, and tell what stops it in one line on stderr.
+    """Do ``work`` and tell what stops it in one line on stderr.
 
     Returns:
         0: done; 2: a ValueError; ``failed``: an OSError; 130: stopped by SIGINT; 143: by SIGTERM.
@@ -51,7 +50,6 @@ def exit_code(
         failed: where the command can be repeated after an OSError, EXIT_FAILED, which says so.
         continues: what is added to the lines of a command that can be repeated.
     """
-    keep_freed_memory()
     try:
         with signals.caught():
             work()

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from ml_collections import FrozenConfigDict
 
+from adapters.allocator import keep_freed_memory
 from adapters.command import EXIT_FAILED, OwnOptions, exit_code
 from adapters.comparison.cost import plan_text
 from adapters.comparison.grid import COMPARISON, Grid
@@ -106,4 +107,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main(sys.argv))

@@ -124,7 +124,6 @@ def table(metrics: dict[str, float]) -> str:
 def main(argv: Sequence[str]) -> int:
     """0: done; 2: bad input, or a missing file or package, told in one line."""
     args = parse(argv)
-    keep_freed_memory()
     with one_line_warnings(MODULE):
         try:
             metrics = run(args)
@@ -141,4 +140,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main(sys.argv))

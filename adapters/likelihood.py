@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adapters.allocator import keep_freed_memory
 from adapters.analytic_dpm import ANALYTIC_DPM
 from adapters.command import OwnOptions, exit_code
 from adapters.config import CommandLine, check_holds, read_command_line
@@ -262,4 +263,5 @@ def _whole_numbers(name: str, values: Sequence[Any]) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main(sys.argv))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+from adapters.allocator import keep_freed_memory
 from adapters.experiment import Adapter, run
 
 NPR_DPM = Adapter(
@@ -17,4 +18,5 @@ NPR_DPM = Adapter(
 )
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(run(NPR_DPM))

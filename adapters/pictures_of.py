@@ -12,6 +12,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from adapters.allocator import keep_freed_memory
 from adapters.command import OwnOptions, exit_code
 from adapters.config import CommandLine, check_holds, read_command_line
 from adapters.experiment import Experiment
@@ -107,4 +108,5 @@ def _variances(
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main(sys.argv))

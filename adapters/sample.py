@@ -21,6 +21,7 @@ import torch
 from ml_collections import FrozenConfigDict
 from torch import Tensor
 
+from adapters.allocator import keep_freed_memory
 from adapters.analytic_dpm import ANALYTIC_DPM
 from adapters.command import EXIT_FAILED, OwnOptions, exit_code, one_line_warnings
 from adapters.config import claimed, read_command_line
@@ -263,4 +264,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main(sys.argv))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from adapters.allocator import keep_freed_memory
 from adapters.experiment import Adapter, run
 
 SN_DPM = Adapter(
@@ -14,4 +15,5 @@ SN_DPM = Adapter(
 )
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(run(SN_DPM))

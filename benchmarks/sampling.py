@@ -146,7 +146,6 @@ def main() -> None:
     args = parse()
     if args.threads:
         torch.set_num_threads(args.threads)
-    keep_freed_memory()  # as the commands do, and for every row
     print(machine.describe(args.device))
     net, shape = machine.network(args.network, args.device)
     x = torch.randn(args.batch, *shape, device=args.device)
@@ -192,4 +191,5 @@ def parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as the commands do, and for every row
     main()

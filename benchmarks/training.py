@@ -170,7 +170,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.variance and args.network != "digits":
         parser.error(f"--variance needs --network digits, got {args.network!r}")
-    keep_freed_memory()  # as the commands do, and for every row
     args.batch = args.batch or (8 if args.device == "cpu" else 128)
     args.repeats = args.repeats or (400 if args.variance else 7)
     print(f"{args.network}, batch {args.batch}; {machine.describe(args.device)}\n")
@@ -185,4 +184,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as the commands do, and for every row
     main()
