@@ -1,4 +1,4 @@
-"""Freed memory stays in the process: a CPU's training step is a tenth faster for it.
+"""Freed memory stays in the process: a CPU's training step is 5 to 12 % faster for it.
 
 A network call takes and frees the same hundreds of megabytes again and again. glibc returns large
 blocks to the system, which clears each page before it hands it out once more. The most that a
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 
 # <malloc.h>
 M_TRIM_THRESHOLD = -1
@@ -27,7 +28,7 @@ def keep_freed_memory() -> bool:
     """
     if any(os.environ.get(name) for name in TUNED_BY):
         return False
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "gnu_get_libc_version"):
+    if platform.libc_ver()[0] != "glibc":
         return False
+    libc = ctypes.CDLL(None)
     return bool(libc.mallopt(M_TRIM_THRESHOLD, MOST) and libc.mallopt(M_MMAP_MAX, 0))

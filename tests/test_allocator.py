@@ -12,7 +12,7 @@ glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C 
 
 PAGES = 1000  # of 64 blocks of 1 MiB in pages of 64 KiB; of the usual 4 KiB they have 16,384
 SCRIPT = """
-import resource, sys
+import resource
 import torch
 from adapters.allocator import keep_freed_memory
 kept = keep_freed_memory()

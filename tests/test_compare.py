@@ -421,6 +421,8 @@ def test_a_longer_training_goes_on_from_the_shorter_one(tmp_path):
         assert compare(tmp_path / name, *tables, f"--config.parts.compute.lines={chosen}") == 0
         (weights,) = (tmp_path / name / "trainings").rglob("8.ckpt/ema_models_states/model.pth")
         found.append((weights.read_bytes(), (weights.parents[3] / "log.csv").read_text()))
+        # Its own run has no checkpoint half way: that one is the shorter training's.
+        assert (weights.parents[2] / "4.ckpt").is_dir() == (name == "both")
     assert found[0] == found[1]
     words = options(tmp_path / "new", *tables, f"--config.parts.compute.lines={lines['both']}")
     plan = plan_of(tmp_path / "new", [word for word in words if not word.startswith("--workers")])

@@ -16,7 +16,8 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,28 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     Where there is no room, an OSError; what was written of it is taken away again.
     """
     path = folder / f"{checkpoint.iteration}.ckpt"
+    with _whole(path) as temporary:
+        _write_states(temporary, checkpoint)
+    return path
+
+
+def copy_checkpoint(path: Path, folder: Path) -> Path:
+    """Copy the checkpoint `path` into `folder`, whole or not at all, and return its path."""
+    copy = folder / path.name
+    with _whole(copy) as temporary:
+        shutil.copytree(path, temporary)
+        for file in temporary.rglob("*.pth"):
+            _sync(file)
+    return copy
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A folder that becomes `path` when it has been filled; taken away where there is no room."""
     temporary = path.with_name(path.name + TEMPORARY)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        _write_states(temporary, checkpoint)
+        yield temporary
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -67,22 +86,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         # Only a damaged one is ever replaced: an intact one would have been continued from.
         shutil.rmtree(path)
     temporary.rename(path)
-    _sync(folder)
-    return path
-
-
-def copy_checkpoint(path: Path, folder: Path) -> Path:
-    """Copy the checkpoint `path` into `folder`, where none of its name may be, and return its path.
-
-    As with `write_checkpoint`, it is there whole or not at all.
-    """
-    copy = folder / path.name
-    temporary = copy.with_name(copy.name + TEMPORARY)
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(path, temporary)
-    temporary.rename(copy)
-    _sync(folder)
-    return copy
+    _sync(path.parent)
 
 
 def _write_states(temporary: Path, checkpoint: Checkpoint) -> None:
@@ -200,8 +204,8 @@ def _save(value: Any, path: Path) -> None:
         os.fsync(file.fileno())  # else a power cut after the rename could leave empty files
 
 
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
