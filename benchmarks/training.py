@@ -131,18 +131,29 @@ def timed(step: Step, v: Tensor) -> tuple[float, float]:
 
 
 def table(results: dict[Variant, tuple[list[float], float]]) -> str:
-    """Markdown: medians, quartiles, and the ratio of medians to our plain step (the first row)."""
+    """Markdown: times, and their ratios to our plain step's (the first row).
+
+    The ratio is of medians; the quartiles beside it are of the ratios within a round.
+    """
     memory = any(peak for _, peak in results.values())
     plain, plain_peak = next(iter(results.values()))
     reference = median(plain)
-    head = "| step | ms, median (quartiles) | of plain |"
+    head = "| step | ms, median (quartiles) | of plain (quartiles within a round) |"
     lines = [head + " peak MiB, of plain |" * memory, "|---|---|---|" + "---|" * memory]
     for row, (seconds, peak) in results.items():
         low, middle, high = (1e3 * q for q in quantiles(seconds, n=4))
         line = f"| {row.title} | {middle:.4g} ({low:.4g} to {high:.4g}) "
-        line += f"| {middle / reference / 1e3:.2f} |"
+        line += f"| {middle / reference / 1e3:.2f}{_spread(seconds, plain)} |"
         lines.append(line + (f" {peak:.0f}, {peak / plain_peak:.2f} |" if memory else ""))
     return "\n".join(lines)
+
+
+def _spread(seconds: list[float], plain: list[float]) -> str:
+    """Quartiles of the ratio within a round; nothing for the plain step itself."""
+    if seconds is plain:
+        return ""
+    low, _, high = quantiles([s / p for s, p in zip(seconds, plain, strict=True)], n=4)
+    return f" ({low:.2f} to {high:.2f})"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

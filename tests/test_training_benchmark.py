@@ -9,7 +9,7 @@ from torch import nn
 
 from benchmarks import machine, training_steps
 from benchmarks.gradients import BLOCKS, Sums, gradient_table
-from benchmarks.training import chosen_variants, main, parse_variants
+from benchmarks.training import chosen_variants, main, parse_variants, table
 from benchmarks.training_steps import HOST, Variant, build_steps, make_network
 
 FEW = ["--network=digits", "--batch=2", "--repeats=2", "--warmup=0"]
@@ -50,6 +50,14 @@ def test_rows_are_those_asked_for(tiny, capsys):
     ]
     assert "| 1.00 |" in said
     assert "peak memory of this process" in said
+
+
+def test_ratios_are_of_medians_and_their_quartiles_of_rounds():
+    rows = {Variant("plain"): [1.0, 2.0, 4.0, 8.0], Variant("all", 2): [2.0, 2.0, 12.0, 8.0]}
+    said = table({row: (seconds, 0.0) for row, seconds in rows.items()}).splitlines()
+    assert said[-2].endswith("| 1.00 |")
+    # Medians 5 and 3; the ratios of the rounds are 2, 1, 3, 1.
+    assert said[-1].endswith("| 1.67 (1.00 to 2.75) |")
 
 
 def test_a_memory_layout_has_one_network_and_every_row_trains_it(tiny):

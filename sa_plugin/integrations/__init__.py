@@ -1,4 +1,4 @@
-"""The SA loss and the optimal reverse variances in the terms of other libraries, one module each.
+"""The SA loss and the optimal reverse variances in the terms of other libraries.
 
 Each needs its library, and nothing else in sa_plugin imports it.
 """

@@ -1,8 +1,4 @@
-r"""diffusers: the SA loss in its training loops, the optimal reverse variances as a scheduler.
-
-diffusers counts timesteps 0..T-1, so that its timestep is n - 1, and keeps float32 tables. Its
-UNets return an output object with ``.sample``; learned variances and second heads are channels.
-"""
+"""DDPM and DDIM with the optimal reverse variances, as a scheduler of diffusers."""
 
 from __future__ import annotations
 
@@ -10,159 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from diffusers import DDPMScheduler, SchedulerMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
 
-from sa_plugin._checks import check_choice, check_non_negative, check_whole
-from sa_plugin._extras import explain_absence
+from sa_plugin._checks import check_non_negative, check_whole
 from sa_plugin._tensors import DeviceTables
-from sa_plugin.loss import SALoss, SALossOutput
+from sa_plugin.integrations.diffusers.models import noise_schedule, predicts_of
 from sa_plugin.reverse import ReverseCoefficients, reverse_moments
 from sa_plugin.schedule import NoiseSchedule
 from sa_plugin.trajectory import resolve_trajectory
 from sa_plugin.variance import NEEDS_SECOND, check_gamma, check_variance
-from sa_plugin.wrappers import EpsModel
-
-try:
-    from diffusers import DDPMScheduler, SchedulerMixin
-    from diffusers.configuration_utils import ConfigMixin, register_to_config
-    from diffusers.utils import BaseOutput
-    from diffusers.utils.torch_utils import randn_tensor
-except ModuleNotFoundError as error:
-    raise explain_absence(error, "diffusers", "diffusers") from None
-
-PREDICTION_TYPES = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-
-
-def noise_schedule(scheduler: Any) -> NoiseSchedule:
-    """The float64 schedule of a diffusers scheduler, step n for its timestep n - 1.
-
-    Built from its ``betas``: a float32 beta is good to 6e-8 of itself, and so then is every table.
-    ``alphas_cumprod`` would not do: 1 - alphas_cumprod[0] has lost half of its digits in float32.
-
-    Raises:
-        ValueError: no betas, betas outside (0, 1) (schedules rescaled to a zero terminal SNR end at
-            1), or ``alphas_cumprod`` that does not belong to them.
-    """
-    if isinstance(scheduler, OptimalVarianceScheduler):
-        return scheduler.schedule
-    betas = getattr(scheduler, "betas", None)
-    if not isinstance(betas, Tensor):
-        raise ValueError(f"{type(scheduler).__name__} has no betas to build a noise schedule from")
-    schedule = NoiseSchedule.from_betas(betas.detach().double().cpu().numpy())
-    cumulated = getattr(scheduler, "alphas_cumprod", None)
-    if cumulated is not None:
-        values = cumulated.detach().double().cpu().numpy()
-        if not np.allclose(values, schedule.cum_alphas[1:], rtol=1e-3, atol=0):
-            raise ValueError(
-                f"alphas_cumprod of {type(scheduler).__name__} is not the cumulative product of "
-                "1 - betas; a scheduler that changes one of them alone has no forward process"
-            )
-    return schedule
-
-
-def unet_model(unet: Any, scheduler: Any, *, second: bool = False) -> Any:
-    """A diffusers UNet as the network that ``Sampler``, ``estimate_gamma`` and ``SALoss`` call.
-
-    Args:
-        unet: ``(x, timestep, **kwargs)`` -> an object with ``.sample``, a tuple or a tensor.
-        scheduler: what it was trained with, for the schedule and ``prediction_type``.
-        second: return the pair (eps, the channels after the first C), as "npr", "sn" and "iddpm"
-            need it; else further channels are cut off.
-
-    Raises:
-        ValueError: an unknown ``prediction_type``, or a scheduler that ``noise_schedule`` refuses.
-    """
-    model = EpsModel(
-        _UNet(unet, cut=not second),
-        noise_schedule(scheduler),
-        index_from=0,
-        predicts=_predicts(scheduler.config.prediction_type),
-        output="channels" if second else "one",
-    )
-    return model.with_second if second else model
-
-
-class DiffusersSALoss:
-    """L_simple + lambda L_sa with the arguments that a diffusers training loop has at hand::
-
-        loss = F.mse_loss(model_output, noise)                                        # before
-        loss = sa_loss(model, clean_images, noise, timesteps, model_output).total     # after
-
-    Both terms compare noises, whatever the network predicts: the epsilon loss, for "sample" the
-    official example's SNR-weighted loss, for "v_prediction" cum_alpha times the v loss. Means over
-    an image's dimensions, as ``F.mse_loss`` has it. Learned-range channels get no gradient from it.
-
-    Args:
-        scheduler: the noise scheduler of the loop.
-        K, lam, options: as in ``SALoss``.
-
-    Raises:
-        ValueError: as ``SALoss`` and ``unet_model``.
-    """
-
-    def __init__(
-        self,
-        scheduler: Any,
-        K: int = 2,
-        lam: float = 1.0,
-        *,
-        reduction: str = "mean",
-        **options: Any,
-    ) -> None:
-        self.scheduler = scheduler
-        self.loss = SALoss(noise_schedule(scheduler), K, lam, reduction=reduction, **options)
-        self._eps_model = EpsModel(
-            _call_unet,
-            self.loss.schedule,
-            index_from=0,
-            predicts=_predicts(scheduler.config.prediction_type),
-        )
-
-    def __call__(
-        self,
-        unet: Any,
-        clean_images: Tensor,
-        noise: Tensor,
-        timesteps: Tensor,
-        model_output: Any = None,
-        *,
-        noises: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        **unet_kwargs: Any,
-    ) -> SALossOutput:
-        """The loss; K - 1 network calls where ``model_output`` is handed in, else K.
-
-        Args:
-            unet: see ``unet_model``.
-            clean_images: [B, C, H, W] in [-1, 1].
-            noise: [B, C, H, W], the noise at ``timesteps``.
-            timesteps: integers [B] in 0..T-1.
-            model_output: what the network returned at ``scheduler.add_noise(clean_images, noise,
-                timesteps)``, with its graph; None: it is called here.
-            noises: [K-1, B, C, H, W], the noises of the window's other steps; drawn if not given.
-            unet_kwargs: go to every call; tensors of length B (``class_labels``) follow their rows.
-        """
-        n = timesteps + 1
-        noisy = self.scheduler.add_noise(clean_images, noise, timesteps)
-        if model_output is None:
-            own = self._eps_model(noisy, n.to(noisy.device), unet=unet, **unet_kwargs)
-        else:
-            own = self._eps_model.eps_of(_unpack(model_output, noisy, cut=True), noisy, n)
-        simple, sa = self.loss.sa_term(
-            self._eps_model,
-            clean_images,
-            n,
-            noise,
-            own,
-            noise=noises,
-            generator=generator,
-            unet=unet,
-            **unet_kwargs,
-        )
-        total = simple.mean() + self.loss.lam * sa.mean()
-        return SALossOutput(total, simple.mean(), sa.mean(), n, simple, sa)
 
 
 @dataclass
@@ -232,7 +89,7 @@ class OptimalVarianceScheduler(SchedulerMixin, ConfigMixin):
     ) -> None:
         check_variance(variance, forward, eta)
         check_non_negative("clip_pixel", clip_pixel)
-        self._predicts = _predicts(prediction_type)
+        self._predicts = predicts_of(prediction_type)
         for name, allowed in (
             ("clip_sample_range", 1.0),
             ("thresholding", False),
@@ -365,32 +222,3 @@ class OptimalVarianceScheduler(SchedulerMixin, ConfigMixin):
                 f"{self.config.variance!r}, got {output.shape[1]}"
             )
         return output[:, :channels], output[:, channels:] if needs else None
-
-
-class _UNet(nn.Module):
-    """A UNet's call with its output unpacked; holds it as a module, so that its device is seen."""
-
-    def __init__(self, unet: Any, cut: bool) -> None:
-        super().__init__()
-        self.unet = unet
-        self.cut = cut
-
-    def forward(self, x: Tensor, time: Tensor, **kwargs: Any) -> Tensor:
-        return _call_unet(x, time, unet=self.unet, cut=self.cut, **kwargs)
-
-
-def _call_unet(x: Tensor, time: Tensor, *, unet: Any, cut: bool = True, **kwargs: Any) -> Tensor:
-    return _unpack(unet(x, time, **kwargs), x, cut)
-
-
-def _unpack(output: Any, x: Tensor, cut: bool) -> Tensor:
-    """The tensor in what a UNet returned; ``cut`` leaves x's channels."""
-    sample = getattr(output, "sample", None)
-    if sample is None:
-        sample = output[0] if isinstance(output, tuple) else output
-    return sample[:, : x.shape[1]] if cut else sample
-
-
-def _predicts(prediction_type: str) -> str:
-    check_choice("prediction_type", prediction_type, tuple(PREDICTION_TYPES))
-    return PREDICTION_TYPES[prediction_type]

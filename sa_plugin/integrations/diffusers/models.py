@@ -1,0 +1,93 @@
+"""diffusers' schedulers and UNets as the schedule and the network that this package works with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from sa_plugin._checks import check_choice
+from sa_plugin.schedule import NoiseSchedule
+from sa_plugin.wrappers import EpsModel
+
+PREDICTION_TYPES = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+
+
+def noise_schedule(scheduler: Any) -> NoiseSchedule:
+    """The float64 schedule of a diffusers scheduler, step n for its timestep n - 1.
+
+    Built from its ``betas``: a float32 beta is good to 6e-8 of itself, and so then is every table.
+    ``alphas_cumprod`` would not do: 1 - alphas_cumprod[0] has lost half of its digits in float32.
+
+    Raises:
+        ValueError: no betas, betas outside (0, 1) (schedules rescaled to a zero terminal SNR end at
+            1), or ``alphas_cumprod`` that does not belong to them.
+    """
+    schedule = getattr(scheduler, "schedule", None)
+    if isinstance(schedule, NoiseSchedule):  # an OptimalVarianceScheduler's
+        return schedule
+    betas = getattr(scheduler, "betas", None)
+    if not isinstance(betas, Tensor):
+        raise ValueError(f"{type(scheduler).__name__} has no betas to build a noise schedule from")
+    schedule = NoiseSchedule.from_betas(betas.detach().double().cpu().numpy())
+    cumulated = getattr(scheduler, "alphas_cumprod", None)
+    if cumulated is not None:
+        values = cumulated.detach().double().cpu().numpy()
+        if not np.allclose(values, schedule.cum_alphas[1:], rtol=1e-3, atol=0):
+            raise ValueError(
+                f"alphas_cumprod of {type(scheduler).__name__} is not the cumulative product of "
+                "1 - betas; a scheduler that changes one of them alone has no forward process"
+            )
+    return schedule
+
+
+def unet_model(unet: Any, scheduler: Any, *, second: bool = False) -> Any:
+    """A diffusers UNet as the network that ``Sampler``, ``estimate_gamma`` and ``SALoss`` call.
+
+    Args:
+        unet: ``(x, timestep, **kwargs)`` -> an object with ``.sample``, a tuple or a tensor.
+        scheduler: what it was trained with, for the schedule and ``prediction_type``.
+        second: return the pair (eps, the channels after the first C), as "npr", "sn" and "iddpm"
+            need it; else further channels are cut off.
+
+    Raises:
+        ValueError: an unknown ``prediction_type``, or a scheduler that ``noise_schedule`` refuses.
+    """
+    model = EpsModel(
+        _UNet(unet, cut=not second),
+        noise_schedule(scheduler),
+        index_from=0,
+        predicts=predicts_of(scheduler.config.prediction_type),
+        output="channels" if second else "one",
+    )
+    return model.with_second if second else model
+
+
+class _UNet(nn.Module):
+    """A UNet's call with its output unpacked; holds it as a module, so that its device is seen."""
+
+    def __init__(self, unet: Any, cut: bool) -> None:
+        super().__init__()
+        self.unet = unet
+        self.cut = cut
+
+    def forward(self, x: Tensor, time: Tensor, **kwargs: Any) -> Tensor:
+        return call_unet(x, time, unet=self.unet, cut=self.cut, **kwargs)
+
+
+def call_unet(x: Tensor, time: Tensor, *, unet: Any, cut: bool = True, **kwargs: Any) -> Tensor:
+    return unpack(unet(x, time, **kwargs), x, cut)
+
+
+def unpack(output: Any, x: Tensor, cut: bool) -> Tensor:
+    """The tensor in what a UNet returned; ``cut`` leaves x's channels."""
+    sample = getattr(output, "sample", None)
+    if sample is None:
+        sample = output[0] if isinstance(output, tuple) else output
+    return sample[:, : x.shape[1]] if cut else sample
+
+
+def predicts_of(prediction_type: str) -> str:
+    check_choice("prediction_type", prediction_type, tuple(PREDICTION_TYPES))
+    return PREDICTION_TYPES[prediction_type]
