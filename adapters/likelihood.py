@@ -24,7 +24,7 @@ from torch import Tensor
 from adapters.allocator import keep_freed_memory
 from adapters.analytic_dpm import ANALYTIC_DPM
 from adapters.command import OwnOptions, exit_code
-from adapters.config import CommandLine, check_holds, read_command_line
+from adapters.config import CommandLine, check_holds, claimed, read_command_line
 from adapters.experiment import Adapter, Experiment, load_dataset
 from adapters.features import write_atomically
 from adapters.npr_dpm import NPR_DPM
@@ -71,12 +71,14 @@ def main(argv: Sequence[str]) -> int:
 def _run(argv: Sequence[str]) -> None:
     own, rest = _parser().parse_known_args(list(argv[1:]))
     line = read_command_line([argv[0], *rest], (), MODULE)
-    cells = LikelihoodCells(_experiment(line), own)
+    experiment = _experiment(line)
     if line.dry_run:
-        print(cells.plan())
+        print(LikelihoodCells(experiment, own).plan())
         return
-    cells.run()
-    print(cells.table())
+    with claimed(line.workdir, experiment.adapter.recorded(line.config)):
+        cells = LikelihoodCells(experiment, own)  # reads what is stored: none but us adds to it now
+        cells.run()
+        print(cells.table())
 
 
 def _parser() -> OwnOptions:

@@ -19,7 +19,7 @@ import multiprocessing
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from statistics import median, quantiles
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -133,27 +133,28 @@ def timed(step: Step, v: Tensor) -> tuple[float, float]:
 def table(results: dict[Variant, tuple[list[float], float]]) -> str:
     """Markdown: times, and their ratios to our plain step's (the first row).
 
-    The ratio is of medians; the quartiles beside it are of the ratios within a round.
+    The ratio is of medians; beside it the 95 % interval for the median of the rounds' own ratios,
+    which a change of the machine's speed from round to round does not touch.
     """
     memory = any(peak for _, peak in results.values())
     plain, plain_peak = next(iter(results.values()))
     reference = median(plain)
-    head = "| step | ms, median (quartiles) | of plain (quartiles within a round) |"
+    head = "| step | ms, median (quartiles) | of plain [95 %, rounds] |"
     lines = [head + " peak MiB, of plain |" * memory, "|---|---|---|" + "---|" * memory]
     for row, (seconds, peak) in results.items():
-        low, middle, high = (1e3 * q for q in quantiles(seconds, n=4))
-        line = f"| {row.title} | {middle:.4g} ({low:.4g} to {high:.4g}) "
-        line += f"| {middle / reference / 1e3:.2f}{_spread(seconds, plain)} |"
+        line = f"| {row.title} | {machine.quartiles([1e3 * s for s in seconds], '{:.4g}')} "
+        line += f"| {median(seconds) / reference:.2f}{_interval(seconds, plain)} |"
         lines.append(line + (f" {peak:.0f}, {peak / plain_peak:.2f} |" if memory else ""))
     return "\n".join(lines)
 
 
-def _spread(seconds: list[float], plain: list[float]) -> str:
-    """Quartiles of the ratio within a round; nothing for the plain step itself."""
+def _interval(seconds: list[float], plain: list[float]) -> str:
+    """Of the median over rounds of the ratio; nothing for the plain step itself."""
     if seconds is plain:
         return ""
-    low, _, high = quantiles([s / p for s, p in zip(seconds, plain, strict=True)], n=4)
-    return f" ({low:.2f} to {high:.2f})"
+    ratios = [s / p for s, p in zip(seconds, plain, strict=True)]
+    low, high = machine.median_interval(ratios)
+    return f" [{low:.2f}, {high:.2f}]"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

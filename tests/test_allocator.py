@@ -1,11 +1,14 @@
 """Whether freed memory stays in the process, by the page faults of taking it again."""
 
+import argparse
 import platform
 import subprocess
 
 import pytest
 
 from adapters.allocator import TUNED_BY, keep_freed_memory
+from benchmarks.allocator import Measured, measure, row
+from benchmarks.training_steps import Variant
 from tests.children import ROOT, command_of
 
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
@@ -56,3 +59,22 @@ def test_without_it_the_memory_is_asked_of_the_system_again():
     kept, faults = kept_and_faults({"MALLOC_TRIM_THRESHOLD_": "131072"})
     assert not kept
     assert faults >= PAGES
+
+
+@glibc
+def test_the_benchmark_s_processes_differ_in_their_page_faults(monkeypatch):
+    for name in TUNED_BY:
+        monkeypatch.delenv(name, raising=False)
+    args = argparse.Namespace(network="digits", batch=128, threads=1, repeats=2, warmup=1)
+    args.device = "cpu"
+    as_is, kept = measure(args, Variant("one", 2))
+    assert len(as_is) == len(kept) == args.repeats
+    assert all(m.seconds > 0 and m.peak > 100 for m in as_is + kept)
+    assert max(m.faults for m in kept) < min(m.faults for m in as_is)
+
+
+def test_the_benchmark_s_ratio_is_of_steps_made_one_after_the_other():
+    as_is = [Measured(s, 100, 50) for s in (0.1, 0.2, 0.4)]
+    kept = [Measured(s, 0, 51) for s in (0.1, 0.1, 0.1)]
+    said = row(Variant("one", 2), (as_is, kept))
+    assert said == "| SA-2 one | 200 | 100 | 0.500 (0.375 to 0.750) | 100 | 0 | 50 | 51 |"

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from adapters import likelihood
+from adapters import config, likelihood
+from adapters.locks import locked
 from sa_plugin.gamma import Gamma
 from sa_plugin.likelihood import negative_elbo
 from tests.test_adapters import call, command, experiment
@@ -139,6 +140,17 @@ def test_a_folder_without_a_run_is_left_alone(tmp_path, capsys):
     assert run("analytic", tmp_path / "none") == 2
     assert "holds no run: run python -m adapters.analytic_dpm first" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_a_folder_where_another_run_is_at_work_is_refused(workdir, monkeypatch, capsys):
+    monkeypatch.setattr(config, "PATIENCE", 0.1)
+    with locked(workdir / config.LOCK_FILE) as ours:
+        assert ours
+        assert run("analytic", workdir, "--dry_run") == 0
+        assert run("analytic", workdir, "--variances=small", "--steps=3") == 2
+        assert "another run is at work in" in capsys.readouterr().err
+        assert not (workdir / "likelihood.json").exists()
+    assert run("analytic", workdir, "--variances=small", "--steps=3") == 0
 
 
 def test_an_unfinished_run_says_what_is_missing(workdir, capsys):

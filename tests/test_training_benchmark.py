@@ -52,12 +52,12 @@ def test_rows_are_those_asked_for(tiny, capsys):
     assert "peak memory of this process" in said
 
 
-def test_ratios_are_of_medians_and_their_quartiles_of_rounds():
+def test_ratios_are_of_medians_and_their_interval_of_rounds():
     rows = {Variant("plain"): [1.0, 2.0, 4.0, 8.0], Variant("all", 2): [2.0, 2.0, 12.0, 8.0]}
     said = table({row: (seconds, 0.0) for row, seconds in rows.items()}).splitlines()
-    assert said[-2].endswith("| 1.00 |")
-    # Medians 5 and 3; the ratios of the rounds are 2, 1, 3, 1.
-    assert said[-1].endswith("| 1.67 (1.00 to 2.75) |")
+    assert said[-2].endswith("| 3000 (1750 to 5000) | 1.00 |")
+    # Medians 5 and 3; the rounds' ratios are 2, 1, 3, 1: too few for an interval within them.
+    assert said[-1].endswith("| 5000 (2000 to 9000) | 1.67 [1.00, 3.00] |")
 
 
 def test_a_memory_layout_has_one_network_and_every_row_trains_it(tiny):
