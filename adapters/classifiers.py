@@ -145,8 +145,12 @@ def load(
     digest = hashlib.sha256(repr(sorted(key.items())).encode()).hexdigest()[:12]
     path = cache_dir / f"{NAMES[dataset]}-{digest}.pt"
     model = _blank(images.shape[-1], settings)
-    if _load_cache(path, key, model):
-        return model.eval().requires_grad_(False)
+    if path.exists():
+        try:
+            if read_cache(path, key, model):
+                return model.eval().requires_grad_(False)
+        except ValueError as error:
+            warnings.warn(str(error), stacklevel=2)
     model = train(images, labels, settings)
     buffer = io.BytesIO()
     torch.save({"key": key, "state": model.state_dict()}, buffer)
@@ -176,20 +180,18 @@ def _blank(size: int, settings: ClassifierSettings) -> Classifier:
     return Classifier(size, settings.width, settings.dim, settings.dropout)
 
 
-def _load_cache(path: Path, key: dict[str, object], model: nn.Module) -> bool:
-    """Whether a cache file has given ``model`` its weights, made as ``key`` says."""
-    if not path.exists():
-        return False
-    try:
-        with reading(path, "cannot be read and is made anew") as file:
-            stored = load_tensors(file)
-            if stored["key"] != key:
-                return False
-            model.load_state_dict(stored["state"])
-            return True
-    except ValueError as error:
-        warnings.warn(str(error), stacklevel=3)
-        return False
+def read_cache(path: Path, key: dict[str, object], model: nn.Module) -> bool:
+    """Give ``model`` a cache file's weights; False if they were not made as ``key`` says.
+
+    Raises:
+        ValueError: a file that cannot be read, or other weights than ``model`` has.
+    """
+    with reading(path, "cannot be read and is made anew") as file:
+        stored = load_tensors(file)
+        if stored["key"] != key:
+            return False
+        model.load_state_dict(stored["state"])
+    return True
 
 
 @contextmanager

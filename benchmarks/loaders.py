@@ -20,6 +20,7 @@ from ml_collections import FrozenConfigDict
 from PIL import Image
 from torch import Tensor
 
+from adapters.classifiers import Classifier, read_cache
 from adapters.comparison.tasks import DAMAGED, as_result
 from adapters.config import check_holds, claimed
 from adapters.image_sources import open_images
@@ -184,6 +185,26 @@ def _read_all(source: Path) -> Any:
     return list(open_images(str(source)).uint8_batches(4))
 
 
+_CLASSIFIER = {"format": 1, "data": "0" * 64, "width": 1}
+
+
+def _classifier() -> Classifier:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return Classifier(8, width=1, dim=2, dropout=0.0)
+
+
+def _write_classifier(path: Path) -> None:
+    torch.save({"key": _CLASSIFIER, "state": _classifier().state_dict()}, path)
+
+
+def _read_classifier(path: Path) -> Any:
+    model = _classifier()
+    if not read_cache(path, _CLASSIFIER, model):
+        raise ValueError(f"{path} was made otherwise")
+    return model.state_dict()
+
+
 def _write_text(content: Any) -> Callable[[Path], object]:
     return lambda path: path.write_text(json.dumps(content, indent=2))
 
@@ -226,6 +247,9 @@ LOADERS: dict[str, Loader] = {
     ),
     "published checkpoint of SA-DPM": Loader(
         "ckpt_5.pth", _write_sa_dpm, lambda p: read_published(p).state(), has_sums=True
+    ),
+    "classifier, cached": Loader(
+        "classifier.pt", _write_classifier, _read_classifier, has_sums=True
     ),
     "unfinished Gamma": Loader(
         "state.pth", lambda p: _store(p).save(Tally(3)), _read_tally, has_sums=True
