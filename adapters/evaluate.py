@@ -5,7 +5,8 @@
 
 IMAGES: a folder of PNG or JPEG files, an .npz (uint8, NHWC), tar shards (a file, or their folder),
 or a dataset (``cifar10``, ``cifar10:test``). REFERENCE: the same, or statistics (an npz file with
-``mu`` and ``sigma``, as pytorch-fid's). FID and Inception Score come from one Inception pass.
+``mu`` and ``sigma``, as pytorch-fid's). The features "inception" give FID and, of the same pass,
+the score ``is_inception``; torch-fidelity's Inception Score is that of "inception_tf".
 """
 
 from __future__ import annotations
@@ -20,7 +21,14 @@ import torch
 
 from adapters.allocator import keep_freed_memory
 from adapters.command import one_line_warnings
-from adapters.evaluation import EXTRAS, Summary, compare, statistics_summary, summarise
+from adapters.evaluation import (
+    EXTRAS,
+    Summary,
+    check_extras,
+    compare,
+    statistics_summary,
+    summarise,
+)
 from adapters.features import Extractor, build_extractors, write_atomically
 from adapters.image_sources import open_images
 from sa_plugin.metrics import Statistics, is_statistics
@@ -73,6 +81,7 @@ def run(args: argparse.Namespace) -> dict[str, float]:
         if not isinstance(reference, Summary):
             batches = reference.uint8_batches(args.batch_size)
             reference = summarise(batches, extractors, keep_features=bool(extras))
+        check_extras(extras, reference)  # before the pass over the images
     samples = summarise(
         images.uint8_batches(args.batch_size),
         extractors,

@@ -4,7 +4,8 @@
     table_row = evaluate(sampler.stream(...), reference)
 
 The keys name the feature space: ``frechet_pixels``, ``is_digit_classifier``. Inception's features
-alone give ``fid`` and ``inception_score``.
+alone give ``fid`` (and ``is_inception``, the score of the same pass) and, on torch-fidelity's own
+input, ``inception_score`` (see adapters/inception.py).
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ def evaluate(
     ``extras``: also ``kid_NAME`` and ``kid_NAME_std`` ("kid"), ``precision_NAME`` and
     ``recall_NAME`` ("precision_recall"), for which the reference must have kept its features.
     """
-    _check_extras(extras, reference)
+    check_extras(extras, reference)
     samples = summarise(
         batches,
         reference.extractors,
@@ -147,7 +148,7 @@ def compare(
     samples: Summary, reference: Summary, *, splits: int = 10, extras: Sequence[str] = ()
 ) -> dict[str, float]:
     """``evaluate`` for samples that have been summarised."""
-    _check_extras(extras, reference)
+    check_extras(extras, reference)
     metrics = {"n_images": float(samples.count)}
     if samples.variance is not None:
         metrics["sample_variance"] = samples.variance
@@ -177,7 +178,8 @@ def statistics_summary(
     return Summary(tuple(extractors), count, None, None, dict(statistics), {})
 
 
-def _check_extras(extras: Sequence[str], reference: Summary) -> None:
+def check_extras(extras: Sequence[str], reference: Summary) -> None:
+    """ValueError for extras that there are not, or that the reference has no features for."""
     for extra in extras:
         if extra not in EXTRAS:
             raise ValueError(f"extras must be among {list(EXTRAS)}, got {extra!r}")
@@ -232,6 +234,6 @@ class PixelVariance:
         if self.count < 2:
             raise ValueError(f"batches must hold at least 2 images, got {self.count or 'none'}")
         sums, squares = self.sums
-        # n sum(p^2) - sum(p)^2 fits int64 up to ten million images.
-        scatter = (self.count * squares - sums.square()).sum().item()
+        # Of a pixel, n sum(p^2) - sum(p)^2 fits int64 up to ten million images; of all pixels not.
+        scatter = sum((self.count * squares - sums.square()).flatten().tolist())
         return scatter / (self.count * (self.count - 1)) / 127.5**2

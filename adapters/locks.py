@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 
 
 @contextmanager
@@ -22,12 +23,19 @@ def locked(path: Path, patience: float = 0.0) -> Iterator[bool]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=patience)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="flock not supported")  # refused below
+            lock.acquire(timeout=patience)
     except Timeout:
         yield False
         return
     except NotImplementedError as error:
         raise OSError(f"the file system of {path.parent} has no locks (flock): {error}") from error
+    # Where flock is missing, newer filelocks go on with a file that marks the lock. It stays when
+    # its process is killed, and two of them would not exclude each other as surely.
+    if isinstance(lock, SoftFileLock):
+        lock.release()
+        raise OSError(f"the file system of {path.parent} has no locks (flock)")
     try:
         yield True
     finally:

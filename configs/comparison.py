@@ -92,7 +92,8 @@ def baseline() -> dict:
 
 def equal_compute(iterations: int, K: int = 2) -> dict:
     """The baseline with as many network calls as SA-K makes in ``iterations`` steps."""
-    return training("B, equal compute", sa={"lam": 0.0}, base={"iterations": iterations * K})
+    title = "B, equal compute" + (f" with SA-{K}" if K != 2 else "")
+    return training(title, sa={"lam": 0.0}, base={"iterations": iterations * K})
 
 
 def sa(K: int = 2, lam: float = 1.0, **keys: object) -> dict:

@@ -9,6 +9,7 @@ def get_config():
     config.name = config.store = "fashion"
     config.title = "The SA loss and optimal reverse variances on Fashion-MNIST"
     experiment = fashion.experiment("sn")
+    experiment.evaluate.features = ("fashion_classifier", "pixels")
     tables_1_and_2(config, experiment, tuple(experiment.sample.steps))
     config.gap.trainings = ("b", "sa")
     return config

@@ -14,6 +14,7 @@ import pytest
 import torch
 from ml_collections import FrozenConfigDict
 
+from adapters import inception
 from adapters.compare import main
 from adapters.comparison.grid import (
     COMPARISON,
@@ -29,7 +30,9 @@ from adapters.comparison.plan import Plan
 from adapters.comparison.store import Store
 from adapters.comparison.tasks import EpsScaleTask, scaled
 from adapters.config import check_keys, read_command_line
+from adapters.features import Extracted
 from adapters.inception import WEIGHTS_VARIABLE
+from adapters.stages import TrainStage
 from configs.comparison import ROWS
 from tests.test_comparison_statistics import a_grid
 
@@ -162,6 +165,13 @@ def test_the_plan_is_shown_and_nothing_written(tmp_path, capsys):
     assert [word.strip() for word in cells.split("|")[2:5]] == ["22", "22", "1.32e+03"]
 
 
+class FourPixels(torch.nn.Module):
+    """In Inception's place."""
+
+    def forward(self, x):
+        return Extracted(x.flatten(1)[:, 20:24], x.flatten(1)[:, 20:23])
+
+
 def test_what_fails_is_shown_and_tried_again(tmp_path, capsys, monkeypatch):
     """Inception's weights are missing: every cell fails, trainings and gap curves do not."""
     monkeypatch.setenv(WEIGHTS_VARIABLE, str(tmp_path / "absent.pth"))
@@ -178,7 +188,38 @@ def test_what_fails_is_shown_and_tried_again(tmp_path, capsys, monkeypatch):
     for text in (report, page):  # the log too
         assert text.count("in find_weights") == 2
     assert (tmp_path / "grid/reports/digits/gap_total.png").exists()
-    assert compare(tmp_path / "grid", *few) == 0
+    assert len(list((tmp_path / "grid/failed").iterdir())) == 2
+    weights = tmp_path / "weights.pth"
+    weights.touch()
+    monkeypatch.setenv(WEIGHTS_VARIABLE, str(weights))
+    monkeypatch.setattr(inception, "load_inception", lambda path, tensorflow=False: FourPixels())
+    assert compare(tmp_path / "grid", *few, features) == 0
+    assert not list((tmp_path / "grid/failed").iterdir())
+    report = (tmp_path / "grid/reports/digits/report.md").read_text()
+    assert "failed" not in report
+    assert "**fid (lower is better)" in report
+
+
+def test_a_failed_training_shows_in_every_cell_that_rests_on_it(tmp_path, monkeypatch):
+    """B at equal compute goes on from B's training: its cells need what needs the failed one."""
+    run = TrainStage.run
+
+    def broken(stage):
+        if not stage.experiment.config.sa.lam:
+            raise ValueError("no such training")
+        run(stage)
+
+    monkeypatch.setattr(TrainStage, "run", broken)
+    few = ["--config.seeds=(0,)", "--config.tables=('compute',)", "--config.gap.trainings=()"]
+    few += ["--config.parts.compute.lines=('b','b_equal','sa')"]
+    few += ["--config.parts.compute.processes=('ddpm_small',)", "--config.parts.compute.steps=(2,)"]
+    assert compare(tmp_path / "grid", *few) == 1
+    report = (tmp_path / "grid/reports/digits/report.md").read_text()
+    rows = [line.split("|")[2:4] for line in report.splitlines() if line.startswith("| DDPM")]
+    found = {line.strip(): number.strip() for line, number in rows[:3]}
+    assert found.pop("SA-2") not in ("failed", "-")
+    assert found == {"B": "failed", "B, equal compute": "failed"}
+    assert "1 failed" in report
 
 
 @pytest.mark.slow

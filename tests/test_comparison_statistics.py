@@ -59,6 +59,15 @@ def test_the_best_needs_every_other_interval_on_its_side():
     assert supported_best([clear[0]], lower_is_better=True) is None
 
 
+def test_a_mean_over_other_seeds_does_not_make_a_line_best():
+    """Worse in both common seeds, and with the better mean by one that the other lacks."""
+    lines = [{0: 3.0, 1: 3.1}, {0: 3.2, 1: 3.31, 2: 1.0}]
+    assert paired(lines[1], lines[0]).low > 0
+    for sign, lower_is_better in ((1, True), (-1, False)):
+        signed = [{seed: sign * value for seed, value in line.items()} for line in lines]
+        assert supported_best(signed, lower_is_better) is None
+
+
 def test_chance_counts_intervals_alone():
     with_interval = paired({0: 1.0, 1: 2.0}, {0: 0.0, 1: 0.0})
     without = paired({0: 1.0}, {0: 0.0})
@@ -134,7 +143,18 @@ def test_seeds_that_are_missing_leave_their_mean_over_the_others():
     del found[Cell(Line("b"), 2, "ddpm_small", 5)]
     entry = build_tables(grid, found)[0].rows[0].entries[0]
     assert (entry.spread.n, entry.spread.mean) == (2, 4.5)
-    assert build_tables(grid, found)[0].rows[1].entries[0].difference.n == 2
+    assert entry.text() == "4.50 ± 0.71 (2 of 3 seeds)"
+    compared = build_tables(grid, found)[0].rows[1].entries[0]
+    assert compared.difference.n == 2
+    assert compared.difference_text() == "-1.05 [-1.69, -0.41] (2 seeds)"
+    failing = build_tables(grid, found, lambda cell: cell not in found)[0].rows[0].entries[0]
+    assert failing.text() == "4.50 ± 0.71 (2 of 3 seeds, 1 failed)"
+
+
+def test_titles_that_do_not_tell_lines_apart_are_refused():
+    trainings = {"b": baseline(), "sa": {**sa(), "title": "B"}}
+    with pytest.raises(ValueError, match="titles must differ, got 'B' for two lines"):
+        a_grid(trainings=trainings)
 
 
 def test_csv_has_every_cell():

@@ -19,7 +19,7 @@ from adapters.classifiers import (
     load,
     train,
 )
-from adapters.evaluation import Summary, evaluate, summarise
+from adapters.evaluation import PixelVariance, Summary, evaluate, summarise
 from adapters.features import (
     EXTRACTORS,
     Extracted,
@@ -290,6 +290,15 @@ class TestEvaluate:
             evaluate([small], reference)
         with pytest.raises(ValueError, match="uint8"):
             evaluate([torch.zeros(4, 1, 8, 8)], reference)
+
+
+def test_the_variance_of_more_pixels_than_int64_has_room_for() -> None:
+    """The sums of ImageNet at 64x64: of a pixel they fit, of all pixels they do not."""
+    count, ones = 1_281_167, torch.ones(3, 64, 64, dtype=torch.int64)
+    found = PixelVariance()
+    found.add(count, torch.stack([count * 120 * ones, count * (120**2 + 72**2) * ones]))
+    of_a_pixel = 72**2 * count / (count - 1) / 127.5**2
+    assert found.total() == pytest.approx(3 * 64 * 64 * of_a_pixel, rel=1e-12)
 
 
 def test_a_failed_write_leaves_the_old_file(

@@ -1,5 +1,6 @@
 """One run a folder: the second is refused, whatever became of the first it is free again."""
 
+import errno
 import json
 import os
 import signal
@@ -65,6 +66,22 @@ def test_a_run_waits_a_little_for_one_that_is_ending(tmp_path, holder, monkeypat
     monkeypatch.setattr(locks.FileLock, "acquire", acquire)
     with claimed(tmp_path / "run", RUN):
         assert waited == [config.PATIENCE]
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
+    """Not a file that only marks the lock, and stays when its process is killed."""
+    import fcntl
+
+    def flock(descriptor, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(OSError, match="has no locks"), claimed(tmp_path / "run", RUN):
+        raise AssertionError
+    assert not (tmp_path / "run" / CONFIG_FILE).exists()
+    monkeypatch.undo()
+    with claimed(tmp_path / "run", RUN):
+        pass
 
 
 def test_a_folder_is_free_after_its_run_and_after_an_error(tmp_path):

@@ -109,6 +109,7 @@ class Grid:
             _has("trainings", config.trainings, name)
         if not self.parts and not config.gap.trainings:
             raise ValueError("tables and gap.trainings must not both be empty")
+        self._check_titles()
         self._check_gap()
         self._check_eps_scale()
 
@@ -134,6 +135,16 @@ class Grid:
         training = self.config.trainings[line.training].title
         sampling = self.config.samplings[line.sampling].title
         return f"{training}, {sampling}" if sampling else training
+
+    def _check_titles(self) -> None:
+        """Tables and legends tell lines and curves apart by their titles."""
+        lines = dict.fromkeys(line for part in self.parts for line in part.lines)
+        titles = [self.title(line) for line in lines]
+        curves = [self.config.trainings[name].title for name in self.config.gap.trainings]
+        for some in (titles, curves):
+            for title in some:
+                if some.count(title) > 1:
+                    raise ValueError(f"titles must differ, got {title!r} for two lines")
 
     def experiment(self, line: Line, seed: int, process: str | None = None) -> FrozenConfigDict:
         """The experiment of a line and a seed, with the one row ``process`` in its table."""

@@ -16,7 +16,16 @@ from adapters.comparison import figures
 from adapters.comparison.grid import Cell
 from adapters.comparison.page import html_page
 from adapters.comparison.plan import Plan
-from adapters.comparison.tables import Table, build_tables, comma_separated, latex, markdown
+from adapters.comparison.statistics import paired, spread
+from adapters.comparison.tables import (
+    Entry,
+    Table,
+    build_tables,
+    comma_separated,
+    latex,
+    markdown,
+)
+from adapters.comparison.tasks import Task
 from adapters.comparison.workers import Failures
 from adapters.features import write_atomically
 from adapters.report import as_text, table
@@ -71,7 +80,7 @@ def write_report(plan: Plan, command: str) -> Path:
 
     def failed(cell: Cell) -> bool:
         task = plan.cells[cell]
-        return not task.is_done() and any(t.name in failed_tasks for t in (task, *task.needs))
+        return not task.is_done() and any(t.name in failed_tasks for t in _with_needs(task))
 
     tables = build_tables(grid, results, failed)
     report = Report(
@@ -85,7 +94,7 @@ def write_report(plan: Plan, command: str) -> Path:
         config=json.dumps(grid.config.to_dict(), indent=2, sort_keys=True),
     )
     for path in set(folder.glob("*.png")) - {one.path for one in report.pictures}:
-        path.unlink()  # of a table that this comparison no longer has
+        path.unlink(missing_ok=True)  # of a table that this comparison no longer has
     scales = {cell: found["eps_scale"] for cell, found in stored.items()}
     content = {
         "report.md": _markdown(report, folder),
@@ -97,6 +106,13 @@ def write_report(plan: Plan, command: str) -> Path:
     for name, text in content.items():
         write_atomically(folder / name, text.encode())
     return folder / "report.md"
+
+
+def _with_needs(task: Task) -> Iterator[Task]:
+    """A task, what it rests on, what that rests on, ..."""
+    yield task
+    for need in task.needs:
+        yield from _with_needs(need)
 
 
 def _state(plan: Plan, failed: int) -> str:
@@ -130,13 +146,32 @@ def _facts(plan: Plan, command: str, stored: dict[Cell, dict]) -> dict[str, str]
     }
     for text, count in made.most_common():
         versions = ", ".join(f"{k} {v}" for k, v in json.loads(text).items())
-        facts[f"{count} cells made with"] = versions
+        facts[f"made with {versions}"] = f"{count} cells"
     scales = {
         f"eps scale of {plan.store.grid.title(cell.line)}, seed {cell.seed}": f"{scale:.4f}"
         for cell, found in stored.items()
         if (scale := found["eps_scale"]) != 1
     }
-    return facts | scales
+    return facts | scales | _gap_facts(plan)
+
+
+def _gap_facts(plan: Plan) -> dict[str, str]:
+    """Theorem 1's total gap of each training, and the differences from the first, by seed."""
+    grid = plan.store.grid
+    gaps: dict[str, dict[int, float]] = {name: {} for name in grid.config.gap.trainings}
+    for (name, seed), task in plan.gaps.items():
+        if task.is_done():
+            gaps[name][seed] = float(task.result().mean[-1])
+    facts, every = {}, len(grid.seeds)
+    for name, values in gaps.items():
+        entry = Entry(spread(values), None, False, every)
+        title = grid.config.trainings[name].title
+        facts[f"total gap from x_{grid.config.gap.start}, {title}"] = entry.text(3)
+        reference = grid.config.gap.trainings[0]
+        if name != reference and (difference := paired(values, gaps[reference])):
+            text = Entry(None, difference, False, every).difference_text(3)
+            facts[f"its difference, {title} less {grid.config.trainings[reference].title}"] = text
+    return facts
 
 
 def _published(plan: Plan) -> str:

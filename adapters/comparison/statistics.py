@@ -36,6 +36,10 @@ class Interval:
         """Whether the sign of the mean is supported."""
         return self.low > 0 or self.high < 0
 
+    def supports(self, lower: bool) -> bool:
+        """Whether all of it lies below zero (``lower``), or above."""
+        return self.high < 0 if lower else self.low > 0
+
 
 def spread(values: Values) -> Spread | None:
     """None where there is no value."""
@@ -67,14 +71,18 @@ def paired(values: Values, reference: Values) -> Interval | None:
 
 
 def supported_best(lines: Sequence[Values], lower_is_better: bool) -> int | None:
-    """The line whose mean is best, if its paired difference from every other excludes zero."""
+    """The line whose mean is best, if its paired difference from every other says so, too.
+
+    The means are over each line's own seeds, the differences over common ones: where seeds are
+    missing, the two can have other signs.
+    """
     if len(lines) < 2 or not all(lines):
         return None
     means = [float(np.mean(list(values.values()))) for values in lines]
     best = int(np.argmin(means) if lower_is_better else np.argmax(means))
     for i, values in enumerate(lines):
         difference = None if i == best else paired(lines[best], values)
-        if i != best and (difference is None or not difference.excludes_zero):
+        if i != best and (difference is None or not difference.supports(lower_is_better)):
             return None
     return best
 

@@ -29,29 +29,37 @@ class Entry:
     """A number of a table: a process, a line and a number of steps.
 
     ``difference``: from the part's first line, paired by seed; None in that line itself.
-    ``is_best``: best of the process's lines, where the intervals support it.
+    ``is_best``: best of the process's lines, where the intervals support it. ``seeds``: how many it
+    should be over; ``failed``: how many of them failed.
     """
 
     spread: Spread | None
     difference: Interval | None
     is_best: bool
-    missing: str = MISSING
+    seeds: int
+    failed: int = 0
 
     def text(self, digits: int = 2) -> str:
-        """Mean ± deviation, or why there is none."""
+        """Mean ± deviation, or why there is none; and over how many seeds, if not over all."""
         if self.spread is None:
-            return self.missing
-        mean = f"{self.spread.mean:.{digits}f}"
-        return mean if self.spread.n == 1 else f"{mean} ± {self.spread.std:.{digits}f}"
+            return FAILED if self.failed else MISSING
+        n = self.spread.n
+        text = f"{self.spread.mean:.{digits}f}"
+        if n > 1:
+            text += f" ± {self.spread.std:.{digits}f}"
+        if n == self.seeds:
+            return text
+        return f"{text} ({n} of {self.seeds} seeds{f', {self.failed} failed' * bool(self.failed)})"
 
     def difference_text(self, digits: int = 2) -> str:
         """Mean difference [low, high]."""
         if self.difference is None:
             return MISSING
         d = self.difference
-        if d.n == 1:
-            return f"{d.mean:+.{digits}f}"
-        return f"{d.mean:+.{digits}f} [{d.low:+.{digits}f}, {d.high:+.{digits}f}]"
+        text = f"{d.mean:+.{digits}f}"
+        if d.n > 1:
+            text += f" [{d.low:+.{digits}f}, {d.high:+.{digits}f}]"
+        return text if d.n == self.seeds else f"{text} ({d.n} seeds)"
 
 
 @dataclass(frozen=True)
@@ -133,10 +141,10 @@ def _rows(
             better = lower_is_better(metric)
             best = None if better is None else supported_best(values, better)
             for i, cell in enumerate(cells):
-                bad = any(failed(Cell(cell.line, s, process, steps)) for s in grid.seeds)
+                bad = sum(failed(Cell(cell.line, s, process, steps)) for s in grid.seeds)
                 difference = paired(values[i], values[0]) if i else None
-                missing = FAILED if bad else MISSING
-                entries[i].append(Entry(spread(values[i]), difference, i == best, missing))
+                of_all = spread(values[i])
+                entries[i].append(Entry(of_all, difference, i == best, len(grid.seeds), bad))
         for line, row in zip(part.lines, entries, strict=True):
             yield Row(get_process(process).title, grid.title(line), tuple(row))
 

@@ -6,6 +6,7 @@ One name is allowed beside tensors and plain values, argparse.Namespace, and get
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def read_file(path: Path) -> Any:
 def write_file(state: Mapping[str, Tensor], path: Path) -> None:
     """Save a state dict under a temporary name and rename: ``path`` is never seen half written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("wb") as file:
             torch.save(compact(state), file)
