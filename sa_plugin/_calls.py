@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from sa_plugin._tensors import follow
@@ -41,7 +42,9 @@ def _errors_stacked(model: EpsModel, rows: Rows, kwargs: dict[str, Any]) -> Tens
     """By one call. Rows that are not needed are left out, their error given as zero.
 
     Only where the plan lies on the CPU: on another device finding them would stall it, and their
-    weight of zero already keeps them out of the loss.
+    weight of zero already keeps them out of the loss. Where other processes train the same network
+    a call is made in any case, of one such row: wrappers of the network exchange in every call, and
+    would wait for one that makes fewer.
     """
     count, batch = rows.steps.shape
     x, eps, steps = rows.x.flatten(0, 1), rows.eps.flatten(0, 1), rows.steps.flatten()
@@ -52,8 +55,10 @@ def _errors_stacked(model: EpsModel, rows: Rows, kwargs: dict[str, Any]) -> Tens
         return (output - eps).unflatten(0, (count, batch))
     kept = rows.needed.flatten().nonzero()[:, 0]
     if len(kept) == 0:
-        return torch.zeros_like(rows.eps)
-    index = kept.to(x.device)
+        if not _has_peers():
+            return torch.zeros_like(rows.eps)
+        kept = kept.new_zeros(1)
+    index = kept.to(x.device, non_blocking=True)
     output = _call(model, x[index], steps[kept], follow(kwargs, batch, kept % batch))
     some = output - eps[index]
     blank = some.new_zeros(count * batch, *some.shape[1:])
@@ -67,8 +72,14 @@ def _keep_all(needed: Tensor) -> bool:
     return bool(needed.all())
 
 
+def _has_peers() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def _call(model: EpsModel, x: Tensor, steps: Tensor, kwargs: dict[str, Any]) -> Tensor:
-    output = model(x, steps.to(x.device, non_blocking=True), **kwargs)
+    if not getattr(model, "steps_as_planned", False):
+        steps = steps.to(x.device, non_blocking=True)
+    output = model(x, steps, **kwargs)
     check_output(output, x)
     return output
 

@@ -17,14 +17,26 @@ def expand(coefficient: Tensor, x: Tensor) -> Tensor:
 def follow(kwargs: dict[str, Any], batch: int, chosen: Tensor | slice) -> dict[str, Any]:
     """Network arguments for ``chosen`` images: tensors of length ``batch`` (labels) are indexed.
 
-    Anything else is passed on.
+    So are NumPy arrays of that length, and both within dictionaries, lists and tuples. Anything
+    else is passed on.
     """
-    return {
-        name: value[chosen.to(value.device) if isinstance(chosen, Tensor) else chosen]
-        if isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch
-        else value
-        for name, value in kwargs.items()
-    }
+    return {name: _follow(value, batch, chosen) for name, value in kwargs.items()}
+
+
+def _follow(value: Any, batch: int, chosen: Tensor | slice) -> Any:
+    if isinstance(value, Tensor | np.ndarray):
+        if value.ndim == 0 or len(value) != batch:
+            return value
+        if not isinstance(chosen, Tensor):
+            return value[chosen]
+        if isinstance(value, np.ndarray):
+            return value[chosen.cpu().numpy()]
+        return value[chosen.to(value.device, non_blocking=True)]
+    if type(value) is dict:
+        return follow(value, batch, chosen)
+    if type(value) in (list, tuple):
+        return type(value)(_follow(one, batch, chosen) for one in value)
+    return value
 
 
 class FirstBad:

@@ -42,7 +42,8 @@ def attach(criterion: Any, loss: SALoss, host: Host | None = None) -> Any:
         (batch means, before lambda) at each call. ``detach`` undoes it.
 
     Raises:
-        ValueError: a host that is not known, another schedule, or a second attach. At the call: an
+        ValueError: a host that is not known, another schedule, a second attach, or ``reuse`` with a
+            host whose loss is not that of eps. At the call: an
             objective that does not call its network exactly once with (x_n, t), or, looked at in
             the first call alone, noise recovered from x_n that cannot be standard normal.
     """
@@ -50,6 +51,11 @@ def attach(criterion: Any, loss: SALoss, host: Host | None = None) -> Any:
         raise ValueError("an SA loss is attached to this criterion already; detach() it first")
     host = _host_of(criterion, HOSTS if host is None else (host,))
     _check_schedule(host.betas(criterion), loss.schedule)
+    if loss.reuse and host.predicts(criterion) != "eps":
+        raise ValueError(
+            "reuse takes a host whose own loss is the squared error of eps, got one whose network "
+            f"predicts {host.predicts(criterion)!r}"
+        )
     hooked = _HookedObjective(criterion, loss, host)
     criterion.objective = hooked
     setattr(criterion, _MARK, hooked)
@@ -175,6 +181,9 @@ class _HookedObjective:
             output = network(x, host.times(criterion, n, N, host_time), **kwargs)
             return self._eps_of(output, x, *self._coefficients(n, x))
 
+        # A host that counts its steps in NumPy gets them from the plan: asking a device for them
+        # would stall it.
+        eps_model.steps_as_planned = not isinstance(host_time, Tensor)  # type: ignore[attr-defined]
         return eps_model
 
     def _eps_of(self, output: Any, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -183,7 +192,7 @@ class _HookedObjective:
 
     def _coefficients(self, n: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(cum_alpha_n) and sqrt(cum_beta_n), to broadcast over x."""
-        n = n.to(x.device)
+        n = n.to(x.device, non_blocking=True)
         a, b = (expand(self._tables.get(name, x)[n], x) for name in ("signal", "sigma"))
         return a, b
 

@@ -201,6 +201,8 @@ class SALoss:
         rest = noises_of.draws_needed(self.noise, len(plan.steps)) - 1
         if noise is None:
             noise = noises_of.draw(rest, x0, generator)
+        elif self.lam == 0:
+            noise = noise[:rest]  # of a full window, of which nothing is needed
         self._check_noise(noise, rest, x0)
         rows = self._noised(plan, x0, torch.cat([eps.detach()[None], noise]))
         own = eps_pred - eps

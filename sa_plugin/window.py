@@ -81,7 +81,7 @@ class WindowPlanner:
     def __init__(
         self, tau: TauTable, K: int, window: str, backprop: str, reuse: bool = False
     ) -> None:
-        self.tau = torch.from_numpy(tau.values.copy())
+        self._tau = {torch.device("cpu"): torch.from_numpy(tau.values.copy())}
         self.relative = tau.relative
         self.N = tau.schedule.N
         self.K = K
@@ -138,12 +138,18 @@ class WindowPlanner:
         inside = (steps >= lowest) & (steps <= self.N)
         if self.window == "down":
             inside = inside & (anchor <= self.N)  # a window that starts above N does not exist
-        tau = self.tau.to(steps.device)[steps.clamp(0, self.N)]
+        tau = self._tau_on(steps.device)[steps.clamp(0, self.N)]
         weights = torch.where(inside, tau, 0.0)
         if self.relative:
             largest = weights.amax(0)
             weights = torch.where(largest > 0, weights / largest, 0.0)
         return weights
+
+    def _tau_on(self, device: torch.device) -> Tensor:
+        """The weights by step, moved to a device once."""
+        if device not in self._tau:
+            self._tau[device] = self._tau[torch.device("cpu")].to(device)
+        return self._tau[device]
 
     def _simple_weights(self, steps: Tensor) -> Tensor:
         """Shares such that every step of 1..N is met with the same expected share, 1/N."""

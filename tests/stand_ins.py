@@ -118,6 +118,7 @@ class GuidedDiffusion:
             time = self._times(t)
         model_output = model(x_t, time, **model_kwargs)
         eps, *variance = model_output.split(x_start.shape[1], 1)
+        model_output = eps  # rebound where sigma is learned, as these codes do
         terms = {"mse": (noise - eps).square().mean((1, 2, 3))}
         terms["loss"] = terms["mse"] + sum(v.square().mean((1, 2, 3)) for v in variance)
         changed(locals())

@@ -179,6 +179,8 @@ def test_x0_networks_are_understood():
     n = torch.as_tensor(n)
     _, sa = SALoss(SCHEDULE, K=2).sa_term(eps_model, X0, n, eps, eps_model(x, n))
     torch.testing.assert_close(criterion.statistics["sa_loss"], sa.mean(), rtol=1e-6, atol=1e-9)
+    with pytest.raises(ValueError, match=r"reuse takes a host .* predicts 'x0'"):
+        attach(X0Criterion(), SALoss(SCHEDULE, K=2, reuse=True))
 
 
 def test_detach_gives_the_objective_back():

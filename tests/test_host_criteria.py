@@ -267,6 +267,7 @@ def test_update_is_one_step_of_optimiser_and_learning_rate():
     criterion.update(batches)
     torch.testing.assert_close(criterion.w.data, torch.tensor([0.8, -1.6]))
     assert criterion.statistics["loss"] == 5
+    torch.testing.assert_close(criterion.statistics["grad_norm"], torch.tensor(20.0).sqrt())
     assert not criterion.statistics["loss"].requires_grad
     criterion.update(batches)  # half the rate, and no gradient left over from the first
     torch.testing.assert_close(criterion.w.data, torch.tensor([0.72, -1.44]))

@@ -455,7 +455,7 @@ def test_logs_are_means_over_the_window(tmp_path):
     logs = {}
     counting_trainer(tmp_path, Counting(), on_log=logs.__setitem__).run()
     assert logs == {
-        it: {"loss": it - 2.0, "twice": 2 * (it - 2.0), "plain": 3 * (it - 2.0)}
+        it: {"loss": it - 2.0, "twice": 2 * (it - 2.0), "plain": 3 * (it - 2.0), "grad_norm": 0.0}
         for it in (5, 10, 15, 20)
     }
 
@@ -585,7 +585,7 @@ def test_divergence_after_a_continuation_names_the_checkpoint_continued_from(tmp
     assert error.value.iteration == 9
 
 
-def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+def test_a_gradient_that_is_not_finite_is_told_at_its_own_step(tmp_path):
     """The loss of the last step before a checkpoint is finite, its gradient is not."""
     criterion = Counting()
     objective = criterion.objective
@@ -598,6 +598,23 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
         return loss
 
     criterion.objective = overflow
+    told = "the gradient's norm is not finite at iteration 14"
+    with pytest.raises(TrainingDiverged, match=told):
+        counting_trainer(tmp_path, criterion).run()
+    assert list(checkpoints.checkpoint_paths(tmp_path / "ckpts")) == [7]
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    """Loss and gradient are finite in every step, the weights are not after the last one."""
+    criterion = Counting()
+    update = criterion.update
+
+    def overflow(data):
+        update(data)
+        if criterion.step == 14:
+            criterion.models["model"].weight.data.fill_(float("inf"))
+
+    criterion.update = overflow
     with pytest.raises(TrainingDiverged, match="a weight is not finite at iteration 14"):
         counting_trainer(tmp_path, criterion).run()
     assert list(checkpoints.checkpoint_paths(tmp_path / "ckpts")) == [7]

@@ -218,3 +218,63 @@ def test_a_compiled_step_gives_the_same(options):
         value.backward()
         results.append((value.detach(), model.weight.grad))
     torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("stack", [True, False])
+def test_where_there_are_peers_every_one_makes_equally_many_calls(stack, monkeypatch):
+    """A wrapper that exchanges in each call would wait for ever; the loss is the same."""
+    toy, calls = ScaledToy(), []
+
+    def model(x, n):
+        calls.append(len(x))
+        return toy(x, n)
+
+    x0, noise = images(0, 2, *IMAGE), normal(1, 3, 2, *IMAGE)
+    loss = SALoss(SCHEDULE, K=3, backprop="one", stack=stack)
+    output, counts = {}, {}
+    for peers in (False, True):
+        monkeypatch.setattr("sa_plugin._calls._has_peers", lambda peers=peers: peers)
+        for low in (1, 9):  # at n = 1 the rest of the window lies outside
+            calls.clear()
+            n = torch.full((2,), low)
+            output[peers, low] = loss(model, x0, n=n, anchor=n, noise=noise)
+            counts[peers, low] = len(calls)
+    assert counts[True, 1] == counts[True, 9] == counts[False, 9] > counts[False, 1] == 1
+    for low in (1, 9):
+        assert torch.equal(output[True, low].total, output[False, low].total)
+
+
+@pytest.mark.parametrize("low", [1, 9])
+def test_arguments_within_dictionaries_and_lists_follow_their_rows(low):
+    x0, noise = images(0, 4, *IMAGE), normal(1, 2, 4, *IMAGE)
+    n, rows = torch.tensor([low, 11, 20, 30]), torch.arange(4)
+    seen = []
+
+    def model(x, steps, **given):
+        seen.append((steps, given))
+        return ScaledToy()(x, steps)
+
+    given = {
+        "added": {"rows": rows, "name": "of all"},
+        "some": [rows.numpy(), torch.arange(3)],
+        "size": (64, 64),
+    }
+    SALoss(SCHEDULE, K=2)(model, x0, n=n, noise=noise, **given)
+    ((steps, found),) = seen
+    own = found["added"]["rows"]
+    position = torch.arange(len(steps)) // 4  # steps are n - position, in whole rows but for masks
+    assert len(steps) == (7 if low == 1 else 8)
+    assert torch.equal(steps[:4], n)
+    assert torch.equal(steps, n[own] - position)
+    assert found["some"][0].tolist() == own.tolist()
+    assert found["some"][1].tolist() == [0, 1, 2]
+    assert (found["added"]["name"], found["size"]) == ("of all", (64, 64))
+
+
+def test_without_lambda_the_other_steps_noises_are_not_needed_but_may_be_given():
+    x0, n = images(0, 4, *IMAGE), torch.tensor([3, 11, 20, 30])
+    eps, own = normal(1, 4, *IMAGE), normal(2, 4, *IMAGE)
+    loss = SALoss(SCHEDULE, K=3, lam=0)
+    simple, sa = loss.sa_term(ScaledToy(), x0, n, eps, own, noise=normal(3, 2, 4, *IMAGE))
+    torch.testing.assert_close(simple, (own - eps).square().flatten(1).sum(1))
+    assert not sa.any()

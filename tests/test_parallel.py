@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.children import finish, start
+from third_party.common import distributed
 from third_party.common.data import BatchStream
 from third_party.common.training import Trainer
 
@@ -48,6 +49,18 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
             assert other["results"][name]["reductions"] == 1
             pairs = zip(other["results"][name]["gradients"], expected["gradients"], strict=True)
             assert all(float((a - b).norm()) <= 1e-6 * scale for a, b in pairs), name
+
+
+def test_a_process_takes_its_own_gpu_before_it_meets_the_others(monkeypatch):
+    """Objects are exchanged on the current device, which would be the first one for all."""
+    done = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: done.append(str(device)))
+    monkeypatch.setattr(torch.distributed, "init_process_group", done.append)
+    distributed.start(distributed.local_device("cuda"))
+    distributed.start("cpu")
+    assert done == ["cuda:1", "nccl", "gloo"]
 
 
 @pytest.mark.parametrize("workers", [None, 0])

@@ -117,6 +117,9 @@ class Criterion(ABC):
             for optimizer in self.optimizers.values() if self.scaler is not None else ():
                 self.scaler.unscale_(optimizer)
             self._clip_gradients(self.grad_clip)
+        elif self.scaler is None:  # a scaler's gradients are scaled, and may overflow
+            gradients = [p.grad for p in self._parameters() if p.grad is not None]
+            self.statistics["grad_norm"] = nn.utils.get_total_norm(gradients).detach()
         for optimizer in self.optimizers.values():
             if self.scaler is None:
                 optimizer.step()
@@ -126,9 +129,11 @@ class Criterion(ABC):
             self.scaler.update()
 
     def _clip_gradients(self, limit: float) -> None:
-        parameters = [p for model in self.models.values() for p in model.parameters()]
-        norm = nn.utils.clip_grad_norm_(parameters, limit)
+        norm = nn.utils.clip_grad_norm_(self._parameters(), limit)
         self.statistics["grad_norm"] = norm.detach()
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [p for model in self.models.values() for p in model.parameters()]
 
     def _record(self, name: str, per_image: Tensor) -> None:
         self.statistics[name] = per_image.detach().mean()

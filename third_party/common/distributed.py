@@ -20,8 +20,13 @@ T = TypeVar("T")
 
 def start(device: torch.device | str) -> None:
     """Join the other processes, if `torchrun` started several."""
-    if world_size() > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.device(device).type == "cuda" else "gloo")
+    if world_size() == 1 or dist.is_initialized():
+        return
+    device = torch.device(device)
+    if device.type == "cuda":
+        # NCCL exchanges objects on the current device, which would be the first one for all.
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
 def stop() -> None:
