@@ -148,7 +148,7 @@ def tables_1_and_2(
     config.parts = {
         "main": part("Equal iterations", ("b", "sa"), ROWS, steps),
         "compute": part("Equal compute", ("b_equal", "sa"), ROWS, steps),
-        "scaled": part("B with eps scaled", ("b/scaled", "sa"), CONTROLLED, steps),
+        "scaled": part("B with eps scaled", ("b/scaled", "b", "sa"), CONTROLLED, steps),
         "unclipped": part("x_0 not clipped", unclipped, CONTROLLED, steps),
         "forms": part("Forms of the SA loss", forms, CONTROLLED, steps),
     }

@@ -31,7 +31,7 @@ def get_config():
     config.parts = {
         "main": part("Equal iterations", ("b", "sa"), ROWS, steps),
         "compute": part("Equal compute", ("b_equal", "sa"), CONTROLLED, few),
-        "scaled": part("B with eps scaled", ("b/scaled", "sa"), CONTROLLED, few),
+        "scaled": part("B with eps scaled", ("b/scaled", "b", "sa"), CONTROLLED, few),
         "unclipped": part("x_0 not clipped", unclipped, CONTROLLED, few),
     }
     config.tables = ("main", "compute", "scaled", "unclipped")

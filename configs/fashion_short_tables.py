@@ -1,8 +1,7 @@
-"""Rows of Table 1 on Fashion-MNIST, shortened for a CPU. Not run by us yet.
+"""Rows of Table 1 on Fashion-MNIST, shortened for a CPU: half an hour of two cores.
 
-0.2M parameters and 25,600 images of training are too few for good pictures; what stands here is
-whether the grid runs on images of 32x32, and which way the differences point so early. The
-experiment in full is configs/fashion_tables.py.
+0.2M parameters and 25,600 images of training are too few for good pictures, and two seeds for a
+verdict (docs/results/fashion_short.md). The experiment in full is configs/fashion_tables.py.
 """
 
 from configs import digits, fashion

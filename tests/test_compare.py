@@ -105,8 +105,8 @@ def finished(tmp_path_factory):
 
 def test_leaves_a_report_with_everything(finished):
     rows = numbers(finished)
-    # main: 4 processes x 2 trainings; scaled adds B scaled in two processes and SA in DDIM; 2 seeds
-    assert len(rows) == 2 * (8 + 3)
+    # main: 4 processes x 2 trainings; scaled adds B scaled in two, B and SA in DDIM; 2 seeds
+    assert len(rows) == 2 * (8 + 4)
     assert {row["eps_scale"] != "1.0" for row in rows if row["sampling"] == "scaled"} == {True}
     assert all(float(row["frechet_pixels"]) > 0 for row in rows)
     folder = finished / "reports/digits"
@@ -161,8 +161,8 @@ def test_the_plan_is_shown_and_nothing_written(tmp_path, capsys):
     assert "noise networks" in text
     assert "PFLOP" in text
     cells = next(line for line in text.splitlines() if line.startswith("| cells"))
-    # 22 cells of 30 images in 2 steps
-    assert [word.strip() for word in cells.split("|")[2:5]] == ["22", "22", "1.32e+03"]
+    # 24 cells of 30 images in 2 steps
+    assert [word.strip() for word in cells.split("|")[2:5]] == ["24", "24", "1.44e+03"]
 
 
 class FourPixels(torch.nn.Module):
