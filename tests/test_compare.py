@@ -120,6 +120,16 @@ def test_leaves_a_report_with_everything(finished):
     assert "gap_distance.png" in {path.name for path in folder.glob("*.png")}
 
 
+def test_the_report_has_the_gap_in_numbers(finished):
+    gaps = {"b": [], "sa": []}
+    for (name, _), task in plan_of(finished, SMALL).gaps.items():
+        gaps[name].append(task.result().mean[-1])
+    text = (finished / "reports/digits/report.md").read_text()
+    means = {name: sum(values) / len(values) for name, values in gaps.items()}
+    assert f"total gap from x_6, SA-2: {means['sa']:.3f} ± " in text
+    assert f"its difference, SA-2 less B: {means['sa'] - means['b']:+.3f} [" in text
+
+
 def test_one_noise_network_stands_behind_all_rows(finished):
     trainings = [path.name for path in (finished / "trainings").iterdir()]
     assert len(trainings) == 4  # B and SA-2, two seeds
