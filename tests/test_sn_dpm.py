@@ -215,7 +215,7 @@ def test_the_baseline_is_the_host_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "attach", forbidden)
     assert sn_dpm(tmp_path / "run", "--config.sa.lam=0", "--stage=base") == 0
     rows = read_log(tmp_path / "run/base")
-    assert set(rows[0]) == {"iteration", "dsm", "loss"}
+    assert set(rows[0]) == {"iteration", "dsm", "loss", "grad_norm"}
 
 
 def test_joint_training_has_no_head_stage(tmp_path):
