@@ -7,13 +7,14 @@ To add a space, write a builder and enter it in the registry.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from sa_plugin._files.writing import written_atomically
 
 
 @dataclass(frozen=True)
@@ -171,15 +172,6 @@ EXTRACTORS: dict[str, Builder] = {
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write under a temporary name and rename: ``path`` is never seen half written.
-
-    The name is drawn, not that of the process: machines that share a folder can have equal numbers.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write under a temporary name and rename: ``path`` is never seen half written."""
+    with written_atomically(Path(path)) as file:
+        file.write(content)

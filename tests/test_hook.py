@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from sa_plugin._calls import _call
 from sa_plugin.hook import attach, detach
 from sa_plugin.loss import SALoss
 from sa_plugin.schedule import NoiseSchedule
@@ -181,6 +182,22 @@ def test_x0_networks_are_understood():
     torch.testing.assert_close(criterion.statistics["sa_loss"], sa.mean(), rtol=1e-6, atol=1e-9)
     with pytest.raises(ValueError, match=r"reuse takes a host .* predicts 'x0'"):
         attach(X0Criterion(), SALoss(SCHEDULE, K=2, reuse=True))
+
+
+@pytest.mark.parametrize(("like", "device"), [(np.array([3.0]), "cpu"), (torch.ones(1), "meta")])
+def test_steps_that_a_host_counts_in_numpy_never_go_to_the_device(like, device):
+    """Asking an accelerator for them would stall it at each call."""
+    hooked = attach(criterion_of(DTDSM, Network(1)), SALoss(SCHEDULE)).objective
+    flagged = hooked._eps_model(like)
+    seen = []
+
+    def model(x, n):
+        seen.append(n.device.type)
+        return x
+
+    model.steps_as_planned = flagged.steps_as_planned
+    _call(model, torch.zeros(1, 2, 3, 3, device="meta"), torch.tensor([3]), {})
+    assert seen == [device]
 
 
 def test_detach_gives_the_objective_back():

@@ -51,6 +51,10 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
             assert all(float((a - b).norm()) <= 1e-6 * scale for a, b in pairs), name
 
 
+def test_a_wrapper_that_exchanges_in_every_call_does_not_wait_for_ever():
+    finish(start("-m", "tests.equal_calls", processes=2))
+
+
 def test_a_process_takes_its_own_gpu_before_it_meets_the_others(monkeypatch):
     """Objects are exchanged on the current device, which would be the first one for all."""
     done = []

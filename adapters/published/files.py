@@ -5,8 +5,6 @@ One name is allowed beside tensors and plain values, argparse.Namespace, and get
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from sa_plugin._files.reading import reading
 from sa_plugin._files.tensors import load_tensors
+from sa_plugin._files.writing import written_atomically
 
 
 class Settings:
@@ -41,16 +40,8 @@ def read_file(path: Path) -> Any:
 
 def write_file(state: Mapping[str, Tensor], path: Path) -> None:
     """Save a state dict under a temporary name and rename: ``path`` is never seen half written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(compact(state), file)
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut after the rename could leave an empty file
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_atomically(path, sync=True) as file:
+        torch.save(compact(state), file)
 
 
 def compact(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy.typing as npt
 
 from sa_plugin._files.arrays import Arrays, open_npz
 from sa_plugin._files.reading import reading
+from sa_plugin._files.writing import written_atomically
 from sa_plugin.metrics._arrays import Array, as_float64
 from sa_plugin.metrics.moments import Moments
 
@@ -54,14 +54,8 @@ class Statistics:
             arrays["count"] = np.array(self.count)
         if self.features is not None:
             arrays["features"] = np.array(self.features)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                np.savez(file, **arrays)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with written_atomically(path) as file:
+            np.savez(file, **arrays)
 
     @classmethod
     def load(
