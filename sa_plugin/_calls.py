@@ -41,14 +41,14 @@ def errors(model: EpsModel, rows: Rows, kwargs: dict[str, Any], stack: bool) -> 
 def _errors_stacked(model: EpsModel, rows: Rows, kwargs: dict[str, Any]) -> Tensor:
     """By one call. Rows that are not needed are left out, their error given as zero.
 
-    Only where the plan lies on the CPU: on another device finding them would stall it, and their
-    weight of zero already keeps them out of the loss. Where other processes train the same network
+    On the CPU only: on another device finding them would stall it, and their weight of zero already
+    keeps them out of the loss. Where other processes train the same network
     a call is made in any case, of one such row: wrappers of the network exchange in every call, and
     would wait for one that makes fewer.
     """
     count, batch = rows.steps.shape
     x, eps, steps = rows.x.flatten(0, 1), rows.eps.flatten(0, 1), rows.steps.flatten()
-    if _keep_all(rows.needed):
+    if _keep_all(rows.needed, x.device):
         if count > 1 and kwargs:
             kwargs = follow(kwargs, batch, torch.arange(batch).repeat(count))
         output = _call(model, x, steps, kwargs)
@@ -65,9 +65,11 @@ def _errors_stacked(model: EpsModel, rows: Rows, kwargs: dict[str, Any]) -> Tens
     return blank.index_copy(0, index, some).unflatten(0, (count, batch))
 
 
-def _keep_all(needed: Tensor) -> bool:
-    # A compiled graph has one shape: there, too, the weights alone leave rows out.
-    if torch.compiler.is_compiling() or needed.device.type != "cpu":
+def _keep_all(needed: Tensor, device: torch.device) -> bool:
+    # A compiled graph has one shape: there, too, the weights alone leave rows out. So they do on an
+    # accelerator, where a row in a thousand costs nothing, but a batch of another size is another
+    # graph to compile and another search for the fastest kernels.
+    if torch.compiler.is_compiling() or device.type != "cpu" or needed.device.type != "cpu":
         return True
     return bool(needed.all())
 

@@ -1,6 +1,12 @@
-"""Workers of pytest-xdist share the cores: one thread each, told before torch is there."""
+"""What holds for all tests: threads, and which devices they see."""
 
 import os
 
-if "PYTEST_XDIST_WORKER" in os.environ:
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; told before torch is there
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_configure(config):
+    """Hide GPUs, here and from child processes, so that a run is the same wherever it is made."""
+    if config.getoption("markexpr") != "cuda":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""

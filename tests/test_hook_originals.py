@@ -26,8 +26,7 @@ ROOT = Path(__file__).parents[1]
 N = 100
 PORT = NamedSchedule("linear", N)
 SCHEDULE = NoiseSchedule.linear(N)
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where DataParallel wants the network
-X0 = images(0, 200, 1, 2, 2).to(DEVICE)
+X0 = images(0, 200, 1, 2, 2)
 
 
 class Network(nn.Module):
@@ -201,16 +200,16 @@ def outputs(kind):
 def test_stand_in_and_port_learn_the_same(kind, habits):
     """50 iterations with SA-3; the stand-in has DataParallel around its network."""
     loss = SALoss(SCHEDULE, K=3, lam=0.5)
-    bare = Network(outputs(kind)).to(DEVICE)
+    bare = Network(outputs(kind))
     ported, ported_statistics = train(attach(port(kind, bare, **habits), loss))
-    parallel = nn.DataParallel(Network(outputs(kind)).to(DEVICE))
+    parallel = nn.DataParallel(Network(outputs(kind)))
     there, statistics = train(attach(original(kind, parallel, **habits), loss))
     np.testing.assert_allclose(there, ported, rtol=1e-6)
     assert ported[-5:].mean() < 0.8 * ported[:5].mean()
     for name in ("simple_loss", "sa_loss"):
         assert isinstance(statistics[name], float)
         assert statistics[name] == pytest.approx(float(ported_statistics[name]), rel=1e-6)
-    plain, _ = train(port(kind, Network(outputs(kind)).to(DEVICE), **habits), 5)
+    plain, _ = train(port(kind, Network(outputs(kind)), **habits), 5)
     assert np.abs(ported[:5] / plain - 1).max() > 1e-2  # what is equal without the SA term
 
 
@@ -218,7 +217,7 @@ def test_stand_in_and_port_learn_the_same(kind, habits):
 @pytest.mark.parametrize("wrap", [lambda m: m, nn.DataParallel, lambda m: m.forward])
 def test_ways_to_hold_the_network(kind, wrap):
     """As a module, in DataParallel, as a callable; by a plain object or registered in a module."""
-    network = Network().to(DEVICE)
+    network = Network()
     held = wrap(network)
     if not isinstance(held, nn.Module):
         criterion = kind(network)
@@ -227,7 +226,7 @@ def test_ways_to_hold_the_network(kind, wrap):
     else:
         criterion = kind(held)
     losses, _ = train(attach(criterion, SALoss(SCHEDULE, K=2)), 5)
-    expected, _ = train(attach(port("analytic", Network().to(DEVICE)), SALoss(SCHEDULE, K=2)), 5)
+    expected, _ = train(attach(port("analytic", Network()), SALoss(SCHEDULE, K=2)), 5)
     np.testing.assert_allclose(losses, expected, rtol=1e-6)
     assert criterion.eps_model == held
     assert len(network._forward_hooks) == 0
@@ -241,7 +240,7 @@ def test_ways_to_hold_the_network(kind, wrap):
 @pytest.mark.parametrize("K", [1, 2, 4])
 @pytest.mark.parametrize("backprop", ["all", "one"])
 def test_sa_k_makes_k_calls(kind, K, backprop):
-    network = Network(outputs(kind)).to(DEVICE)
+    network = Network(outputs(kind))
     loss = SALoss(SCHEDULE, K=K, backprop=backprop, stack=False)
     criterion = attach(original(kind, nn.DataParallel(network)), loss)
     train(criterion, 3)
@@ -255,7 +254,7 @@ def test_sa_k_makes_k_calls(kind, K, backprop):
 @pytest.mark.parametrize("make", [port, original])
 @pytest.mark.parametrize("habits", HABITS, ids=str)
 def test_the_added_calls_are_at_the_steps_before(make, habits):
-    network = Network().to(DEVICE)
+    network = Network()
     criterion = attach(make("analytic", network, **habits), SALoss(SCHEDULE, K=2, stack=False))
     train(criterion, 1)
     own, before = network.times
@@ -306,12 +305,12 @@ def evaluate(criterion, v=X0):
 
 def test_a_description_says_what_the_attributes_do_not():
     loss = SALoss(SCHEDULE, K=2)
-    expected = evaluate(attach(port("analytic", Network().to(DEVICE), shift1=True), loss))
+    expected = evaluate(attach(port("analytic", Network(), shift1=True), loss))
     host = AnalyticDPM(rescale_timesteps=True, shift1=True)
-    criterion = Undescribed(Network().to(DEVICE), 10.0, 1)
+    criterion = Undescribed(Network(), 10.0, 1)
     torch.testing.assert_close(evaluate(attach(criterion, loss, host)), expected)
     assert not hasattr(criterion, "statistics")
-    criterion = attach(Undescribed(Network().to(DEVICE), 10.0, 1), loss)
+    criterion = attach(Undescribed(Network(), 10.0, 1), loss)
     with pytest.raises(ValueError, match="Undescribed has no attribute 'rescale_timesteps'"):
         evaluate(criterion)
 
@@ -320,7 +319,7 @@ def test_a_description_says_what_the_attributes_do_not():
 def test_a_wrong_description_is_noticed_by_the_range_of_the_steps(shift):
     """Steps 0 or N + 1, which a batch of 2,000 images lacks once in five hundred million."""
     host = AnalyticDPM(rescale_timesteps=True, shift1=not shift)
-    criterion = attach(Undescribed(Network().to(DEVICE), 10.0, shift), SALoss(SCHEDULE), host)
+    criterion = attach(Undescribed(Network(), 10.0, shift), SALoss(SCHEDULE), host)
     said = r"steps 0\.\.\d+ by AnalyticDPM" if shift else r"steps \d+\.\.101 by AnalyticDPM"
     for _ in range(2):
         with pytest.raises(ValueError, match=said):
@@ -329,7 +328,7 @@ def test_a_wrong_description_is_noticed_by_the_range_of_the_steps(shift):
 
 def test_a_wrong_description_is_noticed_by_the_noise():
     host = AnalyticDPM(rescale_timesteps=True, shift1=True)  # n / 10 + 1
-    criterion = attach(Undescribed(Network().to(DEVICE), 1.0, 1), SALoss(SCHEDULE), host)
+    criterion = attach(Undescribed(Network(), 1.0, 1), SALoss(SCHEDULE), host)
     for _ in range(2):
         with pytest.raises(ValueError, match=r"mean square \S+, not 1: times are not made"):
             evaluate(criterion)
@@ -340,14 +339,14 @@ def test_an_objective_that_changes_its_images_is_noticed():
         def objective(self, v):
             return super().objective(v * 2 - 1)
 
-    criterion = attach(Scaling(Network().to(DEVICE)), SALoss(SCHEDULE))
+    criterion = attach(Scaling(Network()), SALoss(SCHEDULE))
     with pytest.raises(ValueError, match="Scaling changes its images before it adds noise"):
         evaluate(criterion)
 
 
 def test_named_arguments_follow_their_images():
     """Labels that the objective hands to its network reach the added calls, row by row."""
-    labels = torch.arange(len(X0), device=DEVICE)
+    labels = torch.arange(len(X0))
     seen = []
 
     class Labelled(Network):
@@ -361,7 +360,7 @@ def test_named_arguments_follow_their_images():
             t = torch.from_numpy(n).to(v.device) * 10
             return (eps - self.eps_model(xn, t, y=labels)).square().flatten(1).sum(1)
 
-    evaluate(attach(WithLabels(Labelled().to(DEVICE)), SALoss(SCHEDULE, K=3)))
+    evaluate(attach(WithLabels(Labelled()), SALoss(SCHEDULE, K=3)))
     (_, own, _), (_, times, rows) = seen
     # Each added row is one of its image's two steps before.
     gap = own[rows] - times
@@ -378,7 +377,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs/hooking.md").read_text
 def test_the_documented_lines_work(kind):
     lines = BLOCKS[kind == "analytic"]
     assert len([line for line in lines.splitlines() if line]) == 3
-    criterion = original(kind, Network().to(DEVICE))
+    criterion = original(kind, Network())
     exec(lines, {"criterion": criterion})
     losses, statistics = train(criterion, 2)
     assert np.isfinite(losses).all()
@@ -386,7 +385,7 @@ def test_the_documented_lines_work(kind):
 
 
 def test_the_documented_description_works():
-    criterion = Undescribed(Network().to(DEVICE), 1, 1)
+    criterion = Undescribed(Network(), 1, 1)
     exec(BLOCKS[2], {"criterion": criterion, "attach": attach, "loss": SALoss(SCHEDULE)})
     assert evaluate(criterion).isfinite().all()
 
@@ -412,7 +411,7 @@ def test_calls_that_cannot_be_read_are_refused():
         (Never, "called its network 0 times"),
         (Twice, "called its network 2 times"),
     ):
-        network = Network().to(DEVICE)
+        network = Network()
         with pytest.raises(ValueError, match=f"{kind.__name__}.objective {said}"):
             attach(kind(network), SALoss(SCHEDULE)).objective(X0)
         assert len(network._forward_hooks) == 0
@@ -426,7 +425,7 @@ def test_unknown_criteria_are_refused():
         attach(Other(), SALoss(SCHEDULE))
     with pytest.raises(ValueError, match="Other has no attribute 'betas' to hook"):
         attach(Other(), SALoss(SCHEDULE), AnalyticDPM())
-    criterion = OriginalAnalytic(Network().to(DEVICE))
+    criterion = OriginalAnalytic(Network())
     with pytest.raises(ValueError, match="not the host's"):
         attach(criterion, SALoss(NoiseSchedule.cosine(N)))
     assert "objective" not in vars(criterion)
@@ -442,15 +441,15 @@ def test_port_has_the_hosts_attributes():
     np.testing.assert_allclose(criterion.cum_betas, SCHEDULE.cum_betas, rtol=1e-9)
     assert criterion.betas[0] == 0
     assert criterion.eps_model is criterion.models["model"]
-    losses, statistics = train(port("analytic", Network().to(DEVICE)), 3)
+    losses, statistics = train(port("analytic", Network()), 3)
     assert losses[-1] == float(statistics["dsm"])
 
 
 @pytest.mark.parametrize("habits", HABITS, ids=str)
 def test_port_learns_like_the_other_port(habits):
     """DDPMDSM and DTDSM are one objective: the same losses to the last bit."""
-    one, _ = train(port("analytic", Network().to(DEVICE), **habits), 10)
-    other, _ = train(port("eps", Network().to(DEVICE), **habits), 10)
+    one, _ = train(port("analytic", Network(), **habits), 10)
+    other, _ = train(port("eps", Network(), **habits), 10)
     assert np.array_equal(one, other)
 
 

@@ -45,7 +45,8 @@ class Fixed:
     def sample(self, x0):
         where = [int((self._v == image).flatten(1).all(1).nonzero()) for image in x0]
         n, eps = self._n[where], self._eps[where]
-        a = torch.tensor(self.cum_alphas)[n].float().reshape(-1, 1, 1, 1)
+        a = torch.tensor(self.cum_alphas)[n].to(x0).reshape(-1, 1, 1, 1)
+        eps = eps.to(x0)
         return n.numpy(), eps, a.sqrt() * x0 + (1 - a).sqrt() * eps
 
 
