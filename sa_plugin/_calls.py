@@ -41,10 +41,9 @@ def errors(model: EpsModel, rows: Rows, kwargs: dict[str, Any], stack: bool) -> 
 def _errors_stacked(model: EpsModel, rows: Rows, kwargs: dict[str, Any]) -> Tensor:
     """By one call. Rows that are not needed are left out, their error given as zero.
 
-    On the CPU only: on another device finding them would stall it, and their weight of zero already
-    keeps them out of the loss. Where other processes train the same network
-    a call is made in any case, of one such row: wrappers of the network exchange in every call, and
-    would wait for one that makes fewer.
+    On the CPU only (see ``_keep_all``): their weight of zero already keeps them out of the loss.
+    Where other processes train the same network a call is made in any case, of one such row:
+    wrappers of the network exchange in every call, and would wait for one that makes fewer.
     """
     count, batch = rows.steps.shape
     x, eps, steps = rows.x.flatten(0, 1), rows.eps.flatten(0, 1), rows.steps.flatten()
@@ -66,9 +65,8 @@ def _errors_stacked(model: EpsModel, rows: Rows, kwargs: dict[str, Any]) -> Tens
 
 
 def _keep_all(needed: Tensor, device: torch.device) -> bool:
-    # A compiled graph has one shape: there, too, the weights alone leave rows out. So they do on an
-    # accelerator, where a row in a thousand costs nothing, but a batch of another size is another
-    # graph to compile and another search for the fastest kernels.
+    # A compiled graph has one shape. On an accelerator finding the rows could stall it; one in a
+    # thousand costs nothing there, but another batch size is another graph to compile.
     if torch.compiler.is_compiling() or device.type != "cpu" or needed.device.type != "cpu":
         return True
     return bool(needed.all())

@@ -170,8 +170,9 @@ class SALoss:
             all_errors = errors(eps_model, rows, model_kwargs, self.stack)
             own, others = all_errors[0], all_errors[1:]
         else:
-            own = errors(eps_model, rows[:1], model_kwargs, self.stack)[0]
+            # First those without a graph: they need no memory beside it then.
             others = self._other_errors(eps_model, rows[1:], model_kwargs)
+            own = errors(eps_model, rows[:1], model_kwargs, self.stack)[0]
         simple, sa = self._simple(plan, own, others), self._combine(plan, own, others)
         total = simple.mean() + self.lam * sa.mean()
         return SALossOutput(total, simple.mean(), sa.mean(), n, simple, sa)
@@ -257,10 +258,15 @@ class SALoss:
             return errors(eps_model, rows, kwargs, self.stack)
 
     def _extra_autocast(self, device: torch.device) -> AbstractContextManager[None]:
-        if self.extra_precision == "same":
+        # Never from or into an autocast's cache of cast weights: it may hold another precision, and
+        # what is cast without a graph would take the gradient from the call that has one.
+        if self.extra_precision == "bf16":
+            return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+        if device.type == "meta" or not torch.is_autocast_enabled(device.type):
             return nullcontext()
-        # An autocast around this one may have cached the weights in its own precision.
-        return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+        return torch.autocast(
+            device.type, torch.get_autocast_dtype(device.type), cache_enabled=False
+        )
 
     def _simple(self, plan: WindowPlan, own: Tensor, others: Tensor) -> Tensor:
         """L_simple per sample [B], from the own call or from all of the window."""

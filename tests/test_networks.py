@@ -457,6 +457,17 @@ def test_autocast_agrees_to_bfloat16(name: str) -> None:
     assert (y.float() - expected).square().mean().sqrt() < 0.05 * expected.std()
 
 
+@pytest.mark.parametrize("precise", [True, False], ids=["float32", "autocast"])
+@pytest.mark.parametrize("cls", ["UNetModel", "Model"])
+def test_compiles_to_one_graph(cls: str, precise: bool) -> None:
+    torch.compiler.reset()
+    net = fill(tiny(cls))
+    compiled = torch.compile(net, backend="eager", fullgraph=True)  # an error where it breaks
+    x, t = randn(0, 2, 3, 8, 8), torch.tensor([5, 999])
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not precise):
+        torch.testing.assert_close(compiled(x, t), net(x, t))
+
+
 @pytest.mark.parametrize("cls", ["UNetModel", "Model"])
 def test_bfloat16_parameters(cls: str) -> None:
     net = fill(tiny(cls))
