@@ -258,15 +258,10 @@ class SALoss:
             return errors(eps_model, rows, kwargs, self.stack)
 
     def _extra_autocast(self, device: torch.device) -> AbstractContextManager[None]:
-        # Never from or into an autocast's cache of cast weights: it may hold another precision, and
-        # what is cast without a graph would take the gradient from the call that has one.
-        if self.extra_precision == "bf16":
-            return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
-        if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        if self.extra_precision == "same":
             return nullcontext()
-        return torch.autocast(
-            device.type, torch.get_autocast_dtype(device.type), cache_enabled=False
-        )
+        # An autocast around this one may have cached the weights in its own precision.
+        return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
     def _simple(self, plan: WindowPlan, own: Tensor, others: Tensor) -> Tensor:
         """L_simple per sample [B], from the own call or from all of the window."""

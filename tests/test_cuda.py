@@ -24,6 +24,9 @@ from third_party.extended_analytic_dpm.methods import build_criterion
 pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning"),
+    # by what torch.compile imports
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:DeprecationWarning"),
 ]
 SHORT = NoiseSchedule.linear(100)
 TERMS = [
@@ -42,8 +45,8 @@ def never_waits():
 
     def within(work):
         torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error")
         try:
+            torch.cuda.set_sync_debug_mode("error")
             return work()
         finally:
             torch.cuda.set_sync_debug_mode("default")
