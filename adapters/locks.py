@@ -23,8 +23,8 @@ def locked(path: Path, patience: float = 0.0) -> Iterator[bool]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="flock not supported")  # refused below
+        with warnings.catch_warnings(record=True) as said:
+            warnings.filterwarnings("always", message="flock not supported")
             lock.acquire(timeout=patience)
     except Timeout:
         yield False
@@ -32,8 +32,9 @@ def locked(path: Path, patience: float = 0.0) -> Iterator[bool]:
     except NotImplementedError as error:
         raise OSError(f"the file system of {path.parent} has no locks (flock): {error}") from error
     # Where flock is missing, newer filelocks go on with a file that marks the lock. It stays when
-    # its process is killed, and two of them would not exclude each other as surely.
-    if isinstance(lock, SoftFileLock):
+    # its process is killed, and two of them would not exclude each other as surely. They warn of it
+    # in the same words; that the lock becomes a SoftFileLock, too, ended with filelock 3.
+    if isinstance(lock, SoftFileLock) or any("flock not supported" in str(w.message) for w in said):
         lock.release()
         raise OSError(f"the file system of {path.parent} has no locks (flock)")
     try:
