@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, SoftFileLock, Timeout
+from filelock import FileLock, Timeout
 
 
 @contextmanager
@@ -31,10 +31,9 @@ def locked(path: Path, patience: float = 0.0) -> Iterator[bool]:
         return
     except NotImplementedError as error:
         raise OSError(f"the file system of {path.parent} has no locks (flock): {error}") from error
-    # Where flock is missing, newer filelocks go on with a file that marks the lock. It stays when
-    # its process is killed, and two of them would not exclude each other as surely. They warn of it
-    # in the same words; that the lock becomes a SoftFileLock, too, ended with filelock 3.
-    if isinstance(lock, SoftFileLock) or any("flock not supported" in str(w.message) for w in said):
+    # Where flock is missing, newer filelocks warn and go on with a file that marks the lock. It
+    # stays when its process is killed, and two of them would not exclude each other as surely.
+    if any("flock not supported" in str(warning.message) for warning in said):
         lock.release()
         raise OSError(f"the file system of {path.parent} has no locks (flock)")
     try:

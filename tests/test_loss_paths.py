@@ -101,6 +101,16 @@ def test_a_network_never_gets_an_empty_batch(options):
     assert [len(steps) for steps in model.calls] == [2]
 
 
+@pytest.mark.parametrize(("device", "sizes"), [("cpu", [1, 2]), ("meta", [2, 2])])
+def test_an_accelerator_gets_batches_of_one_size(device, sizes):
+    """Step 0 of the first window is left out on the CPU; elsewhere its weight alone does that."""
+    x0, n, seen = torch.zeros(2, *IMAGE, device=device), torch.tensor([1, 9]), []
+    loss = SALoss(SCHEDULE, K=2, backprop="one")
+    loss._range_checked = True  # a meta tensor has no values to look at
+    loss(lambda x, steps: seen.append(len(x)) or x, x0, n=n, anchor=n)
+    assert seen == sizes
+
+
 def test_no_graph_where_none_is_wanted():
     x0, n = images(0, 2, *IMAGE), torch.tensor([5, 9])
 
