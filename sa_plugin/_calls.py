@@ -31,6 +31,49 @@ class Rows:
         return Rows(self.x[rows], self.eps[rows], self.steps[rows], self.needed[rows])
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Rows [R, B] as one batch of M <= R B network inputs.
+
+    Rows that are not needed may be left out, their error given as zero: on the CPU (see
+    ``_keep_all``). Their weight of zero already keeps them out of the loss.
+
+    Attributes:
+        x, steps: [M, ...], [M], the inputs.
+        images: int64 [M], the image of 0..B-1 that each belongs to.
+    """
+
+    x: Tensor
+    steps: Tensor
+    images: Tensor
+    _eps: Tensor  # [R, B, ...]
+    _kept: Tensor | None  # int64 [M], which of the R B rows; None: all
+
+    @classmethod
+    def of(cls, rows: Rows, *, never_empty: bool = False) -> Batch:
+        """The needed rows; one that is not, where there is none but there must be."""
+        count, batch = rows.steps.shape
+        x, steps = rows.x.flatten(0, 1), rows.steps.flatten()
+        if _keep_all(rows.needed, x.device):
+            return cls(x, steps, torch.arange(batch).repeat(count), rows.eps, None)
+        kept = rows.needed.flatten().nonzero()[:, 0]
+        if never_empty and len(kept) == 0:
+            kept = kept.new_zeros(1)
+        return cls(x[kept], steps[kept], kept % batch, rows.eps, kept)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def errors(self, eps_pred: Tensor) -> Tensor:
+        """e [R, B, ...] from the network's eps [M, ...]."""
+        eps = self._eps.flatten(0, 1)
+        if self._kept is None:
+            return (eps_pred - eps).unflatten(0, self._eps.shape[:2])
+        some = eps_pred - eps[self._kept]
+        blank = some.new_zeros(len(eps), *some.shape[1:])
+        return blank.index_copy(0, self._kept, some).unflatten(0, self._eps.shape[:2])
+
+
 def errors(model: EpsModel, rows: Rows, kwargs: dict[str, Any], stack: bool) -> Tensor:
     """e = f(x, n) - eps [R, B, ...], by one call for all rows or one a row."""
     if stack or len(rows) == 1:
@@ -39,29 +82,14 @@ def errors(model: EpsModel, rows: Rows, kwargs: dict[str, Any], stack: bool) -> 
 
 
 def _errors_stacked(model: EpsModel, rows: Rows, kwargs: dict[str, Any]) -> Tensor:
-    """By one call. Rows that are not needed are left out, their error given as zero.
-
-    On the CPU only (see ``_keep_all``): their weight of zero already keeps them out of the loss.
-    Where other processes train the same network a call is made in any case, of one such row:
-    wrappers of the network exchange in every call, and would wait for one that makes fewer.
-    """
-    count, batch = rows.steps.shape
-    x, eps, steps = rows.x.flatten(0, 1), rows.eps.flatten(0, 1), rows.steps.flatten()
-    if _keep_all(rows.needed, x.device):
-        if count > 1 and kwargs:
-            kwargs = follow(kwargs, batch, torch.arange(batch).repeat(count))
-        output = _call(model, x, steps, kwargs)
-        return (output - eps).unflatten(0, (count, batch))
-    kept = rows.needed.flatten().nonzero()[:, 0]
-    if len(kept) == 0:
-        if not _has_peers():
-            return torch.zeros_like(rows.eps)
-        kept = kept.new_zeros(1)
-    index = kept.to(x.device, non_blocking=True)
-    output = _call(model, x[index], steps[kept], follow(kwargs, batch, kept % batch))
-    some = output - eps[index]
-    blank = some.new_zeros(count * batch, *some.shape[1:])
-    return blank.index_copy(0, index, some).unflatten(0, (count, batch))
+    # Where other processes train the same network a call is made in any case: wrappers of the
+    # network exchange in every call, and would wait for one that makes fewer.
+    batch = Batch.of(rows, never_empty=_has_peers())
+    if len(batch) == 0:
+        return torch.zeros_like(rows.eps)
+    if len(rows) > 1 or len(batch) < rows.steps.shape[1]:
+        kwargs = follow(kwargs, rows.steps.shape[1], batch.images)
+    return batch.errors(_call(model, batch.x, batch.steps, kwargs))
 
 
 def _keep_all(needed: Tensor, device: torch.device) -> bool:

@@ -1,8 +1,9 @@
 r"""attach(): add the SA term to a host's objective without editing the host.
 
-While the host's own ``objective(v)`` runs, its network call is observed (x_n, n, output). From
-x_0 = v, x_n and n follows eps = (x_n - sqrt(cum_alpha_n) x_0) / sqrt(cum_beta_n); the SA term adds
-the window's other K-1 calls, and ``objective`` returns ``host's value + lambda L_sa`` per sample.
+While the host's own ``objective(v)`` runs, its network call is intercepted (x_n, n). From x_0 = v,
+x_n and n follows eps = (x_n - sqrt(cum_alpha_n) x_0) / sqrt(cum_beta_n); the window's other K-1
+rows are evaluated within the host's own call or before it, and ``objective`` returns ``host's value
++ lambda L_sa`` per sample.
 
 What differs from host to host is in ``sa_plugin.hosts``.
 """
@@ -10,18 +11,20 @@ What differs from host to host is in ``sa_plugin.hosts``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
-from torch import Tensor, nn
+from torch import Tensor
 
-from sa_plugin._tensors import DeviceTables, expand
+from sa_plugin._calls import Batch, EpsModel
+from sa_plugin._interception import intercepted
+from sa_plugin._tensors import DeviceTables, expand, follow
 from sa_plugin.hosts import HOSTS, Host
-from sa_plugin.loss import SALoss
+from sa_plugin.loss import SALoss, Window
 from sa_plugin.prediction import to_eps
 from sa_plugin.schedule import NoiseSchedule
 
@@ -76,61 +79,12 @@ def detach(criterion: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class _Call:
-    """One call of the host's network: its first two arguments, the named ones, its output."""
+class _Terms:
+    """What one evaluation of the host's objective adds, per sample [B]."""
 
-    x: Tensor
-    time: Any
-    kwargs: dict[str, Any]
-    output: Any
-
-
-class _Recorder:
-    """Stands in for a host's callable during its objective: passes calls on and notes them."""
-
-    def __init__(self, network: Callable[..., Any], note: Callable[..., None]) -> None:
-        self._network = network
-        self._note = note
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        output = self._network(*args, **kwargs)
-        self._note(self._network, args, kwargs, output)
-        return output
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._network, name)
-
-
-@contextmanager
-def _recorded(criterion: Any, name: str) -> Iterator[list[_Call]]:
-    """The calls that the criterion's attribute ``name`` gets meanwhile.
-
-    A module is watched by a forward hook: a criterion that is a module itself refuses anything else
-    in its place, and a host may look at its type (DataParallel) or call it by another way.
-    """
-    calls: list[_Call] = []
-
-    def note(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if len(args) != 2:
-            raise ValueError(
-                f"{type(criterion).__name__}.objective called {name} with {len(args)} positional "
-                "arguments; the hook needs two, x_n and the time"
-            )
-        calls.append(_Call(args[0], args[1], kwargs, output))
-
-    network = getattr(criterion, name)
-    if isinstance(network, nn.Module):
-        handle = network.register_forward_hook(note, with_kwargs=True)
-        try:
-            yield calls
-        finally:
-            handle.remove()
-        return
-    setattr(criterion, name, _Recorder(network, note))
-    try:
-        yield calls
-    finally:
-        setattr(criterion, name, network)
+    simple: Tensor
+    sa: Tensor
+    own: Tensor  # |e|^2 of the host's own call
 
 
 class _HookedObjective:
@@ -147,39 +101,90 @@ class _HookedObjective:
         self._tables = DeviceTables(signal=schedule.cum_alphas**0.5, sigma=schedule.cum_betas**0.5)
 
     def __call__(self, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        value, call = self._observe(v, *args, **kwargs)
-        n = self._host.steps(self._criterion, call.time, self._loss.schedule.N)
-        self._check_steps(n)
-        a, b = self._coefficients(n, v)
-        eps = (call.x.detach() - a * v) / b
-        self._check_noise(eps)
-        own = self._eps_of(call.output, call.x, a, b)
-        simple, sa = self._loss.sa_term(self._eps_model(call.time), v, n, eps, own, **call.kwargs)
-        self._note(simple_loss=simple.detach().mean(), sa_loss=sa.detach().mean())
+        seen: list[_Terms] = []
+
+        def around(network: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
+            self._check_call(inputs, len(seen))
+            output, terms = self._evaluate(network, v, inputs[0], inputs[1], named)
+            seen.append(terms)
+            return output
+
+        with intercepted(self._criterion, self._host.network, around):
+            value = self._objective(v, *args, **kwargs)
+        if not seen:
+            raise ValueError(f"{self._name} never called its network; the hook needs one call")
+        (terms,) = seen
+        self._note(simple_loss=terms.simple.detach().mean(), sa_loss=terms.sa.detach().mean())
         if self._loss.lam == 0:
             return value
         if self._loss.reuse:  # both terms of the difference have the same mean
-            value = value + (simple - self._loss.squares(own - eps))
-        return value + self._loss.lam * sa
+            value = value + (terms.simple - terms.own)
+        return value + self._loss.lam * terms.sa
 
-    def _observe(self, v: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, _Call]:
-        with _recorded(self._criterion, self._host.network) as calls:
-            value = self._objective(v, *args, **kwargs)
-        if len(calls) != 1:
+    @property
+    def _name(self) -> str:
+        return f"{type(self._criterion).__name__}.objective"
+
+    def _check_call(self, inputs: tuple[Any, ...], made: int) -> None:
+        if made:
             raise ValueError(
-                f"{type(self._criterion).__name__}.objective called its network "
-                f"{len(calls)} times; the hook needs exactly one call"
+                f"{self._name} called its network more than once; the hook needs exactly one call"
             )
-        return value, calls[0]
+        if len(inputs) != 2:
+            raise ValueError(
+                f"{self._name} called {self._host.network} with {len(inputs)} positional "
+                "arguments; the hook needs two, x_n and the time"
+            )
 
-    def _eps_model(self, host_time: Any) -> Callable[..., Tensor]:
+    def _evaluate(
+        self, network: Callable[..., Any], v: Tensor, x: Tensor, time: Any, named: dict[str, Any]
+    ) -> tuple[Any, _Terms]:
+        """The output that the host asked for, and the terms of the windows around its steps."""
+        n = self._host.steps(self._criterion, time, self._loss.schedule.N)
+        self._check_steps(n)
+        a, b = self._coefficients(n, v)
+        eps = (x.detach() - a * v) / b
+        self._check_noise(eps)
+        window = self._loss.prepare(v, n, eps)
+        if self._loss.backprop == "all" and self._loss.stack:
+            output, others = self._stacked(network, window, x, time, named)
+        else:  # before the host's own call, whose graph needs the memory
+            others = self._loss.other_errors(self._eps_model(network, time), window, named)
+            output = network(x, time, **named)
+        own = self._eps_of(output, x, a, b) - eps
+        simple, sa = self._loss.terms(window, own, others)
+        return output, _Terms(simple, sa, self._loss.squares(own))
+
+    def _stacked(
+        self,
+        network: Callable[..., Any],
+        window: Window,
+        x: Tensor,
+        time: Any,
+        named: dict[str, Any],
+    ) -> tuple[Any, Tensor]:
+        """The host's call with the other rows behind its own: what it asked for, and their e."""
+        others = window.rows[1:]
+        batch = Batch.of(others)
+        if len(batch) == 0:
+            return network(x, time, **named), torch.zeros_like(others.eps)
+        count = len(x)
+        times = self._host.times(self._criterion, batch.steps, self._loss.schedule.N, time)
+        output = network(
+            torch.cat([x, batch.x.to(x.dtype)]),
+            _joined(time, times),
+            **follow(named, count, torch.cat([torch.arange(count), batch.images])),
+        )
+        coefficients = self._coefficients(batch.steps, batch.x)
+        eps = self._eps_of(_part(output, slice(count, None), x, batch), batch.x, *coefficients)
+        return _part(output, slice(count), x, batch), batch.errors(eps)
+
+    def _eps_model(self, network: Callable[..., Any], host_time: Any) -> EpsModel:
         """The host's network as a plain eps network; n handed over in the host's own way."""
-        criterion, host, N = self._criterion, self._host, self._loss.schedule.N
-        network = getattr(criterion, host.network)
 
         def eps_model(x: Tensor, n: Tensor, **kwargs: Any) -> Tensor:
-            output = network(x, host.times(criterion, n, N, host_time), **kwargs)
-            return self._eps_of(output, x, *self._coefficients(n, x))
+            time = self._host.times(self._criterion, n, self._loss.schedule.N, host_time)
+            return self._eps_of(network(x, time, **kwargs), x, *self._coefficients(n, x))
 
         # A host that counts its steps in NumPy gets them from the plan: asking a device for them
         # would stall it.
@@ -208,7 +213,7 @@ class _HookedObjective:
 
     def _check_noise(self, eps: Tensor) -> None:
         """Once, as it waits for the device: ten standard errors around a mean square of 1."""
-        if self._checked or eps.numel() == 0:
+        if self._checked or eps.numel() == 0 or eps.is_meta:
             return
         square = eps.float().square().mean().item()
         if not abs(square - 1) < 0.05 + 10 * math.sqrt(2 / eps.numel()):
@@ -226,6 +231,34 @@ class _HookedObjective:
             return
         floats = any(isinstance(value, float) for value in statistics.values())
         statistics.update({k: m.item() if floats else m for k, m in means.items()})
+
+
+def _joined(time: Any, times: Any) -> Any:
+    """The host's times with others behind them, in its own type."""
+    if isinstance(time, Tensor):
+        return torch.cat([time, times.to(time)])
+    return np.concatenate([time, np.asarray(times)])
+
+
+def _part(output: Any, rows: slice, x: Tensor, batch: Batch) -> Any:
+    """The rows of an output for the host's images x and the batch behind them.
+
+    Of a tuple or list every tensor that has so many rows; anything else in it goes to both.
+    """
+    count = len(x) + len(batch)
+    if isinstance(output, tuple | list):
+        return type(output)(one[rows] if _has(one, count) else one for one in output)
+    if not _has(output, count):
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(
+            f"the network must return a row for each of its {count} inputs, got {shape}; "
+            "SALoss(..., stack=False) calls it with the host's own alone"
+        )
+    return output[rows]
+
+
+def _has(output: Any, count: int) -> bool:
+    return isinstance(output, Tensor) and output.ndim > 0 and len(output) == count
 
 
 def _host_of(criterion: Any, hosts: tuple[Host, ...]) -> Host:

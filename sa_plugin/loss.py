@@ -33,6 +33,17 @@ FAR_OUTSIDE = 1.5  # |x_0| beyond this is taken for data that was not scaled to 
 
 
 @dataclass(frozen=True)
+class Window:
+    """The windows of a batch: their plan, and the network inputs of their rows.
+
+    Row 0 is L_simple's own step; the rest are the others, in the order of evaluation.
+    """
+
+    plan: WindowPlan
+    rows: Rows
+
+
+@dataclass(frozen=True)
 class SALossOutput:
     """What one evaluation of the loss gives.
 
@@ -165,15 +176,8 @@ class SALoss:
         self._check_images(x0)
         n = self._draw_steps(len(x0), generator) if n is None else self._check_steps(n, x0)
         plan = self._plan(n, anchor, generator)
-        rows = self._noised(plan, x0, self._draws(plan, x0, noise, generator))
-        if self.backprop == "all":
-            all_errors = errors(eps_model, rows, model_kwargs, self.stack)
-            own, others = all_errors[0], all_errors[1:]
-        else:
-            # First those without a graph: they need no memory beside it then.
-            others = self._other_errors(eps_model, rows[1:], model_kwargs)
-            own = errors(eps_model, rows[:1], model_kwargs, self.stack)[0]
-        simple, sa = self._simple(plan, own, others), self._combine(plan, own, others)
+        window = self._noised(plan, x0, self._draws(plan, x0, noise, generator))
+        simple, sa = self._evaluate(eps_model, window, model_kwargs)
         total = simple.mean() + self.lam * sa.mean()
         return SALossOutput(total, simple.mean(), sa.mean(), n, simple, sa)
 
@@ -183,18 +187,41 @@ class SALoss:
         x0: Tensor,
         n: Tensor,
         eps: Tensor,
-        eps_pred: Tensor,
+        eps_pred: Tensor | None = None,
         *,
         anchor: Tensor | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
         **model_kwargs: Any,
     ) -> tuple[Tensor, Tensor]:
-        """(L_simple, L_sa) per sample [B] where L_simple's call has been made already.
+        """(L_simple, L_sa) per sample [B], for training loops that draw n and eps themselves.
 
-        For training loops that evaluate the network at (x_n, n) themselves: adds the window's other
-        K-1 calls. ``eps`` and ``eps_pred`` [B, C, H, W] belong to the call that was made; ``noise``
-        [K-1, B, C, H, W] holds the draws of the other positions, ascending.
+        Where such a loop has made L_simple's call already it hands in ``eps_pred`` [B, C, H, W],
+        what the network said of eps [B, C, H, W] at (x_n, n), and the window's other K-1 calls are
+        added. Without it all K are made here: as one batch, or under ``backprop="one"`` first those
+        without a graph, which then need no memory beside it. ``noise`` [K-1, B, C, H, W] holds the
+        draws of the other positions, ascending.
+        """
+        window = self.prepare(x0, n, eps, anchor=anchor, noise=noise, generator=generator)
+        if eps_pred is None:
+            return self._evaluate(eps_model, window, model_kwargs)
+        others = self.other_errors(eps_model, window, model_kwargs)
+        return self.terms(window, eps_pred - eps, others)
+
+    def prepare(
+        self,
+        x0: Tensor,
+        n: Tensor,
+        eps: Tensor,
+        *,
+        anchor: Tensor | None = None,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Window:
+        """The windows around steps n [B] with noise eps; arguments as for ``sa_term``.
+
+        With ``other_errors`` and ``terms`` the parts of ``sa_term``, for who has L_simple's call
+        made in between, or the others' rows within it.
         """
         self._check_images(x0)
         n = self._check_steps(n, x0)
@@ -205,10 +232,36 @@ class SALoss:
         elif self.lam == 0:
             noise = noise[:rest]  # of a full window, of which nothing is needed
         self._check_noise(noise, rest, x0)
-        rows = self._noised(plan, x0, torch.cat([eps.detach()[None], noise]))
-        own = eps_pred - eps
-        others = self._other_errors(eps_model, rows[1:], model_kwargs)
+        return self._noised(plan, x0, torch.cat([eps.detach()[None], noise]))
+
+    def other_errors(
+        self, eps_model: EpsModel, window: Window, model_kwargs: dict[str, Any]
+    ) -> Tensor:
+        """e of the rows beside L_simple's, [K-1, B, C, H, W]; without a graph where "one"."""
+        rows = window.rows[1:]
+        if len(rows) == 0:
+            return rows.eps
+        if self.backprop == "all":
+            return errors(eps_model, rows, model_kwargs, self.stack)
+        with torch.no_grad(), self._extra_autocast(rows.x.device):
+            return errors(eps_model, rows, model_kwargs, self.stack)
+
+    def terms(self, window: Window, own: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        """(L_simple, L_sa) per sample [B] from e of L_simple's row and of the others."""
+        plan = window.plan
         return self._simple(plan, own, others), self._combine(plan, own, others)
+
+    def _evaluate(
+        self, eps_model: EpsModel, window: Window, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """``terms`` by all calls of the window."""
+        if self.backprop == "all":
+            all_errors = errors(eps_model, window.rows, kwargs, self.stack)
+            return self.terms(window, all_errors[0], all_errors[1:])
+        # First those without a graph: they need no memory beside it then.
+        others = self.other_errors(eps_model, window, kwargs)
+        own = errors(eps_model, window.rows[:1], kwargs, self.stack)[0]
+        return self.terms(window, own, others)
 
     def _plan(
         self, n: Tensor, anchor: Tensor | None, generator: torch.Generator | None
@@ -242,20 +295,12 @@ class SALoss:
         self._check_noise(noise, count, x0)
         return noises_of.rows_from_positions(self.noise, noise, plan)
 
-    def _noised(self, plan: WindowPlan, x0: Tensor, draws: Tensor) -> Rows:
+    def _noised(self, plan: WindowPlan, x0: Tensor, draws: Tensor) -> Window:
         eps = noises_of.complete(self.noise, draws, plan, self._tables.get("correlation", x0))
         steps = plan.steps.to(x0.device, non_blocking=True)
         signal, sigma = (self._tables.get(name, x0)[steps] for name in ("signal", "sigma"))
         x = expand(signal, eps) * x0 + expand(sigma, eps) * eps
-        return Rows(x.to(x0.dtype), eps, plan.steps, plan.needed)
-
-    def _other_errors(self, eps_model: EpsModel, rows: Rows, kwargs: dict[str, Any]) -> Tensor:
-        if len(rows) == 0:
-            return rows.eps
-        if self.backprop == "all":
-            return errors(eps_model, rows, kwargs, self.stack)
-        with torch.no_grad(), self._extra_autocast(rows.x.device):
-            return errors(eps_model, rows, kwargs, self.stack)
+        return Window(plan, Rows(x.to(x0.dtype), eps, plan.steps, plan.needed))
 
     def _extra_autocast(self, device: torch.device) -> AbstractContextManager[None]:
         if self.extra_precision == "same":
@@ -294,7 +339,9 @@ class SALoss:
             raise ValueError(
                 f"x0 must be floating-point images [B, C, H, W], got {x0.dtype} {tuple(x0.shape)}"
             )
-        if self._range_checked or x0.numel() == 0 or torch.compiler.is_compiling():
+        if self._range_checked or torch.compiler.is_compiling():
+            return
+        if x0.numel() == 0 or x0.is_meta:  # no values to look at
             return
         self._range_checked = True  # once: the check stalls an accelerator
         low, high = x0.detach().aminmax()

@@ -15,7 +15,7 @@ from third_party.common.step_options import StepOptions
 def main(target):
     distributed.start("cpu")
     rank, world = distributed.rank(), distributed.world_size()
-    v = images()
+    v = images().double()
     part = v.chunk(world)[rank]
     results = {}
     for name, sa, accumulate, net in (
@@ -30,7 +30,9 @@ def main(target):
         ("activations not kept", {"K": 3, "stack": False}, 1, {"use_checkpoint": True}),
     ):
         sa = sa and {"noise": "shared", **sa}
-        criterion = criterion_for(network(**net), v, StepOptions(accumulate=accumulate), **sa)
+        criterion = criterion_for(
+            network(**net).double(), v, StepOptions(accumulate=accumulate), **sa
+        )
         reductions = []
         if world > 1:
             criterion.parallelise()

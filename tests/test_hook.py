@@ -117,7 +117,7 @@ def test_sa_k_makes_k_calls(kind, backprop, K):
     assert len(network.times) == K
     stacked = SALoss(SCHEDULE, K=K, backprop=backprop)
     *_, network = objective(kind, stacked)
-    assert len(network.times) == min(K, 2)
+    assert len(network.times) == (1 if backprop == "all" else min(K, 2))
     assert sum(len(t) for t in network.times) <= K * len(X0)
 
 
@@ -188,7 +188,7 @@ def test_x0_networks_are_understood():
 def test_steps_that_a_host_counts_in_numpy_never_go_to_the_device(like, device):
     """Asking an accelerator for them would stall it at each call."""
     hooked = attach(criterion_of(DTDSM, Network(1)), SALoss(SCHEDULE)).objective
-    flagged = hooked._eps_model(like)
+    flagged = hooked._eps_model(lambda x, t: x, like)
     seen = []
 
     def model(x, n):
@@ -246,7 +246,7 @@ def test_objectives_with_two_calls_are_refused():
     own = criterion.objective
     criterion.objective = lambda v: own(v) + own(v)
     attach(criterion, SALoss(SCHEDULE))
-    with pytest.raises(ValueError, match="called its network 2 times"):
+    with pytest.raises(ValueError, match="called its network more than once"):
         criterion.objective(X0)
 
 
@@ -292,8 +292,9 @@ def test_named_arguments_follow_and_lists_are_outputs():
     without = plain.objective(X0, labels)
     seed()
     values = hooked.objective(X0, labels)
-    assert len(hooked.wrapper.seen[0]) == len(X0)
-    assert set(torch.cat(hooked.wrapper.seen[1:]).tolist()) <= set(labels.tolist())
+    (seen,) = hooked.wrapper.seen
+    assert torch.equal(seen[: len(X0)], labels)
+    assert set(seen[len(X0) :].tolist()) <= set(labels.tolist())
     seed()
     n, eps, xn = HOST.sample(X0)
     network = hooked.wrapper.model

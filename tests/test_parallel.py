@@ -48,7 +48,7 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
         for other in (first, second):
             assert other["results"][name]["reductions"] == 1
             pairs = zip(other["results"][name]["gradients"], expected["gradients"], strict=True)
-            assert all(float((a - b).norm()) <= 1e-6 * scale for a, b in pairs), name
+            assert all(float((a - b).norm()) <= 1e-12 * scale for a, b in pairs), name
 
 
 def test_a_wrapper_that_exchanges_in_every_call_does_not_wait_for_ever():

@@ -65,7 +65,7 @@ class DiffusersSALoss:
         generator: torch.Generator | None = None,
         **unet_kwargs: Any,
     ) -> SALossOutput:
-        """The loss; K - 1 network calls where ``model_output`` is handed in, else K.
+        """The loss; the window's K - 1 other rows where ``model_output`` is handed in, else all K.
 
         Args:
             unet: see ``unet_model``.
@@ -73,15 +73,15 @@ class DiffusersSALoss:
             noise: [B, C, H, W], the noise at ``timesteps``.
             timesteps: integers [B] in 0..T-1.
             model_output: what the network returned at ``scheduler.add_noise(clean_images, noise,
-                timesteps)``, with its graph; None: it is called here.
+                timesteps)``, with its graph; None: it is called here, in one batch with the
+                window's other rows.
             noises: [K-1, B, C, H, W], the noises of the window's other steps; drawn if not given.
             unet_kwargs: go to every call; tensors of length B (``class_labels``) follow their rows.
         """
         n = timesteps + 1
-        noisy = self.scheduler.add_noise(clean_images, noise, timesteps)
-        if model_output is None:
-            own = self._eps_model(noisy, n.to(noisy.device), unet=unet, **unet_kwargs)
-        else:
+        own = None
+        if model_output is not None:
+            noisy = self.scheduler.add_noise(clean_images, noise, timesteps)
             own = self._eps_model.eps_of(unpack(model_output, noisy, cut=True), noisy, n)
         simple, sa = self.loss.sa_term(
             self._eps_model,

@@ -1,0 +1,116 @@
+"""intercepted(): every call of what an owner holds is met, and nothing stays behind."""
+
+import copy
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+from sa_plugin._interception import intercepted
+
+
+class Owner:
+    """Holds a callable; ``kind`` says whether it is a module itself."""
+
+    def __init__(self, held):
+        super().__init__()
+        self.held = held
+
+
+class OwningModule(Owner, nn.Module):
+    pass
+
+
+def linear():
+    torch.manual_seed(0)
+    return nn.Linear(2, 2)
+
+
+def scripted():
+    return torch.jit.trace(linear(), torch.zeros(1, 2))
+
+
+def optimised():
+    return torch.compile(linear(), backend="eager")
+
+
+def parametrised():
+    return torch.nn.utils.parametrizations.weight_norm(linear())
+
+
+MODULES = [linear, lambda: nn.DataParallel(linear()), parametrised, optimised]
+MODULES += [pytest.param(scripted, marks=pytest.mark.filterwarnings("ignore:.*jit"))]
+X = torch.ones(3, 2)
+
+
+@pytest.mark.parametrize("kind", [Owner, OwningModule])
+@pytest.mark.parametrize("make", MODULES)
+def test_a_module_stays_where_and_what_it_is(kind, make):
+    module, kinds = make(), []
+    own, expected, names = type(module), module(X), list(module.state_dict())
+    owner = kind(module)
+
+    def around(called, x, *, more):
+        assert called is module
+        kinds.append(type(called))
+        return called(x) + called(x) + more  # these two are not met
+
+    with intercepted(owner, "held", around):
+        assert owner.held is module
+        assert isinstance(module, own)
+        assert list(module.state_dict()) == names
+        for call in (owner.held, module):  # by the attribute, or another way to the same
+            torch.testing.assert_close(call(X, more=1.0), 2 * expected + 1)
+    assert kinds == [own, own]
+    assert type(module) is own
+    torch.testing.assert_close(module(X), expected)
+    assert copy.deepcopy(vars(module)).keys() == vars(make()).keys()
+
+
+@pytest.mark.parametrize("kind", [Owner, OwningModule])
+@pytest.mark.parametrize("held", [linear().forward, functools.partial(torch.add, 1), abs])
+def test_another_callable_has_a_stand_in(kind, held):
+    owner = kind(held)
+    with intercepted(owner, "held", lambda called, x: called(x) + 10):
+        assert torch.equal(owner.held(X), held(X) + 10)
+        assert owner.held.__doc__ is not None
+    assert owner.held == held
+
+
+@pytest.mark.parametrize("held", [linear(), abs])
+def test_failures_leave_nothing_behind(held):
+    owner, own = Owner(held), type(held)
+
+    def around(called, x):
+        raise RuntimeError("within")
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="within"), intercepted(owner, "held", around):
+            owner.held(X)
+    assert owner.held is held
+    assert type(held) is own
+    assert torch.equal(owner.held(X), held(X))
+
+
+def test_a_network_compiled_in_place_has_one_graph():
+    """The block and what it does are no part of it: guards see the same module in each step."""
+    module, graphs = linear(), []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    module.compile(backend=backend)
+    owner, seen = Owner(module), []
+    for i in range(3):
+
+        def around(called, x, i=i):
+            seen.append(i)
+            return called(x)
+
+        with intercepted(owner, "held", around):
+            owner.held(X)
+        module(X)
+    assert seen == [0, 1, 2]
+    assert len(graphs) == 1
