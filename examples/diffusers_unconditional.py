@@ -1,4 +1,4 @@
-"""diffusers' unconditional training on scikit-learn's digits, with the SA loss in its one line.
+"""diffusers' unconditional training on scikit-learn's digits, with the SA loss in place of its own.
 
     accelerate launch examples/diffusers_unconditional.py       (or plainly: python examples/...)
 
@@ -79,10 +79,10 @@ def train(args: argparse.Namespace, scheduler: DDPMScheduler, images: Tensor) ->
             noise = torch.randn_like(clean_images)
             shape, steps = (len(clean_images),), scheduler.config.num_train_timesteps
             timesteps = torch.randint(steps, shape, device=clean_images.device)
-            noisy_images = scheduler.add_noise(clean_images, noise, timesteps)
-            model_output = model(noisy_images, timesteps).sample
-            # Was: loss = F.mse_loss(model_output, noise)
-            loss = sa_loss(model, clean_images, noise, timesteps, model_output).total
+            # Was: noisy_images = scheduler.add_noise(clean_images, noise, timesteps)
+            #      model_output = model(noisy_images, timesteps).sample
+            #      loss = F.mse_loss(model_output, noise)
+            loss = sa_loss(model, clean_images, noise, timesteps).total
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()

@@ -64,6 +64,29 @@ class Batch:
     def __len__(self) -> int:
         return len(self.steps)
 
+    def split(self, output: Any, count: int) -> tuple[Any, Any]:
+        """An output for ``count`` images and these behind them: (of those, of these).
+
+        Of a tuple or list every tensor that has so many rows; anything else in it goes to both.
+
+        Raises:
+            ValueError: a tensor of other rows.
+        """
+        rows = count + len(self)
+        if isinstance(output, tuple | list):
+            first, second = (
+                type(output)(one[part] if _has(one, rows) else one for one in output)
+                for part in (slice(count), slice(count, None))
+            )
+            return first, second
+        if not _has(output, rows):
+            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(
+                f"the network must return a row for each of its {rows} inputs, got {shape}; "
+                "SALoss(..., stack=False) calls it with the host's own alone"
+            )
+        return output[:count], output[count:]
+
     def errors(self, eps_pred: Tensor) -> Tensor:
         """e [R, B, ...] from the network's eps [M, ...]."""
         eps = self._eps.flatten(0, 1)
@@ -72,6 +95,10 @@ class Batch:
         some = eps_pred - eps[self._kept]
         blank = some.new_zeros(len(eps), *some.shape[1:])
         return blank.index_copy(0, self._kept, some).unflatten(0, self._eps.shape[:2])
+
+
+def _has(output: Any, rows: int) -> bool:
+    return isinstance(output, Tensor) and output.ndim > 0 and len(output) == rows
 
 
 def errors(model: EpsModel, rows: Rows, kwargs: dict[str, Any], stack: bool) -> Tensor:

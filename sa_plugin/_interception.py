@@ -63,7 +63,7 @@ class _Watch:
 
     def put_on(self) -> None:
         vars(self._module)[_WATCH] = self
-        self._become(_watched(self._own))
+        self._become(_watched(self._own))  # type: ignore[arg-type]
 
     def take_off(self) -> None:
         self._become(self._own)

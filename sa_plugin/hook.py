@@ -175,9 +175,9 @@ class _HookedObjective:
             _joined(time, times),
             **follow(named, count, torch.cat([torch.arange(count), batch.images])),
         )
-        coefficients = self._coefficients(batch.steps, batch.x)
-        eps = self._eps_of(_part(output, slice(count, None), x, batch), batch.x, *coefficients)
-        return _part(output, slice(count), x, batch), batch.errors(eps)
+        own, behind = batch.split(output, count)
+        eps = self._eps_of(behind, batch.x, *self._coefficients(batch.steps, batch.x))
+        return own, batch.errors(eps)
 
     def _eps_model(self, network: Callable[..., Any], host_time: Any) -> EpsModel:
         """The host's network as a plain eps network; n handed over in the host's own way."""
@@ -238,27 +238,6 @@ def _joined(time: Any, times: Any) -> Any:
     if isinstance(time, Tensor):
         return torch.cat([time, times.to(time)])
     return np.concatenate([time, np.asarray(times)])
-
-
-def _part(output: Any, rows: slice, x: Tensor, batch: Batch) -> Any:
-    """The rows of an output for the host's images x and the batch behind them.
-
-    Of a tuple or list every tensor that has so many rows; anything else in it goes to both.
-    """
-    count = len(x) + len(batch)
-    if isinstance(output, tuple | list):
-        return type(output)(one[rows] if _has(one, count) else one for one in output)
-    if not _has(output, count):
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(
-            f"the network must return a row for each of its {count} inputs, got {shape}; "
-            "SALoss(..., stack=False) calls it with the host's own alone"
-        )
-    return output[rows]
-
-
-def _has(output: Any, count: int) -> bool:
-    return isinstance(output, Tensor) and output.ndim > 0 and len(output) == count
 
 
 def _host_of(criterion: Any, hosts: tuple[Host, ...]) -> Host:

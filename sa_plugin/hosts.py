@@ -67,7 +67,9 @@ class ExtendedAnalyticDPM(Host):
         return torch.as_tensor(time)
 
     def times(self, criterion: Any, n: Tensor, N: int, like: Any) -> Any:
-        return n.cpu().numpy() if isinstance(like, np.ndarray) else n
+        if isinstance(like, np.ndarray):
+            return n.cpu().numpy().astype(like.dtype)
+        return n.to(like.dtype) if isinstance(like, Tensor) else n
 
     def predicts(self, criterion: Any) -> str:
         return str(criterion.wrapper.typ).split("_")[0]

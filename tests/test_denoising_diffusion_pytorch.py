@@ -85,19 +85,55 @@ def test_min_snr_weighs_both_terms_alike(objective):
     torch.testing.assert_close(model.statistics["sa_loss"], model.statistics["simple_loss"])
 
 
-def test_self_conditioning_is_shared_by_the_window(monkeypatch):
+@pytest.mark.parametrize("graph", [True, False])
+@pytest.mark.parametrize("options", [{}, {"stack": False}, {"backprop": "one"}], ids=str)
+def test_self_conditioning_is_shared_by_the_window(monkeypatch, options, graph):
     module = "denoising_diffusion_pytorch.denoising_diffusion_pytorch.random"
     monkeypatch.setattr(module, lambda: 0.0)
-    model = diffusion(self_condition=True, K=2)
+    model = diffusion(self_condition=True, K=3, sa_options=options)
     seen = []
-    model.model.register_forward_hook(lambda _, given, output: seen.append(given))
+    model.model.register_forward_hook(
+        lambda _, given, output: seen.append((*given, torch.is_grad_enabled()))
+    )
     x, t, noise = draw(torch.Generator().manual_seed(4))
-    t = t.clamp(min=1)
-    model.p_losses(x, t, noise[0], noises=noise[1:2])
-    assert len(seen) == 3  # the host's two, and the window's other step
-    assert seen[1][2] is not None
-    assert torch.equal(seen[2][2], seen[1][2])
-    assert torch.equal(seen[2][1], t - 1)
+    t = t.clamp(2, T - 3)
+    with torch.set_grad_enabled(graph):
+        model.p_losses(x, t, noise[0], noises=noise[1:])
+    sizes = [len(x) for x, *_ in seen]
+    if not graph:  # which of the host's calls is the last cannot be told: the window is with both
+        assert sizes[-1] == 8 if options else sizes[-1] == 24
+        return
+    assert sizes == {"{}": [8, 24], "{'stack': False}": [8, 8, 8, 8]}.get(str(options), [8, 16, 8])
+    assert seen[0][2] is None
+    assert [graph for *_, graph in seen[1:]] == (
+        [False, True] if "backprop" in options else [True] * (len(seen) - 1)
+    )
+    times, conditions = (torch.cat([call[i] for call in seen[1:]]) for i in (1, 2))
+    own = conditions[-8:] if options else conditions[:8]
+    assert torch.equal(conditions, own.repeat(3, 1, 1, 1))
+    if "backprop" not in options:
+        assert sorted(times.tolist()) == sorted(
+            (t - k)[i].item() for k in range(3) for i in range(8)
+        )
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("self_condition", [False, True])
+def test_stacked_or_in_series_is_the_same(objective, self_condition, monkeypatch):
+    module = "denoising_diffusion_pytorch.denoising_diffusion_pytorch.random"
+    monkeypatch.setattr(module, lambda: 0.0)
+    x, t, noise = draw(torch.Generator().manual_seed(5))
+    t[:3] = torch.tensor([0, 1, T - 1])  # steps before the first are left out
+    results = []
+    for stack in (True, False):
+        model = diffusion(
+            objective=objective, K=3, self_condition=self_condition, sa_options={"stack": stack}
+        )
+        value = model.p_losses(x, t, noise[0].clone(), noises=noise[1:])
+        value.backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.model.parameters()])
+        results.append(torch.cat([value[None], model.statistics["sa_loss"][None], gradient]))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 
 def test_state_dicts_are_the_hosts():

@@ -122,6 +122,122 @@ def test_sa_k_makes_k_calls(kind, backprop, K):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("K", [2, 4])
+def test_other_rows_stand_behind_the_hosts_own(kind, K):
+    """In one call, whose first rows are the host's; it gets back those alone."""
+    network = Network(1 if kind is DTDSM else 2)
+    criterion = criterion_of(kind, network)
+    attach(criterion, SALoss(SCHEDULE, K=K))
+    seed()
+    n, _, x = HOST.sample(X0)
+    inputs, outputs = [], []
+    network.register_forward_hook(lambda _, given, out: inputs.append(given))
+    own = criterion.wrapper
+
+    class Watching(type(own)):
+        def __call__(self, x, n):
+            outputs.append(own(x, n))
+            return outputs[-1]
+
+    criterion.wrapper = Watching(network, own.typ, N=HOST.N)
+    seed()
+    criterion.objective(X0)
+    ((stacked, times),) = inputs
+    assert torch.equal(stacked[: len(X0)], x)
+    assert torch.equal(times[: len(X0)], own._times(x, n))
+    kept = torch.tensor(n).repeat(K - 1) - torch.arange(1, K).repeat_interleave(len(X0))
+    expected = kept[kept >= 1] * 10.0
+    torch.testing.assert_close(times[len(X0) :], expected.to(times))
+    assert {type(o) for o in outputs} == ({torch.Tensor} if kind is DTDSM else {tuple})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("K", [2, 4])
+@pytest.mark.parametrize("stack", [True, False])
+def test_calls_without_a_graph_come_before_the_one_with(kind, K, stack):
+    """Made after it, they would need room beside its graph."""
+    network, graphs = Network(1 if kind is DTDSM else 2), []
+    network.register_forward_hook(lambda *_: graphs.append(torch.is_grad_enabled()))
+    attach(criterion_of(kind, network), SALoss(SCHEDULE, K=K, backprop="one", stack=stack))
+    criterion = attach(
+        criterion_of(kind, network), SALoss(SCHEDULE, K=K, backprop="one", stack=stack)
+    )
+    criterion.objective(X0)
+    assert graphs == [False] * (1 if stack else K - 1) + [True]
+
+
+class Listing:
+    """A host's wrapper with an output of many kinds."""
+
+    typ = "eps"
+
+    def __init__(self, output):
+        self.output = output
+
+    def __call__(self, x, n):
+        return self.output(x)
+
+
+@pytest.mark.parametrize("stack", [True, False])
+def test_what_has_no_rows_goes_to_the_host_as_it_is(stack):
+    class Criterion(DTDSM):
+        def objective(self, v):
+            n, eps, xn = self.schedule.sample(v)
+            got.append(self.wrapper(xn, n))
+            return (eps - got[-1][0]).square().flatten(1).sum(1)
+
+    got, states = [], ({"model": Network(1)}, {}, {})
+    wrapper = Listing(lambda x: [0.9 * x, None, torch.tensor(3.0), "said", x[:, 0]])
+    attach(Criterion(HOST, wrapper, *states), SALoss(SCHEDULE, stack=stack)).objective(X0)
+    ((first, nothing, number, said, second),) = got
+    assert first.shape == X0.shape
+    assert (nothing, float(number), said) == (None, 3.0, "said")
+    assert torch.equal(0.9 * second, first[:, 0])
+
+
+@pytest.mark.parametrize("output", [lambda x: x[:3], lambda x: x.sum(), lambda x: {"eps": x}])
+def test_outputs_that_cannot_be_divided_are_refused(output):
+    criterion = DTDSM(HOST, Listing(output), {"model": Network(1)}, {}, {})
+    attach(criterion, SALoss(SCHEDULE))
+    with pytest.raises(ValueError, match=r"a row for each of its 6\d inputs, got .*stack=False"):
+        criterion.objective(X0)
+
+
+TIMES = {
+    "int32 array": lambda n: n.astype(np.int32),
+    "int64 array": lambda n: n,
+    "int32 tensor": lambda n: torch.tensor(n, dtype=torch.int32),
+    "int64 tensor": torch.tensor,
+    "list": lambda n: n.tolist(),
+}
+
+
+@pytest.mark.parametrize("kind", TIMES)
+@pytest.mark.parametrize("stack", [True, False])
+def test_times_are_of_the_hosts_type(kind, stack):
+    """Also where rows of the window stand behind them; a list becomes what torch makes of it."""
+    seen = []
+
+    class Criterion(DTDSM):
+        def objective(self, v):
+            n, eps, xn = self.schedule.sample(v)
+            return (eps - self.wrapper(xn, TIMES[kind](n))).square().flatten(1).sum(1)
+
+    class Noting(DTWrapper):
+        def __call__(self, xn, n):
+            seen.append(n)
+            return super().__call__(xn, n)
+
+    criterion = Criterion(HOST, Noting(Network(1), "eps", N=HOST.N), {"model": Network(1)}, {}, {})
+    attach(criterion, SALoss(SCHEDULE, stack=stack)).objective(X0)
+    assert len(seen) == (1 if stack else 2)
+    expected = TIMES[kind](np.array([1]))
+    for n in seen if kind != "list" else ():
+        assert type(n) is type(expected)
+        assert n.dtype == expected.dtype
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_lambda_zero_leaves_the_host_alone(kind):
     plain, plain_gradient, *_ = objective(kind)
     values, gradient, criterion, network = objective(kind, SALoss(SCHEDULE, K=3, lam=0))

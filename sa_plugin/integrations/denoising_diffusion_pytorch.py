@@ -8,16 +8,16 @@ meaning.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sa_plugin._calls import Batch
 from sa_plugin._checks import check_choice
 from sa_plugin._extras import explain_absence
-from sa_plugin.loss import SALoss
+from sa_plugin._interception import intercepted
+from sa_plugin.loss import SALoss, Window
 from sa_plugin.schedule import NoiseSchedule
 from sa_plugin.wrappers import EpsModel
 
@@ -34,7 +34,8 @@ OBJECTIVES = {"pred_noise": "eps", "pred_x0": "x0", "pred_v": "v"}
 class SAGaussianDiffusion(GaussianDiffusion):
     """``GaussianDiffusion`` whose loss is the host's own plus lambda L_sa.
 
-    The host's objective runs unchanged; its network call serves the window, which adds K - 1 calls.
+    The host's objective runs unchanged; its network call serves the window, whose other K - 1 rows
+    stand behind its own, or come before it.
     With self-conditioning these get the x_0 that the call at t got: in sampling, too, a step is
     conditioned on what its neighbour predicted. State dicts are the host's.
 
@@ -111,21 +112,20 @@ class SAGaussianDiffusion(GaussianDiffusion):
                 (without offset noise).
         """
         noise = torch.randn_like(x_start) if noise is None else noise
-        with _recorded(self.model) as calls:
+        n, graph, terms = t + 1, torch.is_grad_enabled(), []
+
+        def around(network: nn.Module, x: Tensor, time: Tensor, condition: Any = None) -> Tensor:
+            if graph and not torch.is_grad_enabled():  # for self-conditioning, which comes before
+                return network(x, time, condition)
+            window = self.sa_loss.prepare(x_start, n, noise, noise=noises)
+            output, others = self._with_others(network, window, x, time, condition)
+            own = self._translator.eps_of(output, x, n) - noise
+            terms.append(self.sa_loss.terms(window, own, others))
+            return output
+
+        with intercepted(self, "model", around):
             simple = super().p_losses(x_start, t, noise, offset_noise_strength, "none")
-        (x, _, condition), output = calls[-1]  # a call for self-conditioning comes before
-        n = t + 1
-        own = self._translator.eps_of(output, x, n)
-        _, sa = self.sa_loss.sa_term(
-            self._translator,
-            x_start,
-            n,
-            noise,
-            own,
-            noise=noises,
-            network=self.model,
-            condition=condition,
-        )
+        _, sa = terms[-1]
         sa = self._sa_weight[t] * sa
         self.statistics = {
             "simple_loss": simple.detach().mean(),
@@ -134,19 +134,24 @@ class SAGaussianDiffusion(GaussianDiffusion):
         loss = simple + self.sa_loss.lam * sa
         return loss if loss_reduction == "none" else loss.mean()
 
+    def _with_others(
+        self, network: nn.Module, window: Window, x: Tensor, time: Tensor, condition: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The host's call, and e of the window's other rows: behind its own, or before it."""
+        if self.sa_loss.backprop == "one" or not self.sa_loss.stack:
+            given = {"network": network, "condition": condition}
+            others = self.sa_loss.other_errors(self._translator, window, given)
+            return network(x, time, condition), others
+        batch = Batch.of(window.rows[1:])
+        images = torch.cat([torch.arange(len(x)), batch.images]).to(x.device, non_blocking=True)
+        output = network(
+            torch.cat([x, batch.x]),
+            torch.cat([time, batch.steps.to(time) - 1]),
+            None if condition is None else condition[images],
+        )
+        own, behind = batch.split(output, len(x))
+        return own, batch.errors(self._translator.eps_of(behind, batch.x, batch.steps))
+
 
 def _call(x: Tensor, time: Tensor, *, network: Any, condition: Tensor | None) -> Tensor:
     return network(x, time, condition)
-
-
-@contextmanager
-def _recorded(network: nn.Module) -> Iterator[list[tuple[tuple[Any, ...], Tensor]]]:
-    """(arguments, output) of every call that the network gets meanwhile."""
-    calls: list[tuple[tuple[Any, ...], Tensor]] = []
-    handle = network.register_forward_hook(
-        lambda _, arguments, output: calls.append((arguments, output))
-    )
-    try:
-        yield calls
-    finally:
-        handle.remove()

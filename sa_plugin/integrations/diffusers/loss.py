@@ -20,8 +20,8 @@ from sa_plugin.wrappers import EpsModel
 class DiffusersSALoss:
     """L_simple + lambda L_sa with the arguments that a diffusers training loop has at hand::
 
-        loss = F.mse_loss(model_output, noise)                                        # before
-        loss = sa_loss(model, clean_images, noise, timesteps, model_output).total     # after
+        loss = F.mse_loss(model(noisy_images, timesteps).sample, noise)       # before
+        loss = sa_loss(model, clean_images, noise, timesteps).total           # after
 
     Both terms compare noises, whatever the network predicts: the epsilon loss, for "sample" the
     official example's SNR-weighted loss, for "v_prediction" cum_alpha times the v loss. Means over
