@@ -91,7 +91,7 @@ def baseline() -> dict:
 
 
 def equal_compute(iterations: int, K: int = 2) -> dict:
-    """The baseline with as many network calls as SA-K makes in ``iterations`` steps."""
+    """The baseline with as many evaluations of the network as SA-K in ``iterations`` steps."""
     title = "B, equal compute" + (f" with SA-{K}" if K != 2 else "")
     return training(title, sa={"lam": 0.0}, base={"iterations": iterations * K})
 
