@@ -1,7 +1,7 @@
 """One backward pass a step against all of them, on digits: five seeds, equal iterations or time.
 
-A step with ``backprop="one"`` took 0.78 of the time of one with ``"all"`` (docs/performance.md): 1.25
-times the iterations are within the time of ``"all"``. Shares its store with
+A step with ``backprop="one"`` took 0.78 of the time of one with ``"all"`` (docs/performance.md):
+1.25 times the iterations are within the time of ``"all"``. Shares its store with
 configs/digits_tables.py: what that has computed is not computed again.
 """
 
