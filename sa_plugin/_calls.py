@@ -67,25 +67,13 @@ class Batch:
     def split(self, output: Any, count: int) -> tuple[Any, Any]:
         """An output for ``count`` images and these behind them: (of those, of these).
 
-        Of a tuple or list every tensor that has so many rows; anything else in it goes to both.
+        Tensors are divided, also within tuples, lists and dictionaries; all else goes to both.
 
         Raises:
-            ValueError: a tensor of other rows.
+            ValueError: a tensor that has not a row for every input.
         """
         rows = count + len(self)
-        if isinstance(output, tuple | list):
-            first, second = (
-                type(output)(one[part] if _has(one, rows) else one for one in output)
-                for part in (slice(count), slice(count, None))
-            )
-            return first, second
-        if not _has(output, rows):
-            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(
-                f"the network must return a row for each of its {rows} inputs, got {shape}; "
-                "SALoss(..., stack=False) calls it with the host's own alone"
-            )
-        return output[:count], output[count:]
+        return _part(output, slice(count), rows), _part(output, slice(count, None), rows)
 
     def errors(self, eps_pred: Tensor) -> Tensor:
         """e [R, B, ...] from the network's eps [M, ...]."""
@@ -97,8 +85,21 @@ class Batch:
         return blank.index_copy(0, self._kept, some).unflatten(0, self._eps.shape[:2])
 
 
-def _has(output: Any, rows: int) -> bool:
-    return isinstance(output, Tensor) and output.ndim > 0 and len(output) == rows
+def _part(output: Any, part: slice, rows: int) -> Any:
+    if isinstance(output, Tensor):
+        if output.ndim == 0 or len(output) != rows:
+            shape = tuple(output.shape)
+            raise ValueError(
+                f"the network must return a row for each of its {rows} inputs, got {shape}; "
+                "SALoss(..., stack=False) calls it with the host's own alone"
+            )
+        return output[part]
+    if isinstance(output, dict):
+        return type(output)((name, _part(one, part, rows)) for name, one in output.items())
+    if isinstance(output, tuple | list):
+        make = getattr(output, "_make", type(output))  # a named tuple takes no list
+        return make(_part(one, part, rows) for one in output)
+    return output
 
 
 def errors(model: EpsModel, rows: Rows, kwargs: dict[str, Any], stack: bool) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copyreg
 import types
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -11,7 +13,6 @@ from typing import Any
 from torch import nn
 
 Around = Callable[..., Any]
-_WATCH = "_sa_plugin_watch"
 
 
 @contextmanager
@@ -22,8 +23,16 @@ def intercepted(owner: Any, name: str, around: Around) -> Iterator[None]:
     else in its place, and a host may look at its type (DataParallel) or call it by another way. It
     is of a subclass meanwhile, as FSDP and parametrizations have it, and of its own class within
     ``around``. Forward hooks would become part of the graph of a network that is compiled in place.
+
+    Raises:
+        ValueError: the callable is intercepted already.
     """
     held = getattr(owner, name)
+    if isinstance(held, _StandIn) or held in _watches:
+        raise ValueError(
+            f"{name} is intercepted already: does an objective call itself, or another one that an "
+            "SA loss is attached to?"
+        )
     if isinstance(held, nn.Module):
         watch = _Watch(held, around)
         watch.put_on()
@@ -32,25 +41,33 @@ def intercepted(owner: Any, name: str, around: Around) -> Iterator[None]:
         finally:
             watch.take_off()
         return
-    setattr(owner, name, _StandIn(held, around))
+    stand_in = _StandIn(held, around)
+    setattr(owner, name, stand_in)
     try:
         yield
     finally:
         setattr(owner, name, held)
+        stand_in.retire()
 
 
 class _StandIn:
-    """In place of a callable that is no module; attributes are the callable's."""
+    """In place of a callable that is no module; other attributes are the callable's."""
 
     def __init__(self, held: Callable[..., Any], around: Around) -> None:
         self._held = held
-        self._around = around
+        self._around: Around | None = around
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._around is None:
+            return self._held(*args, **kwargs)
         return self._around(self._held, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._held, name)
+
+    def retire(self) -> None:
+        """Pass calls on from now on: a checkpoint calls again what it got, in the backward pass."""
+        self._around = None
 
 
 class _Watch:
@@ -62,16 +79,12 @@ class _Watch:
         self._around = around
 
     def put_on(self) -> None:
-        vars(self._module)[_WATCH] = self
-        self._become(_watched(self._own))  # type: ignore[arg-type]
+        _watches[self._module] = self
+        _become(self._module, _watched(self._own))  # type: ignore[arg-type]
 
     def take_off(self) -> None:
-        self._become(self._own)
-        del vars(self._module)[_WATCH]
-
-    def _become(self, kind: type) -> None:
-        # Wrappers of networks pass on what is set on them by the usual way.
-        object.__setattr__(self._module, "__class__", kind)
+        _become(self._module, self._own)
+        del _watches[self._module]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.take_off()
@@ -81,10 +94,50 @@ class _Watch:
             self.put_on()
 
 
+# Beside the modules, so that a copy of one has no part in it.
+_watches: weakref.WeakKeyDictionary[Any, _Watch] = weakref.WeakKeyDictionary()
+
+
+def _become(module: nn.Module, kind: type) -> None:
+    # Wrappers of networks pass on what is set on them by the usual way.
+    object.__setattr__(module, "__class__", kind)
+
+
+class _Quiet:
+    """Before a class whose subclasses are registered, or need arguments: not this one."""
+
+    def __init_subclass__(cls, **_: Any) -> None:
+        """The classes behind it do not hear of it."""
+
+
+def _new(kind: type, *args: Any) -> Any:
+    return kind.__new__(kind, *args)
+
+
 @lru_cache
 def _watched(kind: type) -> type:
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return vars(self)[_WATCH](*args, **kwargs)
+        watch = _watches.get(self)
+        return kind.__call__(self, *args, **kwargs) if watch is None else watch(*args, **kwargs)
 
-    body = {"__call__": call, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    return types.new_class(kind.__name__, (kind,), exec_body=lambda space: space.update(body))
+    def reduce(self: nn.Module, protocol: Any) -> Any:
+        """For a copy, which is of the module's own class."""
+        _become(self, kind)
+        try:
+            reduced: Any = self.__reduce_ex__(protocol)
+        finally:
+            _become(self, watched)
+        make, *rest = reduced
+        # pickle compares the class in copyreg's own function with the watched module's.
+        return (_new if make is copyreg.__newobj__ else make, *rest)  # type: ignore[attr-defined]
+
+    body = {
+        "__call__": call,
+        "__reduce_ex__": reduce,
+        "__module__": kind.__module__,
+        "__qualname__": kind.__qualname__,
+    }
+    heard = any("__init_subclass__" in vars(base) for base in kind.__mro__[:-1])
+    bases = (_Quiet, kind) if heard else (kind,)
+    watched = types.new_class(kind.__name__, bases, exec_body=lambda space: space.update(body))
+    return watched

@@ -79,12 +79,22 @@ def detach(criterion: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class _Terms:
-    """What one evaluation of the host's objective adds, per sample [B]."""
+class _Call:
+    """The host's call of its network, with the windows around its steps.
 
-    simple: Tensor
-    sa: Tensor
-    own: Tensor  # |e|^2 of the host's own call
+    Attributes:
+        x, output: what the host called it with and got, [B, ...].
+        n, eps: the steps [B] and noises [B, ...] of x.
+        window: the windows.
+        others: gives e of their other rows [K-1, B, ...].
+    """
+
+    x: Tensor
+    output: Any
+    n: Tensor
+    eps: Tensor
+    window: Window
+    others: Callable[[], Tensor]
 
 
 class _HookedObjective:
@@ -101,31 +111,37 @@ class _HookedObjective:
         self._tables = DeviceTables(signal=schedule.cum_alphas**0.5, sigma=schedule.cum_betas**0.5)
 
     def __call__(self, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        seen: list[_Terms] = []
+        calls: list[_Call] = []
+        with_graph = torch.is_grad_enabled()
 
         def around(network: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
-            self._check_call(inputs, len(seen))
-            output, terms = self._evaluate(network, v, inputs[0], inputs[1], named)
-            seen.append(terms)
-            return output
+            self._check_call(inputs, len(calls), with_graph)
+            call = self._call(network, v, inputs[0], inputs[1], named)
+            calls.append(call)
+            return call.output
 
         with intercepted(self._criterion, self._host.network, around):
             value = self._objective(v, *args, **kwargs)
-        if not seen:
+        if not calls:
             raise ValueError(f"{self._name} never called its network; the hook needs one call")
-        (terms,) = seen
-        self._note(simple_loss=terms.simple.detach().mean(), sa_loss=terms.sa.detach().mean())
+        return self._with_term(value, calls[0])
+
+    def _with_term(self, value: Tensor, call: _Call) -> Tensor:
+        """The objective [B] from the host's own."""
+        own = self._eps_of(call.output, call.x, *self._coefficients(call.n, call.x)) - call.eps
+        simple, sa = self._loss.terms(call.window, own, call.others())
+        self._note(simple_loss=simple.detach().mean(), sa_loss=sa.detach().mean())
         if self._loss.lam == 0:
             return value
         if self._loss.reuse:  # both terms of the difference have the same mean
-            value = value + (terms.simple - terms.own)
-        return value + self._loss.lam * terms.sa
+            value = value + (simple - self._loss.squares(own))
+        return value + self._loss.lam * sa
 
     @property
     def _name(self) -> str:
         return f"{type(self._criterion).__name__}.objective"
 
-    def _check_call(self, inputs: tuple[Any, ...], made: int) -> None:
+    def _check_call(self, inputs: tuple[Any, ...], made: int, with_graph: bool) -> None:
         if made:
             raise ValueError(
                 f"{self._name} called its network more than once; the hook needs exactly one call"
@@ -135,11 +151,16 @@ class _HookedObjective:
                 f"{self._name} called {self._host.network} with {len(inputs)} positional "
                 "arguments; the hook needs two, x_n and the time"
             )
+        if with_graph and not torch.is_grad_enabled():
+            raise ValueError(
+                f"{self._name} called its network without a graph, as a reentrant checkpoint does: "
+                "the SA term would have no gradient; checkpoint within the network instead"
+            )
 
-    def _evaluate(
+    def _call(
         self, network: Callable[..., Any], v: Tensor, x: Tensor, time: Any, named: dict[str, Any]
-    ) -> tuple[Any, _Terms]:
-        """The output that the host asked for, and the terms of the windows around its steps."""
+    ) -> _Call:
+        """The host's call, made, with the other rows behind its own or before it."""
         n = self._host.steps(self._criterion, time, self._loss.schedule.N)
         self._check_steps(n)
         a, b = self._coefficients(n, v)
@@ -149,11 +170,9 @@ class _HookedObjective:
         if self._loss.backprop == "all" and self._loss.stack:
             output, others = self._stacked(network, window, x, time, named)
         else:  # before the host's own call, whose graph needs the memory
-            others = self._loss.other_errors(self._eps_model(network, time), window, named)
-            output = network(x, time, **named)
-        own = self._eps_of(output, x, a, b) - eps
-        simple, sa = self._loss.terms(window, own, others)
-        return output, _Terms(simple, sa, self._loss.squares(own))
+            errors = self._loss.other_errors(self._eps_model(network, x, time), window, named)
+            output, others = network(x, time, **named), lambda: errors
+        return _Call(x, output, n, eps, window, others)
 
     def _stacked(
         self,
@@ -162,12 +181,12 @@ class _HookedObjective:
         x: Tensor,
         time: Any,
         named: dict[str, Any],
-    ) -> tuple[Any, Tensor]:
+    ) -> tuple[Any, Callable[[], Tensor]]:
         """The host's call with the other rows behind its own: what it asked for, and their e."""
         others = window.rows[1:]
         batch = Batch.of(others)
         if len(batch) == 0:
-            return network(x, time, **named), torch.zeros_like(others.eps)
+            return network(x, time, **named), lambda: torch.zeros_like(others.eps)
         count = len(x)
         times = self._host.times(self._criterion, batch.steps, self._loss.schedule.N, time)
         output = network(
@@ -176,15 +195,20 @@ class _HookedObjective:
             **follow(named, count, torch.cat([torch.arange(count), batch.images])),
         )
         own, behind = batch.split(output, count)
-        eps = self._eps_of(behind, batch.x, *self._coefficients(batch.steps, batch.x))
-        return own, batch.errors(eps)
 
-    def _eps_model(self, network: Callable[..., Any], host_time: Any) -> EpsModel:
-        """The host's network as a plain eps network; n handed over in the host's own way."""
+        def errors() -> Tensor:
+            coefficients = self._coefficients(batch.steps, batch.x)
+            return batch.errors(self._eps_of(behind, batch.x, *coefficients))
+
+        return own, errors
+
+    def _eps_model(self, network: Callable[..., Any], host_x: Tensor, host_time: Any) -> EpsModel:
+        """The host's network as a plain eps network; x and n handed over in the host's own way."""
 
         def eps_model(x: Tensor, n: Tensor, **kwargs: Any) -> Tensor:
             time = self._host.times(self._criterion, n, self._loss.schedule.N, host_time)
-            return self._eps_of(network(x, time, **kwargs), x, *self._coefficients(n, x))
+            output = network(x.to(host_x.dtype), time, **kwargs)
+            return self._eps_of(output, x, *self._coefficients(n, x))
 
         # A host that counts its steps in NumPy gets them from the plan: asking a device for them
         # would stall it.

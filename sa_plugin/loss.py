@@ -303,10 +303,16 @@ class SALoss:
         return Window(plan, Rows(x.to(x0.dtype), eps, plan.steps, plan.needed))
 
     def _extra_autocast(self, device: torch.device) -> AbstractContextManager[None]:
-        if self.extra_precision == "same":
+        kind = device.type
+        if self.extra_precision == "bf16":
+            dtype = torch.bfloat16
+        elif device.type != "meta" and torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+        else:
             return nullcontext()
-        # An autocast around this one may have cached the weights in its own precision.
-        return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+        # Without its cache of cast weights: what is cast here may have no graph (PyTorch 2.6), or,
+        # by an autocast around this one, another precision.
+        return torch.autocast(kind, dtype, cache_enabled=False)
 
     def _simple(self, plan: WindowPlan, own: Tensor, others: Tensor) -> Tensor:
         """L_simple per sample [B], from the own call or from all of the window."""

@@ -1,8 +1,12 @@
 """attach(): the SA term on a host's objective, without editing the host."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_flatten
+from torch.utils.checkpoint import CheckpointError, checkpoint
 
 from sa_plugin._calls import _call
 from sa_plugin.hook import attach, detach
@@ -158,10 +162,8 @@ def test_calls_without_a_graph_come_before_the_one_with(kind, K, stack):
     """Made after it, they would need room beside its graph."""
     network, graphs = Network(1 if kind is DTDSM else 2), []
     network.register_forward_hook(lambda *_: graphs.append(torch.is_grad_enabled()))
-    attach(criterion_of(kind, network), SALoss(SCHEDULE, K=K, backprop="one", stack=stack))
-    criterion = attach(
-        criterion_of(kind, network), SALoss(SCHEDULE, K=K, backprop="one", stack=stack)
-    )
+    loss = SALoss(SCHEDULE, K=K, backprop="one", stack=stack)
+    criterion = attach(criterion_of(kind, network), loss)
     criterion.objective(X0)
     assert graphs == [False] * (1 if stack else K - 1) + [True]
 
@@ -178,28 +180,113 @@ class Listing:
         return self.output(x)
 
 
+class Pair(NamedTuple):
+    """Outputs by name."""
+
+    eps: torch.Tensor
+    more: object
+
+
+def nested(x):
+    return [0.9 * x, {"features": (x[:, 0], None)}, "said"]
+
+
 @pytest.mark.parametrize("stack", [True, False])
-def test_what_has_no_rows_goes_to_the_host_as_it_is(stack):
+@pytest.mark.parametrize("output", [nested, lambda x: Pair(0.9 * x, [x[:, 0]])])
+def test_the_host_gets_its_own_rows_of_every_output(output, stack):
     class Criterion(DTDSM):
         def objective(self, v):
             n, eps, xn = self.schedule.sample(v)
-            got.append(self.wrapper(xn, n))
-            return (eps - got[-1][0]).square().flatten(1).sum(1)
+            got.append((xn, self.wrapper(xn, n)))
+            return (eps - got[-1][1][0]).square().flatten(1).sum(1)
 
     got, states = [], ({"model": Network(1)}, {}, {})
-    wrapper = Listing(lambda x: [0.9 * x, None, torch.tensor(3.0), "said", x[:, 0]])
-    attach(Criterion(HOST, wrapper, *states), SALoss(SCHEDULE, stack=stack)).objective(X0)
-    ((first, nothing, number, said, second),) = got
-    assert first.shape == X0.shape
-    assert (nothing, float(number), said) == (None, 3.0, "said")
-    assert torch.equal(0.9 * second, first[:, 0])
+    criterion = Criterion(HOST, Listing(output), *states)
+    attach(criterion, SALoss(SCHEDULE, stack=stack)).objective(X0)
+    ((xn, outputs),) = got
+    assert type(outputs) is type(output(xn))
+    got, expected = (tree_flatten(one) for one in (outputs, output(xn)))
+    assert got[1] == expected[1]  # the same containers
+    for one, other in zip(got[0], expected[0], strict=True):
+        assert torch.equal(one, other) if isinstance(other, torch.Tensor) else one == other
 
 
-@pytest.mark.parametrize("output", [lambda x: x[:3], lambda x: x.sum(), lambda x: {"eps": x}])
+@pytest.mark.parametrize(
+    "output",
+    [lambda x: x[:3], lambda x: x.sum(), lambda x: (x, x.sum()), lambda x: (x, {"a": [x[:3]]})],
+)
 def test_outputs_that_cannot_be_divided_are_refused(output):
+    """A mean over the batch, among others, would be one over the window's rows as well."""
     criterion = DTDSM(HOST, Listing(output), {"model": Network(1)}, {}, {})
     attach(criterion, SALoss(SCHEDULE))
     with pytest.raises(ValueError, match=r"a row for each of its 6\d inputs, got .*stack=False"):
+        criterion.objective(X0)
+
+
+@pytest.mark.parametrize("options", [{}, {"stack": False}, {"backprop": "one"}], ids=str)
+def test_a_host_that_casts_its_images_gets_all_cast(options):
+    seen = []
+
+    class Casting(DTDSM):
+        def objective(self, v):
+            n, eps, xn = self.schedule.sample(v)
+            return (eps - self.wrapper(xn.bfloat16(), n)).square().flatten(1).sum(1)
+
+    criterion = Casting(
+        HOST, Listing(lambda x: seen.append(x.dtype) or x), {"m": Network(1)}, {}, {}
+    )
+    values = attach(criterion, SALoss(SCHEDULE, **options)).objective(X0)
+    assert set(seen) == {torch.bfloat16}
+    assert values.dtype == torch.float64
+
+
+# -- hosts that checkpoint the call itself
+
+
+def checkpointed(kind, reentrant, **options):
+    """Its gradient where the host's whole call is made again in the backward pass."""
+    network = Network(1)
+    criterion = criterion_of(DTDSM, network)
+    if kind == "module":
+        inner, criterion.wrapper = criterion.wrapper, torch.nn.Module()
+        criterion.wrapper.model, criterion.wrapper.typ = network, "eps"
+        criterion.wrapper.forward = lambda x, n: inner(x, n)
+
+    def objective(v):
+        n, eps, xn = HOST.sample(v)
+        xn.requires_grad_()
+        out = checkpoint(criterion.wrapper, xn, n, use_reentrant=reentrant)
+        return (eps - out).square().flatten(1).sum(1)
+
+    criterion.objective = objective
+    attach(criterion, SALoss(SCHEDULE, **options))
+    seed()
+    criterion.objective(X0).mean().backward()
+    return network.scale.grad
+
+
+@pytest.mark.parametrize("kind", ["module", "callable"])
+@pytest.mark.parametrize("options", [{"backprop": "one"}, {"K": 1}, {"lam": 0}], ids=str)
+def test_a_checkpoint_around_the_call_has_the_same_gradient(kind, options):
+    expected = objective(DTDSM, SALoss(SCHEDULE, **options))[1]
+    torch.testing.assert_close(checkpointed(kind, reentrant=False, **options), expected)
+
+
+@pytest.mark.parametrize("kind", ["module", "callable"])
+def test_a_checkpoint_that_cannot_be_served_is_refused(kind):
+    """Without a graph the term would have no gradient; stacked rows are not there the next time."""
+    with pytest.raises(ValueError, match="without a graph, as a reentrant checkpoint"):
+        checkpointed(kind, reentrant=True)
+    with pytest.raises(CheckpointError):
+        checkpointed(kind, reentrant=False)
+
+
+def test_an_objective_within_itself_is_refused():
+    criterion = criterion_of(DTDSM, Network(1))
+    own = criterion.objective
+    criterion.objective = lambda v: own(v) if len(v) < 20 else criterion.objective(v[:8])
+    attach(criterion, SALoss(SCHEDULE))
+    with pytest.raises(ValueError, match="wrapper is intercepted already"):
         criterion.objective(X0)
 
 
@@ -304,7 +391,7 @@ def test_x0_networks_are_understood():
 def test_steps_that_a_host_counts_in_numpy_never_go_to_the_device(like, device):
     """Asking an accelerator for them would stall it at each call."""
     hooked = attach(criterion_of(DTDSM, Network(1)), SALoss(SCHEDULE)).objective
-    flagged = hooked._eps_model(lambda x, t: x, like)
+    flagged = hooked._eps_model(lambda x, t: x, X0, like)
     seen = []
 
     def model(x, n):

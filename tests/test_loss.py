@@ -228,6 +228,24 @@ def test_labels_follow_their_rows():
     assert len(steps) == 5
 
 
+@pytest.mark.parametrize("precision", ["same", "bf16"])
+def test_calls_without_a_graph_leave_no_weights_in_the_cache_of_autocast(precision):
+    """PyTorch 2.6 caches weights as they are cast there, and the call with the graph took them."""
+    conv, seen = torch.nn.Conv2d(2, 2, 3, padding=1), []
+
+    def model(x, n):
+        seen.append((torch.is_grad_enabled(), torch.is_autocast_cache_enabled()))
+        return conv(x)
+
+    loss = SALoss(LINEAR, K=2, backprop="one", extra_precision=precision)
+    with torch.autocast("cpu", torch.bfloat16):
+        total = loss(model, images(5, 4, 2, 3, 3).float()).total
+        assert torch.is_autocast_cache_enabled()
+    total.backward()
+    assert seen == [(False, False), (True, True)]
+    assert conv.weight.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize("around", [None, torch.float16])
 def test_only_calls_without_a_graph_are_in_low_precision(around):
     """By what the convolution returns; an autocast around it holds for the call with the graph."""

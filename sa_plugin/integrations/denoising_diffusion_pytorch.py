@@ -143,12 +143,11 @@ class SAGaussianDiffusion(GaussianDiffusion):
             others = self.sa_loss.other_errors(self._translator, window, given)
             return network(x, time, condition), others
         batch = Batch.of(window.rows[1:])
-        images = torch.cat([torch.arange(len(x)), batch.images]).to(x.device, non_blocking=True)
-        output = network(
-            torch.cat([x, batch.x]),
-            torch.cat([time, batch.steps.to(time) - 1]),
-            None if condition is None else condition[images],
-        )
+        if condition is not None:
+            images = torch.cat([torch.arange(len(x)), batch.images])
+            condition = condition[images.to(x.device, non_blocking=True)]
+        times = torch.cat([time, batch.steps.to(time) - 1])
+        output = network(torch.cat([x, batch.x]), times, condition)
         own, behind = batch.split(output, len(x))
         return own, batch.errors(self._translator.eps_of(behind, batch.x, batch.steps))
 
