@@ -196,7 +196,7 @@ def test_chain_noise_has_the_law_of_one_forward_chain(window, backprop):
     loss.stack = True
     x0 = torch.zeros(len(n), K, dtype=torch.float64)  # then x_s = sqrt(cum_beta_s) eps_s
     plan = loss._plan(n, anchor, None)
-    rows = loss._noised(plan, x0, loss._draws(plan, x0, unit, None))
+    rows = loss._noised(plan, x0, loss._draws(plan, x0, unit, None)).rows
     covariance = torch.einsum("rbk,sbk->rsb", rows.eps, rows.eps)
     s, t = (
         torch.minimum(plan.steps[:, None], plan.steps),
@@ -213,7 +213,7 @@ def test_shared_noise_is_one_eps():
     n = torch.tensor([5, 7])
     plan = loss._plan(n, None, None)
     x0 = X0.expand(2, *IMAGE)
-    rows = loss._noised(plan, x0, loss._draws(plan, x0, normal(2, 1, 2, *IMAGE), None))
+    rows = loss._noised(plan, x0, loss._draws(plan, x0, normal(2, 1, 2, *IMAGE), None)).rows
     torch.testing.assert_close(rows.eps, normal(2, 1, 2, *IMAGE).expand(3, 2, *IMAGE))
 
 
