@@ -40,29 +40,32 @@ class Batch:
 
     Attributes:
         x, steps: [M, ...], [M], the inputs.
-        images: int64 [M], the image of 0..B-1 that each belongs to.
     """
 
     x: Tensor
     steps: Tensor
-    images: Tensor
     _eps: Tensor  # [R, B, ...]
     _kept: Tensor | None  # int64 [M], which of the R B rows; None: all
 
     @classmethod
     def of(cls, rows: Rows, *, never_empty: bool = False) -> Batch:
         """The needed rows; one that is not, where there is none but there must be."""
-        count, batch = rows.steps.shape
         x, steps = rows.x.flatten(0, 1), rows.steps.flatten()
         if _keep_all(rows.needed, x.device):
-            return cls(x, steps, torch.arange(batch).repeat(count), rows.eps, None)
+            return cls(x, steps, rows.eps, None)
         kept = rows.needed.flatten().nonzero()[:, 0]
         if never_empty and len(kept) == 0:
             kept = kept.new_zeros(1)
-        return cls(x[kept], steps[kept], kept % batch, rows.eps, kept)
+        return cls(x[kept], steps[kept], rows.eps, kept)
 
     def __len__(self) -> int:
         return len(self.steps)
+
+    @property
+    def images(self) -> Tensor:
+        """The image of 0..B-1 that each input belongs to, int64 [M]."""
+        count, batch = self._eps.shape[:2]
+        return (torch.arange(count * batch) if self._kept is None else self._kept) % batch
 
     def split(self, output: Any, count: int) -> tuple[Any, Any]:
         """An output for ``count`` images and these behind them: (of those, of these).

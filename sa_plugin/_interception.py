@@ -28,7 +28,7 @@ def intercepted(owner: Any, name: str, around: Around) -> Iterator[None]:
         ValueError: the callable is intercepted already.
     """
     held = getattr(owner, name)
-    if isinstance(held, _StandIn) or held in _watches:
+    if isinstance(held, _StandIn) or (isinstance(held, nn.Module) and held in _watches):
         raise ValueError(
             f"{name} is intercepted already: does an objective call itself, or another one that an "
             "SA loss is attached to?"

@@ -46,9 +46,10 @@ def attach(criterion: Any, loss: SALoss, host: Host | None = None) -> Any:
 
     Raises:
         ValueError: a host that is not known, another schedule, a second attach, or ``reuse`` with a
-            host whose loss is not that of eps. At the call: an
-            objective that does not call its network exactly once with (x_n, t), or, looked at in
-            the first call alone, noise recovered from x_n that cannot be standard normal.
+            host whose loss is not that of eps. At the call: an objective that does not call its
+            network exactly once with (x_n, t), or without a graph, as a reentrant checkpoint does;
+            with ``stack`` outputs that are not a row for every input; or, looked at in the first
+            call alone, noise recovered from x_n that cannot be standard normal.
     """
     if getattr(criterion, _MARK, None) is not None:
         raise ValueError("an SA loss is attached to this criterion already; detach() it first")

@@ -3,6 +3,7 @@
 import copy
 import functools
 import pickle
+from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
@@ -77,7 +78,20 @@ def test_a_module_stays_where_and_what_it_is(kind, make):
 
 
 @pytest.mark.parametrize("kind", [Owner, OwningModule])
-@pytest.mark.parametrize("held", [linear().forward, functools.partial(torch.add, 1), abs])
+@dataclass
+class Doubled:
+    """A callable that cannot be hashed."""
+
+    factor: float = 2.0
+
+    def __call__(self, x):
+        return self.factor * x
+
+
+CALLABLES = [linear().forward, functools.partial(torch.add, 1), abs, Doubled()]
+
+
+@pytest.mark.parametrize("held", CALLABLES)
 def test_another_callable_has_a_stand_in(kind, held):
     owner = kind(held)
     with intercepted(owner, "held", lambda called, x: called(x) + 10):
