@@ -67,16 +67,22 @@ class Batch:
         count, batch = self._eps.shape[:2]
         return (torch.arange(count * batch) if self._kept is None else self._kept) % batch
 
-    def split(self, output: Any, count: int) -> tuple[Any, Any]:
-        """An output for ``count`` images and these behind them: (of those, of these).
+    def kwargs_behind(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Network arguments of the B images, for a call with these inputs behind them."""
+        batch = self._eps.shape[1]
+        return follow(kwargs, batch, torch.cat([torch.arange(batch), self.images]))
+
+    def split(self, output: Any) -> tuple[Any, Any]:
+        """An output for the B images and these inputs behind them: (of those, of these).
 
         Tensors are divided, also within tuples, lists and dictionaries; all else goes to both.
 
         Raises:
             ValueError: a tensor that has not a row for every input.
         """
-        rows = count + len(self)
-        return _part(output, slice(count), rows), _part(output, slice(count, None), rows)
+        batch = self._eps.shape[1]
+        rows = batch + len(self)
+        return _part(output, slice(batch), rows), _part(output, slice(batch, None), rows)
 
     def errors(self, eps_pred: Tensor) -> Tensor:
         """e [R, B, ...] from the network's eps [M, ...]."""

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sa_plugin._calls import Batch, EpsModel
 from sa_plugin._interception import intercepted
-from sa_plugin._tensors import DeviceTables, expand, follow
+from sa_plugin._tensors import DeviceTables, expand
 from sa_plugin.hosts import HOSTS, Host
 from sa_plugin.loss import SALoss, Window
 from sa_plugin.prediction import to_eps
@@ -168,7 +168,7 @@ class _HookedObjective:
         eps = (x.detach() - a * v) / b
         self._check_noise(eps)
         window = self._loss.prepare(v, n, eps)
-        if self._loss.backprop == "all" and self._loss.stack:
+        if self._loss.in_one_call:
             output, others = self._stacked(network, window, x, time, named)
         else:  # before the host's own call, whose graph needs the memory
             errors = self._loss.other_errors(self._eps_model(network, x, time), window, named)
@@ -188,14 +188,13 @@ class _HookedObjective:
         batch = Batch.of(others)
         if len(batch) == 0:
             return network(x, time, **named), lambda: torch.zeros_like(others.eps)
-        count = len(x)
         times = self._host.times(self._criterion, batch.steps, self._loss.schedule.N, time)
         output = network(
             torch.cat([x, batch.x.to(x.dtype)]),
             _joined(time, times),
-            **follow(named, count, torch.cat([torch.arange(count), batch.images])),
+            **batch.kwargs_behind(named),
         )
-        own, behind = batch.split(output, count)
+        own, behind = batch.split(output)
 
         def errors() -> Tensor:
             coefficients = self._coefficients(batch.steps, batch.x)
@@ -261,7 +260,7 @@ class _HookedObjective:
 def _joined(time: Any, times: Any) -> Any:
     """The host's times with others behind them, in its own type."""
     if isinstance(time, Tensor):
-        return torch.cat([time, times.to(time)])
+        return torch.cat([time, times])
     return np.concatenate([time, np.asarray(times)])
 
 

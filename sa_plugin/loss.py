@@ -24,6 +24,7 @@ from sa_plugin._calls import EpsModel, Rows, errors
 from sa_plugin._checks import check_choice, check_non_negative, check_whole
 from sa_plugin._tensors import DeviceTables, expand
 from sa_plugin.schedule import NoiseSchedule
+from sa_plugin.steps import draw_steps
 from sa_plugin.tau import TauTable
 from sa_plugin.window import BACKPROPS, WINDOWS, WindowPlan, WindowPlanner, check_anchor, window_gap
 
@@ -174,7 +175,11 @@ class SALoss:
             ValueError: wrong shapes or ranges, or a network that returns another shape.
         """
         self._check_images(x0)
-        n = self._draw_steps(len(x0), generator) if n is None else self._check_steps(n, x0)
+        if n is None:
+            kinds = {"antithetic": self.antithetic, "stratified": self.stratified}
+            n = draw_steps(self.schedule.N, len(x0), generator, **kinds)
+        else:
+            n = self._check_steps(n, x0)
         plan = self._plan(n, anchor, generator)
         window = self._noised(plan, x0, self._draws(plan, x0, noise, generator))
         simple, sa = self._evaluate(eps_model, window, model_kwargs)
@@ -234,6 +239,11 @@ class SALoss:
         self._check_noise(noise, rest, x0)
         return self._noised(plan, x0, torch.cat([eps.detach()[None], noise]))
 
+    @property
+    def in_one_call(self) -> bool:
+        """Whether the window's other rows belong into L_simple's own call, with its graph."""
+        return self.backprop == "all" and self.stack
+
     def other_errors(
         self, eps_model: EpsModel, window: Window, model_kwargs: dict[str, Any]
     ) -> Tensor:
@@ -271,14 +281,6 @@ class SALoss:
         if anchor is not None and not torch.compiler.is_compiling():
             check_anchor(anchor, n, self._planner)
         return self._planner.plan(n, anchor, generator)
-
-    def _draw_steps(self, batch: int, generator: torch.Generator | None) -> Tensor:
-        device = generator.device if generator is not None else None
-        if self.stratified:
-            return _stratified_steps(batch, self.schedule.N, generator, device)
-        count = (batch + 1) // 2 if self.antithetic else batch
-        n = torch.randint(1, self.schedule.N + 1, (count,), generator=generator, device=device)
-        return torch.cat([n, self.schedule.N + 1 - n])[:batch] if self.antithetic else n
 
     def _draws(
         self,
@@ -378,17 +380,6 @@ class SALoss:
             raise ValueError(
                 f"noise must have shape {(count, *x0.shape)}, got {tuple(noise.shape)}"
             )
-
-
-def _stratified_steps(
-    batch: int, N: int, generator: torch.Generator | None, device: torch.device | None
-) -> Tensor:
-    """One step [batch] from each of so many equal parts of 1..N, shuffled."""
-    # Of batch * N places, `batch` belong to a step and N to a part.
-    offsets = torch.randint(N, (batch,), generator=generator, device=device)
-    places = torch.arange(batch, device=device) * N + offsets
-    order = torch.randperm(batch, generator=generator, device=device)
-    return (places // batch + 1)[order]
 
 
 def sequence_aware_loss(

@@ -257,6 +257,31 @@ def test_training_on_digits_has_the_losses_of_our_own_loop(prediction_type, out)
     torch.testing.assert_close(inside, ours, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("options", "sizes"),
+    [({}, [12]), ({"stack": False}, [4, 4, 4]), ({"backprop": "one"}, [8, 4]), ({"lam": 0}, [4])],
+)
+def test_all_calls_are_made_at_once_where_none_was_made_before(options, sizes):
+    """With the same loss and gradient as where the loop has made its own."""
+    scheduler, network = DDPMScheduler(T), unet()
+    x, t = torch.rand(4, 3, 8, 8) * 2 - 1, torch.tensor([5, 10, 15, T - 4])
+    noise = torch.randn(3, 4, 3, 8, 8)
+    found = []
+    for handed_in in (True, False):
+        seen = []
+        output = network(scheduler.add_noise(x, noise[0], t), t).sample if handed_in else None
+        handle = network.register_forward_pre_hook(lambda _, x, seen=seen: seen.append(len(x[0])))
+        torch.manual_seed(0)  # the windows' positions
+        loss = DiffusersSALoss(scheduler, K=3, **options)
+        total = loss(network, x, noise[0], t, output, noises=noise[1:]).total
+        handle.remove()
+        network.zero_grad()
+        total.backward()
+        found.append((total.detach(), [p.grad.clone() for p in network.parameters()]))
+    assert seen == sizes
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_training_longer_on_digits_has_the_losses_of_our_own_loop():
     host, _, ours = train("epsilon", 300)

@@ -6,6 +6,7 @@ import torch
 
 from sa_plugin.loss import SALoss, sequence_aware_loss
 from sa_plugin.schedule import NoiseSchedule
+from sa_plugin.steps import draw_steps
 from tests.toys import ScaledToy, images, normal, read_json, read_npz
 from third_party.common.schedule import NamedSchedule
 
@@ -178,7 +179,7 @@ def test_stratified_steps_are_uniform_by_enumeration(side, batch, monkeypatch):
                 torch, "randint", lambda N, size, o=offset, **_: torch.full(size, o)
             )
             loss = SALoss(NoiseSchedule.cosine(10), lam=0, stratified=True)
-            n = loss._draw_steps(batch, None).numpy()
+            n = draw_steps(loss.schedule.N, batch, stratified=True).numpy()
         else:
             monkeypatch.setattr(
                 np.random, "randint", lambda N, size, dtype, o=offset: np.full(size, o)

@@ -138,17 +138,15 @@ class SAGaussianDiffusion(GaussianDiffusion):
         self, network: nn.Module, window: Window, x: Tensor, time: Tensor, condition: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The host's call, and e of the window's other rows: behind its own, or before it."""
-        if self.sa_loss.backprop == "one" or not self.sa_loss.stack:
-            given = {"network": network, "condition": condition}
+        if not self.sa_loss.in_one_call:
+            given: dict[str, Any] = {"network": network, "condition": condition}
             others = self.sa_loss.other_errors(self._translator, window, given)
             return network(x, time, condition), others
         batch = Batch.of(window.rows[1:])
-        if condition is not None:
-            images = torch.cat([torch.arange(len(x)), batch.images])
-            condition = condition[images.to(x.device, non_blocking=True)]
         times = torch.cat([time, batch.steps.to(time) - 1])
-        output = network(torch.cat([x, batch.x]), times, condition)
-        own, behind = batch.split(output, len(x))
+        given = batch.kwargs_behind({"condition": condition})
+        output = _call(torch.cat([x, batch.x]), times, network=network, **given)
+        own, behind = batch.split(output)
         return own, batch.errors(self._translator.eps_of(behind, batch.x, batch.steps))
 
 
