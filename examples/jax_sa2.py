@@ -1,7 +1,7 @@
 """Training with the SA-2 loss in JAX: python -m examples.jax_sa2 (needs jax; seconds on a CPU).
 
-A small network learns the noise of points on two moons' arcs. The step is compiled by jit; the
-loss equals ``sa_plugin.SALoss`` on the same draws. Optimiser: plain Adam, written out.
+A small network learns the noise of points on two half circles. jit compiles the step. The loss
+equals ``sa_plugin.SALoss`` on the same draws. The optimiser is plain Adam, written out.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def sa_loss(
     *,
     lam: float = 1.0,
 ) -> tuple[Array, Array, Array]:
-    """(total, L_simple, L_sa) over the windows n, n-1, ..., as ``SALoss`` with its defaults.
+    """(total, L_simple, L_sa) over the windows n, n-1, ..., like ``SALoss`` with its defaults.
 
     Args:
         eps_model: (x [M, ...], n [M] in 1..N) -> eps.
@@ -57,12 +57,12 @@ def sa_loss(
     errors = eps_model(stacked, steps.reshape(-1)).reshape(noise.shape) - noise
     axes = tuple(range(1, x0.ndim))
     simple = (errors[0] ** 2).sum(axes).mean()
-    sa = (window_gap(weights, errors[0], errors[1:]) ** 2).sum(axes).mean()
+    sa = (window_gap(weights, errors) ** 2).sum(axes).mean()
     return simple + lam * sa, simple, sa
 
 
 def init(key: Array, width: int = 64) -> Params:
-    """Weights of a network with two hidden layers for points in the plane."""
+    """Weights of a network with two hidden layers, for points in the plane."""
     sizes = [(4, width), (width, width), (width, 2)]
     keys = jax.random.split(key, len(sizes))
     return [
@@ -82,7 +82,7 @@ def network(params: Params, x: Array, n: Array, N: int) -> Array:
 
 
 def make_step(schedule: NoiseSchedule, rate: float = 2e-3) -> Callable[..., Any]:
-    """A compiled training step: (params, (m, v, count), x0, key) -> the new three and the terms."""
+    """A compiled step: (params, (m, v, count), x0, key) -> (params, (m, v, count), terms)."""
 
     @jax.jit
     def step(params: Params, state: Any, x0: Array, key: Array) -> Any:

@@ -1,4 +1,4 @@
-"""What array libraries (NumPy, torch, JAX) call differently, for formulas that serve all."""
+"""Functions of the array libraries (NumPy, torch, JAX), for formulas on arrays of any of them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Numeric: TypeAlias = Any  # a float, or an array of any library: no common type 
 def namespace(*values: Numeric) -> Any:
     """The functions (minimum, clip, ...) of the values' library; NumPy for plain numbers.
 
-    torch has no ``__array_namespace__``; it and NumPy 1 are known by name, others say it.
+    torch and NumPy 1 have no ``__array_namespace__`` and are recognised by type.
     """
     if any(isinstance(value, Tensor) for value in values):
         return torch
     for value in values:
-        # An array of another library wins over NumPy tables that stand beside it.
+        # An array of another library wins over NumPy tables.
         if not isinstance(value, np.ndarray | np.generic) and hasattr(value, "__array_namespace__"):
             return value.__array_namespace__()
     return np

@@ -1,4 +1,4 @@
-"""Images in batches: noise, labels and given draws belong to an image, not to its batch."""
+"""Images in batches: draws, the caller's too, belong to an image and not to its batch."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ MOST = 2**63 - 1  # the largest seed or image number
 
 
 class BlockNoise:
-    """Standard normal draws for images first..first + B - 1, the same however images are batched.
+    """Standard normal draws for images first..first + B - 1, whatever the batches.
 
-    Images lie in blocks of 64 with a generator each; every draw takes a whole block and keeps the
-    images asked for. Image i then depends on (seed, i), its shape, dtype and kind of device alone.
+    Each block of 64 images has its own generator. Every draw makes whole blocks and keeps the
+    requested images. Image i therefore depends only on (seed, i), its shape, its dtype and the type
+    of device.
     """
 
     def __init__(
         self, seed: int, first: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device
     ) -> None:
         blocks = range(first // BLOCK, (first + shape[0] - 1) // BLOCK + 1)
-        # A 64-bit hash of the seed, then an odd stride: PyTorch's CPU generator uses the low 32
-        # bits only, and these never repeat within a run, as 32 bits of a hash per block might.
+        # A 64-bit hash of the seed, then an odd stride. PyTorch's CPU generator uses only the low
+        # 32 bits. With the stride these never repeat within a run; a hash per block might repeat.
         base = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
         seeds = [(base + block * 0x9E3779B97F4A7C15) % 2**64 for block in blocks]
         self._generators = [torch.Generator(device).manual_seed(s) for s in seeds]
@@ -46,14 +47,14 @@ class BlockNoise:
 
 
 def parts_of(total: int, size: int) -> list[slice]:
-    """0..total - 1 cut into parts of ``size``, the last one shorter."""
+    """0..total - 1 cut into parts of ``size``; the last part may be shorter."""
     return [slice(i, min(i + size, total)) for i in range(0, total, size)]
 
 
 def noise_for(
     noise: Callable[[int], Tensor], shape: tuple[int, ...], part: slice
 ) -> Callable[[int], Tensor]:
-    """``noise`` for the images of ``part``, its shape checked."""
+    """The caller's draws for the images of ``part``, with their shape checked."""
 
     def draw(k: int) -> Tensor:
         drawn = noise(k)
@@ -65,7 +66,7 @@ def noise_for(
 
 
 def shown(items: Iterable[Any], total: int, unit: str, progress: bool) -> Iterable[Any]:
-    """``items``, with a bar over them where ``progress`` asks for one."""
+    """``items``, with a bar over them if ``progress``."""
     if not progress:
         return items
     try:
@@ -76,7 +77,7 @@ def shown(items: Iterable[Any], total: int, unit: str, progress: bool) -> Iterab
 
 
 def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    """``shape`` as whole numbers [B, ...] of at least 1, or ValueError."""
+    """``shape`` [B, ...] as whole numbers >= 1, or ValueError."""
     if len(shape) == 0:
         raise ValueError("shape must hold the batch size and an image's shape, got ()")
     for size in shape:
@@ -85,7 +86,7 @@ def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def check_x_init(x_init: Tensor | None, shape: tuple[int, ...]) -> None:
-    """ValueError unless ``x_init``, if given, is floating point of this shape."""
+    """ValueError if ``x_init`` is given and not floating point of this shape."""
     if x_init is None:
         return
     if tuple(x_init.shape) != shape or not x_init.is_floating_point():

@@ -1,163 +1,119 @@
-"""Evaluating a network on the rows of windows: which rows, in how many calls, with which kwargs."""
+"""A network's calls for the rows of windows: what it is called with, and the noise it predicts."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from sa_plugin._tensors import follow
 
-EpsModel = Callable[..., Tensor]
-
 
 @dataclass(frozen=True)
-class Rows:
-    """Network inputs of R rows: x, eps [R, B, ...]; steps, needed [R, B] (on the plan's device)."""
-
-    x: Tensor
-    eps: Tensor
-    steps: Tensor
-    needed: Tensor
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __getitem__(self, rows: slice) -> Rows:
-        return Rows(self.x[rows], self.eps[rows], self.steps[rows], self.needed[rows])
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows [R, B] as one batch of M <= R B network inputs.
-
-    Rows that are not needed may be left out, their error given as zero: on the CPU (see
-    ``_keep_all``). Their weight of zero already keeps them out of the loss.
+class HostCall(ABC):
+    """A host's call of its network for L_simple's step, and how the host calls it for other steps.
 
     Attributes:
-        x, steps: [M, ...], [M], the inputs.
+        network: (x [M, ...], time [M], **kwargs) -> output.
+        x, time: the host's own x_n [B, ...] and time [B].
+        kwargs: the host's named arguments; tensors and arrays of length B belong to its images.
     """
 
+    network: Callable[..., Any]
+    x: Tensor
+    time: Any
+    kwargs: dict[str, Any]
+    rides: ClassVar[bool] = True  # whether other rows may ride behind the own one in its call
+
+    @abstractmethod
+    def time_of(self, n: Tensor) -> Any:
+        """The time for steps n, int64 [M], in the type of the host's own."""
+
+    @abstractmethod
+    def eps_of(self, output: Any, x: Tensor, n: Tensor) -> Tensor:
+        """The predicted noise [M, ...] in an output at x [M, ...] and steps n [M]."""
+
+    def own(self, n: Tensor) -> Answer:
+        """The call that the host makes, for its own row."""
+        return Answer(self, self.network(self.x, self.time, **self.kwargs), self.x, n[None])
+
+    def others(self, x: Tensor, steps: Tensor) -> Answer:
+        """One call for other rows x [R, B, ...] at steps [R, B]."""
+        inputs, time = x.flatten(0, 1).to(self.x.dtype), self.time_of(steps.flatten())
+        return Answer(self, self.network(inputs, time, **self._follow(steps)), inputs, steps)
+
+    def together(self, x: Tensor, steps: Tensor) -> Answer:
+        """The own row's call with other rows x [K-1, B, ...] behind it; steps [K, B] of all."""
+        inputs = torch.cat([self.x, x.flatten(0, 1).to(self.x.dtype)])
+        join = torch.cat if isinstance(self.time, Tensor) else np.concatenate
+        time = join([self.time, self.time_of(steps[1:].flatten())])
+        return Answer(self, self.network(inputs, time, **self._follow(steps)), inputs, steps)
+
+    def _follow(self, steps: Tensor) -> dict[str, Any]:
+        rows, batch = steps.shape
+        return follow(self.kwargs, batch, torch.arange(batch).repeat(rows)) if self.kwargs else {}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The output of a call for rows at x [R B, ...] and steps [R, B]."""
+
+    call: HostCall
+    output: Any
     x: Tensor
     steps: Tensor
-    _eps: Tensor  # [R, B, ...]
-    _kept: Tensor | None  # int64 [M], which of the R B rows; None: all
 
-    @classmethod
-    def of(cls, rows: Rows, *, never_empty: bool = False) -> Batch:
-        """The needed rows; one that is not, where there is none but there must be."""
-        x, steps = rows.x.flatten(0, 1), rows.steps.flatten()
-        if _keep_all(rows.needed, x.device):
-            return cls(x, steps, rows.eps, None)
-        kept = rows.needed.flatten().nonzero()[:, 0]
-        if never_empty and len(kept) == 0:
-            kept = kept.new_zeros(1)
-        return cls(x[kept], steps[kept], rows.eps, kept)
+    def eps(self) -> Tensor:
+        """The predicted noise [R, B, ...], in at least float32."""
+        eps = self.call.eps_of(self.output, self.x, self.steps.flatten())
+        eps = eps.float() if eps.dtype.itemsize < 4 else eps
+        return eps.unflatten(0, self.steps.shape)
 
-    def __len__(self) -> int:
-        return len(self.steps)
+    def first(self) -> Any:
+        """The output for the first row alone: of every tensor in it the first B rows."""
+        rows, batch = self.steps.shape
+        return self.output if rows == 1 else tree_map_only(Tensor, self._cut, self.output)
 
-    @property
-    def images(self) -> Tensor:
-        """The image of 0..B-1 that each input belongs to, int64 [M]."""
-        count, batch = self._eps.shape[:2]
-        return (torch.arange(count * batch) if self._kept is None else self._kept) % batch
-
-    def kwargs_behind(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Network arguments of the B images, for a call with these inputs behind them."""
-        batch = self._eps.shape[1]
-        return follow(kwargs, batch, torch.cat([torch.arange(batch), self.images]))
-
-    def split(self, output: Any) -> tuple[Any, Any]:
-        """An output for the B images and these inputs behind them: (of those, of these).
-
-        Tensors are divided, also within tuples, lists and dictionaries; all else goes to both.
-
-        Raises:
-            ValueError: a tensor that has not a row for every input.
-        """
-        batch = self._eps.shape[1]
-        rows = batch + len(self)
-        return _part(output, slice(batch), rows), _part(output, slice(batch, None), rows)
-
-    def errors(self, eps_pred: Tensor) -> Tensor:
-        """e [R, B, ...] from the network's eps [M, ...]."""
-        eps = self._eps.flatten(0, 1)
-        if self._kept is None:
-            return (eps_pred - eps).unflatten(0, self._eps.shape[:2])
-        some = eps_pred - eps[self._kept]
-        blank = some.new_zeros(len(eps), *some.shape[1:])
-        return blank.index_copy(0, self._kept, some).unflatten(0, self._eps.shape[:2])
-
-
-def _part(output: Any, part: slice, rows: int) -> Any:
-    if isinstance(output, Tensor):
-        if output.ndim == 0 or len(output) != rows:
-            shape = tuple(output.shape)
+    def _cut(self, one: Tensor) -> Tensor:
+        if one.ndim == 0 or len(one) != len(self.x):
             raise ValueError(
-                f"the network must return a row for each of its {rows} inputs, got {shape}; "
-                "SALoss(..., stack=False) calls it with the host's own alone"
+                f"the network must return a row for each of its {len(self.x)} inputs, got "
+                f"{tuple(one.shape)}; SALoss(..., stack=False) calls it with the host's alone"
             )
-        return output[part]
-    if isinstance(output, dict):
-        return type(output)((name, _part(one, part, rows)) for name, one in output.items())
-    if isinstance(output, tuple | list):
-        make = getattr(output, "_make", type(output))  # a named tuple takes no list
-        return make(_part(one, part, rows) for one in output)
-    return output
+        return one[: self.steps.shape[1]]
 
 
-def errors(model: EpsModel, rows: Rows, kwargs: dict[str, Any], stack: bool) -> Tensor:
-    """e = f(x, n) - eps [R, B, ...], by one call for all rows or one a row."""
-    if stack or len(rows) == 1:
-        return _errors_stacked(model, rows, kwargs)
-    return torch.cat([_errors_stacked(model, rows[k : k + 1], kwargs) for k in range(len(rows))])
+class PlainCall(HostCall):
+    """The calls of a network (x, n int64 [M] on x's device, **kwargs) -> eps; ``time`` is n."""
+
+    def time_of(self, n: Tensor) -> Tensor:
+        """The steps themselves."""
+        return n.to(self.time.device, non_blocking=True)
+
+    def eps_of(self, output: Any, x: Tensor, n: Tensor) -> Tensor:
+        """The output itself; ValueError unless it is a tensor of x's shape."""
+        if not isinstance(output, Tensor) or output.shape != x.shape:
+            found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(
+                f"the network must return eps, a tensor of its input's shape {tuple(x.shape)}, got "
+                f"{found}; sa_plugin.EpsModel takes eps out of pairs and extra channels"
+            )
+        return output
 
 
-def _errors_stacked(model: EpsModel, rows: Rows, kwargs: dict[str, Any]) -> Tensor:
-    # Where other processes train the same network a call is made in any case: wrappers of the
-    # network exchange in every call, and would wait for one that makes fewer.
-    batch = Batch.of(rows, never_empty=_has_peers())
-    if len(batch) == 0:
-        return torch.zeros_like(rows.eps)
-    if len(rows) > 1 or len(batch) < rows.steps.shape[1]:
-        kwargs = follow(kwargs, rows.steps.shape[1], batch.images)
-    return batch.errors(_call(model, batch.x, batch.steps, kwargs))
+@dataclass(frozen=True)
+class MadeCall(PlainCall):
+    """An own call that was made before; eps_pred [B, ...] is the noise that it predicted."""
 
+    eps_pred: Tensor
+    rides = False
 
-def _keep_all(needed: Tensor, device: torch.device) -> bool:
-    # A compiled graph has one shape. On an accelerator finding the rows could stall it; one in a
-    # thousand costs nothing there, but another batch size is another graph to compile.
-    if torch.compiler.is_compiling() or device.type != "cpu" or needed.device.type != "cpu":
-        return True
-    return bool(needed.all())
-
-
-def _has_peers() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _call(model: EpsModel, x: Tensor, steps: Tensor, kwargs: dict[str, Any]) -> Tensor:
-    if not getattr(model, "steps_as_planned", False):
-        steps = steps.to(x.device, non_blocking=True)
-    output = model(x, steps, **kwargs)
-    check_output(output, x)
-    return output
-
-
-def check_output(output: object, x: Tensor) -> None:
-    """ValueError unless the network returned a tensor of x's shape."""
-    if not isinstance(output, Tensor):
-        raise ValueError(
-            f"the network must return a tensor of eps, got {type(output).__name__}; "
-            "sa_plugin.wrappers.EpsModel takes eps out of pairs and extra channels"
-        )
-    if output.shape != x.shape:
-        raise ValueError(
-            f"the network must return eps of its input's shape {tuple(x.shape)}, got "
-            f"{tuple(output.shape)}; sa_plugin.wrappers.EpsModel cuts extra channels"
-        )
+    def own(self, n: Tensor) -> Answer:
+        """What is known."""
+        return Answer(self, self.eps_pred, self.x, n[None])

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import math
 import numbers
+import warnings
 from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FAR_OUTSIDE = 1.5  # |x_0| beyond this: data that were not scaled to [-1, 1]
 
 
 def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
@@ -33,3 +39,85 @@ def check_positive(name: str, value: object) -> None:
     """ValueError unless ``value`` is a finite number > 0."""
     if not isinstance(value, numbers.Real) or not math.isfinite(value) or value <= 0:
         raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
+
+
+def check_shape_of(name: str, value: Tensor, shape: Sequence[int]) -> None:
+    """ValueError unless the tensor has this shape."""
+    if value.shape != tuple(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(value.shape)}")
+
+
+def check_images(x0: Tensor, seen: bool = False, *, wait: bool = False) -> bool:
+    """ValueError unless x_0 is floating point, [B, ...]; one warning unless it is in [-1, 1].
+
+    Args:
+        x0: images. Values that are not finite are left out of the range.
+        seen: what the call before returned: whether values have been seen. They are seen once.
+        wait: look at them also where that waits for an accelerator.
+    """
+    if x0.ndim < 2 or not x0.is_floating_point() or x0.numel() == 0:
+        raise ValueError(
+            "x0 must be floating-point images [B, C, H, W], at least one, got "
+            f"{x0.dtype} {tuple(x0.shape)}"
+        )
+    if seen:
+        return True
+    x0 = x0.detach()
+    finite = x0.isfinite()
+    low = torch.where(finite, x0, torch.inf).amin()
+    ends = look(low, torch.where(finite, x0, -torch.inf).amax(), wait=wait)
+    if ends is None or ends[0] > ends[1]:
+        return False
+    if max(-ends[0], ends[1]) > FAR_OUTSIDE or 0 <= ends[0] < ends[1] <= 1:
+        warnings.warn(
+            f"x0 ranges over [{ends[0]:.4g}, {ends[1]:.4g}]; the loss and the sampler expect "
+            "images scaled to [-1, 1]",
+            stacklevel=3,
+        )
+    return True
+
+
+def check_steps(n: Tensor, batch: int, N: int, *, name: str = "n", wait: bool = False) -> Tensor:
+    """Steps [batch] as int64, or ValueError.
+
+    On an accelerator their values are only looked at where ``wait`` allows to wait for it.
+    """
+    n = torch.as_tensor(n)
+    if n.shape != (batch,) or n.is_floating_point() or n.dtype == torch.bool:
+        raise ValueError(
+            f"{name} must be integers of shape ({batch},), got {n.dtype} {tuple(n.shape)}"
+        )
+    seen = look(n.min(), n.max(), wait=wait)
+    if seen is not None and not 1 <= seen[0] <= seen[1] <= N:
+        raise ValueError(
+            f"{name} must lie in 1..{N}, got {seen[0]}..{seen[1]}; codes that count from 0 pass t + 1"
+        )
+    return n.long()
+
+
+def check_recovered(eps: Tensor, name: str, host: object) -> bool:
+    """ValueError unless the noise recovered from a host's x_n has mean square 1; whether seen."""
+    seen = look(eps.float().square().mean(), wait=True)
+    tolerance = 0.05 + 10 * math.sqrt(2 / eps.numel())  # ten standard errors
+    if seen is not None and not abs(seen[0] - 1) < tolerance:
+        raise ValueError(
+            f"the noise recovered from the network's input has mean square {seen[0]:.4g}, not 1: "
+            f"times are not made from n by {host}, or {name} changes its images before it adds noise"
+        )
+    return seen is not None
+
+
+def look(*scalars: Tensor, wait: bool = False) -> list[float] | None:
+    """The numbers of 0-d tensors; None where they cannot be seen at once.
+
+    That is within ``torch.compile`` and ``torch.func`` transforms, on the meta device, and on an
+    accelerator unless ``wait`` allows to wait for it.
+    """
+    if torch.compiler.is_compiling():
+        return None
+    if any(s.is_meta or (s.device.type != "cpu" and not wait) for s in scalars):
+        return None
+    try:
+        return [s.item() for s in scalars]
+    except RuntimeError:  # within torch.func.vmap a tensor stands for many
+        return None

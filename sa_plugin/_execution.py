@@ -1,11 +1,12 @@
-"""How the sampler runs a network and takes images off the device: options that change no formula.
+"""How a network is run and how images leave the device: options that change no formula.
 
-What is here has been written for CUDA and falls back to plain calls elsewhere.
+This module is written for CUDA. Other devices get plain calls.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,22 +19,40 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def module_of(model: Callable[..., Any]) -> nn.Module | None:
-    """The module behind a network: itself, a bound method's, or what a wrapper calls ``model``."""
+    """The module behind a network: itself, a bound method's owner, or a wrapper's ``model``."""
     for owner in (model, getattr(model, "__self__", None), getattr(model, "model", None)):
         if isinstance(owner, nn.Module):
             return owner
     return None
 
 
+@contextmanager
+def without_graph(kind: str, precision: str) -> Iterator[None]:
+    """Network calls without a graph, in "bf16" or in the "same" precision as around the block.
+
+    Autocast's cache of cast weights is off. A weight that is cast here may have no graph (PyTorch
+    2.6), or another precision than an autocast around the block asks for.
+    """
+    dtype = torch.bfloat16 if precision == "bf16" else None
+    if dtype is None and kind != "meta" and torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+    cast = nullcontext() if dtype is None else torch.autocast(kind, dtype, cache_enabled=False)
+    with torch.no_grad(), cast:
+        yield
+
+
 class NetworkCall:
-    """``model(x, n, **kwargs)`` in the memory format, precision and form asked for.
+    """``model(x, n, **kwargs)`` in the requested memory format, precision and form.
+
+    The network gets x in its parameters' type: the dtype of the first floating-point parameter of
+    the module behind it. Without such a parameter, and under autocast, x keeps its dtype.
 
     Args:
         channels_last: images [B, C, H, W] and the weights of the module behind the network are laid
             out with the channels innermost. The weights' values do not change, their strides do.
         autocast: None, "bf16" or "fp16": the precision of the network's matrix products.
-        compile: torch.compile, on the first call. On a GPU as CUDA graphs (mode
-            "reduce-overhead"); each batch size is compiled once.
+        compile: torch.compile, on the first call. On a GPU it uses CUDA graphs (mode
+            "reduce-overhead"). Each batch size is compiled once.
     """
 
     def __init__(
@@ -48,26 +67,46 @@ class NetworkCall:
             check_choice("autocast", autocast, tuple(AUTOCAST))
         self._model = model
         self._channels_last = channels_last
-        self._dtype = None if autocast is None else AUTOCAST[autocast]
+        self._autocast = None if autocast is None else AUTOCAST[autocast]
         self._compile = compile
-        self._compiled: dict[str, Callable[..., Any]] = {}  # by kind of device
+        self._compiled: dict[str, Callable[..., Any]] = {}  # by device type
         module = module_of(model)
         if channels_last and module is not None:
             module.to(memory_format=torch.channels_last)
 
     def __call__(self, x: Tensor, n: Tensor, **kwargs: Any) -> Any:
-        """The network's output."""
+        """The network's output, in the network's own dtype."""
         network = self._graph(x.device.type) if self._compile else self._model
-        if self._dtype is None:
+        if self._autocast is None:
+            return network(self._cast(x), n, **kwargs)
+        with torch.autocast(x.device.type, dtype=self._autocast):
             return network(x, n, **kwargs)
-        with torch.autocast(x.device.type, dtype=self._dtype):
-            return network(x, n, **kwargs)
+
+    @property
+    def chain_dtype(self) -> torch.dtype:
+        """The dtype of a chain without ``x_init``: float64 for a float64 network, else float32."""
+        if self._autocast is not None:
+            return torch.float32
+        return torch.promote_types(self._own_dtype() or torch.float32, torch.float32)
 
     def arrange(self, x: Tensor) -> Tensor:
         """x in the memory format that the network gets; every later step keeps it."""
         if self._channels_last and x.ndim == 4:
             return x.contiguous(memory_format=torch.channels_last)
         return x
+
+    def _cast(self, x: Tensor) -> Tensor:
+        dtype = self._own_dtype()
+        if dtype is None or dtype == x.dtype or torch.is_autocast_enabled(x.device.type):
+            return x
+        return x.to(dtype)
+
+    def _own_dtype(self) -> torch.dtype | None:
+        """The dtype of the first floating-point parameter behind the network, if there is one."""
+        module = module_of(self._model)
+        dtypes = () if module is None else (p.dtype for p in module.parameters())
+        # An 8-bit type only stores weights: no network takes its input in it.
+        return next((d for d in dtypes if d.is_floating_point and d.itemsize > 1), None)
 
     def _graph(self, kind: str) -> Callable[..., Any]:
         if kind not in self._compiled:
@@ -81,7 +120,7 @@ class NetworkCall:
 
 
 def _copied(graph: Callable[..., Any]) -> Callable[..., Any]:
-    """A CUDA graph's outputs lie where its next call writes; steps are handed out, so copy them."""
+    """Copies a CUDA graph's outputs: its next call overwrites them, and callers keep the steps."""
 
     def call(x: Tensor, n: Tensor, **kwargs: Any) -> Any:
         torch.compiler.cudagraph_mark_step_begin()
@@ -90,11 +129,11 @@ def _copied(graph: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def to_host(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+def to_cpu(batches: Iterable[Tensor]) -> Iterator[Tensor]:
     """The batches in the CPU's memory, in order.
 
-    From a GPU each is copied into pinned memory on a stream of its own while the next one is made,
-    so that a batch comes out when its successor is ready.
+    A batch on a GPU is copied into pinned memory on a separate stream while the next batch is made.
+    It is therefore handed out only when the next batch is ready.
     """
     waiting: tuple[torch.cuda.Event, Tensor] | None = None
     side: torch.cuda.Stream | None = None
@@ -107,7 +146,7 @@ def to_host(batches: Iterable[Tensor]) -> Iterator[Tensor]:
         with torch.cuda.stream(side):
             copy = torch.empty(batch.shape, dtype=batch.dtype, pin_memory=True)
             copy.copy_(batch, non_blocking=True)
-        batch.record_stream(side)  # its memory is not given away before the copy is done
+        batch.record_stream(side)  # its memory is not reused before the copy is done
         started, waiting = waiting, (side.record_event(), copy)
         if started is not None:
             started[0].synchronize()

@@ -1,10 +1,10 @@
-"""What is said where an optional library is not installed."""
+"""The error for an optional library that is not installed."""
 
 from __future__ import annotations
 
 
 def explain_absence(error: ModuleNotFoundError, module: str, extra: str) -> ModuleNotFoundError:
-    """``error`` in one line that names the extra; as it is where another module is missing."""
+    """``error`` in one line that names the extra; unchanged if another module is missing."""
     if error.name != module:
         return error
     return ModuleNotFoundError(

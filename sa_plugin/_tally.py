@@ -1,4 +1,4 @@
-"""Running moments of many quantities at once, kept on their device and in a file between runs."""
+"""Running moments of many quantities, kept on their device, and in a file between runs."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _TABLES = ("counts", "mean", "deviations")
 class Tally:
     """Count, mean and sum of squared deviations at each step, [N+1], float64.
 
-    Batches are merged by the updating formula of Chan, Golub and LeVeque (1979), in which nothing
-    large cancels.
+    Batches are merged by the updating formula of Chan, Golub and LeVeque (1979), which subtracts no
+    large, nearly equal numbers.
     """
 
     def __init__(self, N: int) -> None:
@@ -31,11 +31,11 @@ class Tally:
         self.deviations = torch.zeros(N + 1, dtype=torch.float64)
 
     def move_to(self, device: torch.device) -> None:
-        """Keep the moments there; the counts stay with the caller."""
+        """Keep the moments on ``device``; the counts stay on the CPU."""
         self.mean, self.deviations = self.mean.to(device), self.deviations.to(device)
 
     def add(self, n: int, values: Tensor) -> None:
-        """Take in one number an image, float64 [B]."""
+        """Add one number per image, float64 [B]."""
         before, more = int(self.counts[n]), len(values)
         mean = values.mean()
         gap = mean - self.mean[n]
@@ -45,7 +45,7 @@ class Tally:
         self.counts[n] += more
 
     def check_finite(self) -> None:
-        """ValueError naming the first step whose mean is not; waits for the device."""
+        """ValueError naming the first step whose mean is not finite; waits for the device."""
         bad = torch.nonzero(~self.mean.isfinite())
         if len(bad):
             raise ValueError(f"the network's output is not finite, first at step n = {bad[0, 0]}")
@@ -59,13 +59,13 @@ class Tally:
         }
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Go on from a ``state``."""
+        """Continue from a ``state``."""
         self.counts = state["counts"].numpy()
         self.mean, self.deviations = state["mean"], state["deviations"]
 
 
 def _table(name: str, table: Any, tally: Tally) -> Tensor:
-    """A table of a checkpoint, of the tally's own size and type."""
+    """A table of a checkpoint; ValueError unless it has the tally's shape and dtype."""
     wanted = tally.state()[name]
     if not isinstance(table, Tensor) or (table.shape, table.dtype) != (wanted.shape, wanted.dtype):
         raise ValueError(f"its {name} must be {wanted.dtype} of shape {tuple(wanted.shape)}")
@@ -73,9 +73,9 @@ def _table(name: str, table: Any, tally: Tally) -> Tensor:
 
 
 class Store:
-    """A tally's checkpoint; ``identity`` says what the tally is of, in plain numbers and strings.
+    """A tally's checkpoint; ``identity`` describes its draws in plain numbers and strings.
 
-    Without a path nothing is kept, but the numbers are looked at as often.
+    Without a path nothing is written, but the means are checked equally often.
     """
 
     def __init__(
@@ -88,11 +88,11 @@ class Store:
 
     @property
     def where(self) -> str:
-        """For a message: in which file; nothing without a path."""
+        """For a message: " in PATH", or nothing without a path."""
         return "" if self.path is None else f" in {self.path}"
 
     def read_into(self, tally: Tally) -> None:
-        """ValueError if what is there cannot be read or belongs to other draws."""
+        """Load the file, if there is one; ValueError if it is unreadable or of other draws."""
         if self.path is None or not self.path.exists():
             return
         with reading(self.path, "cannot be read; remove it") as file:
@@ -102,19 +102,19 @@ class Store:
         for name, here in self._identity.items():
             if there[name] != here:
                 said = "" if name == "betas" else f": {there[name]!r} there, {here!r} here"
-                raise ValueError(f"checkpoint {self.path} is of other {name}{said}")
+                raise ValueError(f"checkpoint {self.path} differs in {name}{said}")
         tally.load(tables)
 
     def save_if_due(self, tally: Tally) -> None:
-        """Save where the last time lies ``every`` seconds back."""
+        """Save if the last save was at least ``every`` seconds ago."""
         if time.monotonic() - self._saved_at >= self._every:
             self.save(tally)
 
     def save(self, tally: Tally) -> None:
-        """Look at the means, and write them where there is a path; waits for the device.
+        """Check the means and write them if there is a path; waits for the device.
 
         Raises:
-            ValueError: a mean that is not finite; nothing is written then.
+            ValueError: a mean that is not finite; nothing is written.
         """
         tally.check_finite()
         if self.path is not None:
@@ -124,7 +124,7 @@ class Store:
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Any], object]) -> None:
-    """Under a temporary name, then renamed."""
+    """Write under a temporary name, then rename."""
     file = Path(path).absolute()
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(file.name + ".tmp")

@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sa_plugin.prediction import to_eps
+from sa_plugin.schedule import NoiseSchedule
+
 
 def expand(coefficient: Tensor, x: Tensor) -> Tensor:
     """Append dimensions to ``coefficient`` ([B] or [K, B]) until it broadcasts over ``x``."""
@@ -81,3 +84,21 @@ class DeviceTables:
         if key not in self._moved:
             self._moved[key] = self._tables[name].to(like.device, dtype)
         return self._moved[key]
+
+
+class Coefficients:
+    """sqrt(cum_alpha_n) and sqrt(cum_beta_n) of x_n = a x_0 + b eps, to broadcast over tensors."""
+
+    def __init__(self, schedule: NoiseSchedule) -> None:
+        self.N = schedule.N
+        self._tables = DeviceTables(signal=schedule.cum_alphas**0.5, sigma=schedule.cum_betas**0.5)
+
+    def __call__(self, n: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(a, b) of steps n, [B] or [K, B], over x [B, ...] or [K, B, ...]."""
+        n = n.to(x.device, non_blocking=True)
+        a, b = (expand(self._tables.get(name, x)[n], x) for name in ("signal", "sigma"))
+        return a, b
+
+    def eps_of(self, output: Tensor, x: Tensor, n: Tensor, predicts: str) -> Tensor:
+        """The noise that an output of kind ``predicts`` at x_n implies."""
+        return output if predicts == "eps" else to_eps(output, x, *self(n, x), predicts)

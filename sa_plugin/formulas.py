@@ -1,7 +1,7 @@
-"""The formulas by themselves, for arrays of any library (NumPy, torch, JAX): no network, no state.
+"""The formulas for arrays of any library (NumPy, torch, JAX): no network, no state.
 
-What the torch code itself uses, in one place; an example is ``examples/jax_sa2.py``. Tables come
-from ``NoiseSchedule`` and ``TauTable`` as float64 NumPy arrays; turn them into your library's.
+The torch code uses the same functions. ``examples/jax_sa2.py`` is an example. Tables come from
+``NoiseSchedule`` and ``TauTable`` as float64 NumPy arrays; convert them to your library's arrays.
 """
 
 from sa_plugin.prediction import to_eps, to_x0

@@ -1,10 +1,10 @@
-r"""Gamma_n = E mean(eps_pred(x_n, n)^2): the one number a step that Analytic-DPM needs.
+r"""Gamma_n = E mean(eps_pred(x_n, n)^2): the one number per step that Analytic-DPM needs.
 
-With the mean over an image's dimensions, the optimal isotropic covariance is
+The mean is over an image's dimensions. The optimal isotropic covariance is then
 Cov[x_0 | x_n] = cum_beta_n / cum_alpha_n (1 - Gamma_n) (arXiv 2201.06503, Theorem 1 and eq. 8).
 
-The estimate streams: images come in batches, pass through every step 1..N, and leave only a count,
-a mean and a sum of squared deviations a step behind, float64 and on the images' device.
+The estimate streams: images come in batches and pass through every step 1..N. Only a count, a mean
+and a sum of squared deviations per step are kept. The last two are float64 on the images' device.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sa_plugin._batches import BlockNoise, shown
 from sa_plugin._checks import check_choice, check_non_negative, check_whole
+from sa_plugin._execution import NetworkCall
 from sa_plugin._files.arrays import open_npz
 from sa_plugin._files.pickled import ARRAYS, PickledArray
 from sa_plugin._files.reading import reading
@@ -41,8 +42,8 @@ class Gamma:
 
     Attributes:
         values: float64 [N+1], finite and >= 0; entry 0 is zero.
-        stderr: float64 [N+1], the standard error of each value over the drawn images; None where a
-            host's file did not say.
+        stderr: float64 [N+1], the standard error of each value over the images; None if it comes
+            from a host's file, which has none.
 
     Raises:
         ValueError: another shape, or entries that are negative or not finite.
@@ -69,9 +70,9 @@ class Gamma:
         return np.array(self.values, dtype) if copy else np.asarray(self.values, dtype)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write ``.npz`` (``values``, and ``stderr`` if known), else the hosts' ``ms_eps`` file.
+        """Write ``.npz`` (``values``, and ``stderr`` if known); else a host's ``ms_eps`` file.
 
-        That is ``torch.save`` of the float64 array [N+1]; it has no place for standard errors.
+        An ``ms_eps`` file is ``torch.save`` of the float64 array [N+1], without standard errors.
         """
         if Path(path).suffix == ".npz":
             known: dict[str, Any] = {} if self.stderr is None else {"stderr": self.stderr}
@@ -86,12 +87,12 @@ class Gamma:
         No code in the file is run.
 
         Raises:
-            ValueError: no such file, or one that holds something else.
+            ValueError: no such file, or a file with other content.
         """
         path = Path(path).absolute()
         if not path.is_file():
-            raise ValueError(f"there is no file of Gamma at {path}")
-        with reading(path, "holds no Gamma, one number a step [N+1]") as file:
+            raise ValueError(f"there is no Gamma file at {path}")
+        with reading(path, "holds no Gamma (one number per step, [N+1])") as file:
             if path.suffix != ".npz":
                 return cls(_load_array(file))
             with open_npz(file) as arrays:
@@ -116,29 +117,31 @@ def estimate_gamma(
 ) -> Gamma:
     """Gamma_n at all steps with its standard error, by N * n_images * noises network evaluations.
 
-    Every image meets every step with ``noises`` draws of its own. Draws that share an image are not
-    independent, so the mean over an image's draws is the unit from which the error is computed. The
-    noise of image i depends on (seed, i, n) alone: the result does not depend on batch sizes, up to
-    the rounding of float64 sums. Nothing waits for the device but the saves.
+    Every image passes through every step with ``noises`` draws of its own. Draws of one image are
+    not independent, so the standard error is computed from each image's mean over its draws. The
+    noise of image i depends only on (seed, i, n): the result does not depend on batch sizes, up to
+    the rounding of float64 sums. Only saves wait for the device.
 
     Args:
         model: ``(x [B, ...], n int64 [B] in 1..N)`` -> eps, or a pair that begins with eps. Its
-            train/eval mode is the caller's affair; gradients are off.
+            train/eval mode is not changed; gradients are off. It gets x in its parameters' type,
+            as in ``Sampler``.
         batches: x_0 in [-1, 1], floating point [B, ...], on the network's device; independent
-            images. An iterable of new batches in the same order where a checkpoint is continued.
+            images. x_n is made in their dtype. To continue a checkpoint, pass a new iterable with
+            the images in the same order.
         n_images: >= 2, taken from the front of ``batches``, which may then be endless; default all.
         noises: draws of eps for each image and step.
         predicts: what the network's (first) output is: "eps", "x0" or "v".
         noise: gives the draws of step n instead, [noises, n_images, ...].
-        checkpoint: file to keep the state in, and to continue from if it is there: after an
-            interruption (to the numbers of an unbroken run), or with a larger ``n_images``.
+        checkpoint: file that keeps the state. If it exists, the run continues from it: after an
+            interruption (with the numbers of an unbroken run), or with a larger ``n_images``.
         save_every: seconds between saves; 0 saves after every step.
-        stop: asked after every step of a batch; True saves the state and raises KeyboardInterrupt.
+        stop: called after every step of a batch; True saves the state and raises KeyboardInterrupt.
         progress: show a bar over all steps of a batch (extra "progress").
 
     Raises:
-        ValueError: a bad argument, too few images, a checkpoint of other draws, or a network whose
-            output is not finite, naming the first such step.
+        ValueError: a bad argument, too few images, a checkpoint of other draws, or a network output
+            that is not finite (the first such step is named).
     """
     if n_images is not None:
         check_whole("n_images", n_images, 2, _MOST)
@@ -171,7 +174,7 @@ def _add_batch(
     stop: Callable[[], bool],
     progress: bool,
 ) -> None:
-    """All steps of one batch, less what a checkpoint has seen of it."""
+    """All steps of one batch, without those that a checkpoint already holds."""
     tally.move_to(x0.device)
     N = len(tally.counts) - 1
     for n in shown(range(1, N + 1), N, "step", progress):
@@ -196,7 +199,7 @@ class _MeanSquares:
         predicts: str,
         noise: Callable[[int], Tensor] | None,
     ) -> None:
-        self._model = model
+        self._network = NetworkCall(model)
         self._noises = noises
         self._seed = seed
         self._predicts = predicts
@@ -218,14 +221,14 @@ class _MeanSquares:
         total = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
         for eps in self._draws(x0, first, n):
             x = (a * x0 + b * eps).to(x0.dtype)
-            output, _ = split_output(self._model(x, steps), x, "analytic")
+            output, _ = split_output(self._network(x, steps), x, "analytic")
             predicted = to_eps(output, x, a, b, self._predicts)
             total += predicted.double().square().flatten(1).mean(1)
         return total / self._noises
 
     def _draws(self, x0: Tensor, first: int, n: int) -> Iterator[Tensor]:
         if self._noise is None:
-            # A seed of its own for each (seed, n), so that a continued run draws the same.
+            # Each (seed, n) has its own seed, so that a continued run makes the same draws.
             source = BlockNoise(
                 self._seed * (self._steps + 1) + n, first, x0.shape, x0.dtype, x0.device
             )
@@ -244,12 +247,13 @@ def _check_not_beyond(store: Store, tally: Tally, n_images: int) -> None:
     most = int(tally.counts.max())
     if most > n_images:
         raise ValueError(
-            f"checkpoint {store.path} holds {most} images a step already, got n_images = {n_images}"
+            f"checkpoint {store.path} already holds {most} images per step, "
+            f"got n_images = {n_images}"
         )
 
 
 def _numbered(batches: Iterable[Tensor], n_images: int | None) -> Iterator[tuple[int, Tensor]]:
-    """(number of the first image, x_0) up to ``n_images``; ValueError if there are fewer."""
+    """(number of the first image, x_0) up to ``n_images`` images; ValueError for fewer."""
     first = 0
     shape: torch.Size | None = None
     for x0 in batches:
@@ -272,7 +276,7 @@ def _numbered(batches: Iterable[Tensor], n_images: int | None) -> Iterator[tuple
 
 
 def _table(name: str, table: ArrayLike, size: int) -> FloatArray:
-    """A read-only float64 copy [size] with entry 0 zero, as the steps count from 1."""
+    """A read-only float64 copy [size] with entry 0 set to zero, as steps count from 1."""
     values = np.array(table, dtype=np.float64)
     if values.ndim != 1 or size < 2 or len(values) != size:
         raise ValueError(f"{name} must be [N+1] with N >= 1, got shape {values.shape}")
@@ -286,7 +290,7 @@ def _table(name: str, table: ArrayLike, size: int) -> FloatArray:
 
 
 def _load_array(file: BinaryIO) -> NDArray[Any]:
-    """An array or a tensor of ``torch.save``."""
+    """The array or tensor in a file of ``torch.save``."""
     loaded = load_tensors(file, ARRAYS)
     if isinstance(loaded, PickledArray) and loaded.array is not None:
         return loaded.array

@@ -2,13 +2,13 @@ r"""How far a sampling chain drifts from the chain that it imitates: the total g
 
 Source: "On Inference Stability for Diffusion Models" (AAAI 2024, arXiv 2312.12431), Theorems 1, 2.
 
-Two chains start from the same x_M, take the same draws and differ in the x_0 of the posterior
-q(x_{i-1} | x_i, x_0): one has the true x_0, the other the network's. With e_i = f(x_i, i) - eps_i
-along the network's chain, eps_i = (x_i - sqrt(cum_alpha_i) x_0) / sqrt(cum_beta_i), they reach x_1
-at a distance of d(x_0) = sum_{i=2}^M tau_i e_i (Theorem 1): network's x_1 = true x_1 - d.
+Two chains start from the same x_M and take the same draws. They differ in the x_0 of the posterior
+q(x_{i-1} | x_i, x_0): one has the true x_0, the other the network's. Along the network's chain, let
+e_i = f(x_i, i) - eps_i with eps_i = (x_i - sqrt(cum_alpha_i) x_0) / sqrt(cum_beta_i). At x_1 the
+chains differ by d(x_0) = sum_{i=2}^M tau_i e_i (Theorem 1): network's x_1 = true x_1 - d.
 
-Note that eps_i belongs to x_0 and to the x_i that the chain has reached, errors of earlier steps
-included; on independent forward samples the errors cancel and the sum is far smaller.
+Note that eps_i belongs to x_0 and to the x_i that the chain has reached, which includes the errors
+of earlier steps. On independent forward samples the errors cancel and the sum is far smaller.
 """
 
 from __future__ import annotations
@@ -49,13 +49,14 @@ class GapCurve:
 
     Attributes:
         timesteps: int64 [T] = start, start - 1, ..., 2: the steps that contribute.
-        mean, stderr: float64 [T]; at step n of |sum_{i=n}^start tau_i e_i|, what the steps so far
-            add to the gap at x_1: mean over images and its standard error. The last is Theorem 1's
-            total gap.
-        distance_mean, distance_stderr: float64 [T]; at step n of |x_{n-1} - true x_{n-1}|, how far
-            the two chains are apart after it. The last equals that of ``mean``.
+        mean, stderr: float64 [T]; mean over images and its standard error, at step n, of
+            |sum_{i=n}^start tau_i e_i|: what the steps so far add to the gap at x_1. The last entry
+            is Theorem 1's total gap.
+        distance_mean, distance_stderr: float64 [T]; the same of |x_{n-1} - true x_{n-1}|, the
+            distance of the two chains after step n. The last entries equal those of ``mean`` and
+            ``stderr``.
         total: float64 [B], each image's |d(x_0)|.
-        end: float64 [B], each image's |predicted x_0 - x_0| where the chain has ended.
+        end: float64 [B], each image's |predicted x_0 - x_0| at the end of the chain.
     """
 
     timesteps: np.ndarray
@@ -78,19 +79,20 @@ def total_gap(schedule: NoiseSchedule, errors: Tensor) -> Tensor:
         d, of an entry's shape, in units of x.
 
     Raises:
-        ValueError: another number of entries, or not floating point.
+        ValueError: a wrong number of entries, or not floating point.
     """
     return _weighted(schedule, errors).sum(0)
 
 
 def theorem2_bounds(schedule: NoiseSchedule, errors: Tensor, K: int) -> Theorem2:
-    """L_sa of windows of K steps between its two bounds, all from the same errors (Theorem 2).
+    """L_sa of windows of K steps and its two bounds, all from the same errors (Theorem 2).
 
-    The windows are the paper's: starts 1-K..N, tau zero outside 2..N. The means over t and over
-    windows are taken exactly, that over x_0 is the mean over the images given.
+    The windows are the paper's: first steps 1-K..N, tau zero outside 2..N. The means over t and
+    over windows are exact. The mean over x_0 is the mean over the given images.
 
     Args:
-        errors: as in ``total_gap`` with images, [M+1, B, ...]; steps above M count as exact.
+        errors: as in ``total_gap`` with images, [M+1, B, ...]; steps above M count as free of
+            error.
         K: window length, in 1..N.
 
     Raises:
@@ -114,9 +116,9 @@ def theorem2_bounds(schedule: NoiseSchedule, errors: Tensor, K: int) -> Theorem2
 def step_error(schedule: NoiseSchedule, step: ReverseStep, x0: Tensor) -> Tensor:
     """e_t of one step of ``Sampler.iterate``, relative to the true x_0, float64 [B, ...].
 
-    Taken from the predicted x_0, e_t = (x_0 - x_0 predicted) sqrt(cum_alpha_t / cum_beta_t): the
-    error that the chain has acted on. Without ``clip_x0`` this is f(x_t, t) - eps_t; where the
-    prediction was clipped, it is what the clipped one amounts to.
+    It is computed from the predicted x_0: e_t = (x_0 - x_0 predicted) sqrt(cum_alpha_t /
+    cum_beta_t), the error that the chain has used. Without ``clip_x0`` this is f(x_t, t) - eps_t.
+    Where the prediction was clipped, it is the error of the clipped prediction.
     """
     ratio = (schedule.cum_alphas[step.t] / schedule.cum_betas[step.t]) ** 0.5
     return ratio * (x0.double() - step.x0.double())
@@ -136,24 +138,25 @@ def gap_along_chain(
     clip_x0: bool = True,
     **model_kwargs: Any,
 ) -> GapCurve:
-    """Diffuse images to x_start, let DDPM's reverse chain run back, and follow Theorem 1's sum.
+    """Diffuse images to x_start, run DDPM's reverse chain back, and follow Theorem 1's sum.
 
-    Every step start, start - 1, ..., 1 is taken, with the ``small`` variance, that of
-    q(x_{i-1} | x_i, x_0): ``start`` network evaluations an image. Gradients are off.
+    The chain takes every step start, start - 1, ..., 1 with the ``small`` variance, that of
+    q(x_{i-1} | x_i, x_0): ``start`` network evaluations per image. Gradients are off.
 
     Args:
         model: ``(x [B, ...], n int64 [B] in 1..N, **model_kwargs)`` -> eps, or a pair that begins
-            with eps, as the ``Sampler`` takes it; its train/eval mode is the caller's affair.
+            with eps. As in ``Sampler``, its train/eval mode is not changed, and it gets x in its
+            parameters' type.
         x0: real images in [-1, 1], floating point [B, ...], B >= 2, on the network's device. Their
             dtype is the chain's; the gap is summed in float64.
         start: in 2..N; the paper's Figure 4 has 300.
-        seed: whole number >= 0; image i's noise depends on (seed, first + i) alone, so that
-            networks are compared on equal draws.
-        first: number of the first image, to share images out.
+        seed: whole number >= 0. Image i's noise depends only on (seed, first + i), so networks are
+            compared on equal draws.
+        first: number of the first image, to divide a run.
         batch_size: images in one network call; all of them by default.
-        stochastic: False leaves the draws out and follows the posterior means.
+        stochastic: False makes no draws and follows the posterior means.
         predicts, clip_x0: as in ``Sampler``. With ``clip_x0`` the chain is the one that makes the
-            sampler's images, and e_i that of ``step_error``; Theorem 1 holds either way.
+            sampler's images, and e_i is that of ``step_error``. Theorem 1 holds in both cases.
         model_kwargs: go to every call; tensors of length B (labels) follow their images.
 
     Raises:
@@ -197,8 +200,8 @@ def _gaps(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Norms of one batch: of the sums [start-1, B], of the distances [start-1, B], at the end [B].
 
-    The distance follows its own recursion, delta_{i-1} = gamma_{2,i} delta_i + gamma_{1,i}
-    (x_0 predicted - x_0), which needs no second chain.
+    The distance has a recursion that needs no second chain: delta_{i-1} = gamma_{2,i} delta_i +
+    gamma_{1,i} (x_0 predicted - x_0).
     """
     schedule = sampler.schedule
     tau = TauTable(schedule).values
@@ -219,7 +222,7 @@ def _gaps(
 def _chain(
     sampler: Sampler, x0: Tensor, seed: int, first: int, stochastic: bool, kwargs: dict[str, Any]
 ) -> Iterator[ReverseStep]:
-    """From x_start on; its eps is the draw that a sampling run with this seed starts from."""
+    """The chain from x_start; its eps is the draw that sampling with this seed starts from."""
     start = sampler.timesteps[-1]
     eps = BlockNoise(seed, first, x0.shape, x0.dtype, x0.device).draw()
     a, b = sampler.schedule.cum_alphas[start], sampler.schedule.cum_betas[start]

@@ -1,7 +1,7 @@
 """What a hook must know of the criteria of each host: one description a kind.
 
-They are told by their attributes and never imported; a criterion of another code is described by a
-subclass of ``Host`` of one's own.
+A criterion is recognised by its attributes; no host is imported. Describe the criterion of another
+code in a subclass of ``Host``.
 """
 
 from __future__ import annotations
@@ -15,13 +15,39 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from sa_plugin._calls import HostCall
+from sa_plugin._tensors import Coefficients
+
+
+@dataclass(frozen=True)
+class CriterionCall(HostCall):
+    """A criterion's call of its network, in the times and the prediction of its host."""
+
+    host: Host
+    criterion: Any
+    predicts: str
+    coefficients: Coefficients
+
+    def steps(self) -> Tensor:
+        """The steps n [B] of the call."""
+        return self.host.steps(self.criterion, self.time, self.coefficients.N)
+
+    def time_of(self, n: Tensor) -> Any:
+        """As ``Host.times``."""
+        return self.host.times(self.criterion, n, self.coefficients.N, self.time)
+
+    def eps_of(self, output: Any, x: Tensor, n: Tensor) -> Tensor:
+        """Of the first output, where there are several."""
+        first = output[0] if isinstance(output, tuple | list) else output
+        if self.predicts == "eps":
+            return first
+        return self.coefficients.eps_of(first, x, n, self.predicts)
+
 
 class Host(ABC):
-    """What the hook must know of a kind of criterion.
+    """A kind of criterion: ``network`` names its attribute that is called with (x_n, time).
 
-    Attributes:
-        network: the criterion's attribute that its objective calls, with x_n and a time.
-        needed: the other attributes that such a criterion has.
+    ``needed`` names the other attributes that such a criterion has.
     """
 
     network: str
@@ -51,10 +77,9 @@ class Host(ABC):
 
 @dataclass(frozen=True)
 class ExtendedAnalyticDPM(Host):
-    """NPR-DPM and SN-DPM, and the port: criteria with ``schedule`` and ``wrapper``.
+    """NPR-DPM, SN-DPM and the port: ``wrapper(x_n, n)`` is called with n in 1..N itself.
 
-    ``wrapper(x_n, n)`` is called with n in 1..N itself; ``wrapper.typ`` says what the network
-    predicts (a pair where it contains an underscore).
+    ``wrapper.typ`` says what the network predicts (a pair where it contains an underscore).
     """
 
     network = "wrapper"
@@ -77,9 +102,7 @@ class ExtendedAnalyticDPM(Host):
 
 @dataclass(frozen=True)
 class AnalyticDPM(Host):
-    """Analytic-DPM and the port: criteria with ``betas`` and ``eps_model``.
-
-    ``eps_model(x_n, t)`` is called with a time: t = n or n - 1, perhaps times 1000 / N.
+    """Analytic-DPM and the port: ``eps_model(x_n, t)``, t = n or n - 1, perhaps times 1000 / N.
 
     Args:
         rescale_timesteps: whether times are multiplied by 1000 / N; None: as the criterion's
@@ -90,7 +113,6 @@ class AnalyticDPM(Host):
 
     rescale_timesteps: bool | None = None
     shift1: bool | None = None
-
     network = "eps_model"
     needed = ("betas",)
 
@@ -118,8 +140,7 @@ class AnalyticDPM(Host):
                 f"{type(criterion).__name__} has no attribute 'rescale_timesteps'; give "
                 "attach(..., host=AnalyticDPM(rescale_timesteps=...))"
             )
-        if shift1 is None:
-            shift1 = getattr(criterion, "shift1", False)
+        shift1 = getattr(criterion, "shift1", False) if shift1 is None else shift1
         return 1000 / N if rescale else 1.0, int(shift1)
 
 

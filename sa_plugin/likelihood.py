@@ -7,9 +7,9 @@ eq. 5)::
                       + sum_k KL(q(x_{s_k} | x_{s_k+1}, x_0) || p(x_{s_k} | x_{s_k+1}))
                       + KL(q(x_{t_K} | x_0) || N(0, I)) ]                       terms[K]
 
-Term k is what x_{s_k} costs. The reverse process is the sampler's, by the same ``reverse_moments``;
-only the decoder, term 0, is the likelihood's own, as the sampler adds no noise there. Everything
-after the network is float64.
+Term k is the cost of x_{s_k}. The reverse process is the sampler's, by the same
+``reverse_moments``. Only the decoder, term 0, differs: the sampler adds no noise there. All
+arithmetic after the network is float64.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ from torch import Tensor
 from sa_plugin._arrays import Numeric
 from sa_plugin._batches import BlockNoise, noise_for, parts_of, shown
 from sa_plugin._checks import check_positive, check_whole
+from sa_plugin._execution import NetworkCall
 from sa_plugin._tensors import DeviceTables, FirstBad, follow
 from sa_plugin.reverse import ReverseCoefficients, reverse_moments, split_output
 from sa_plugin.sampler import Sampler
 from sa_plugin.schedule import NoiseSchedule
 from sa_plugin.variance import iddpm_variance
 
-HALF_LEVEL = 1 / 255  # half the distance of neighbouring grey levels in [-1, 1]
+HALF_LEVEL = 1 / 255  # half the distance between neighbouring grey levels in [-1, 1]
 _MOST = 2**63 - 1
 
 
 class NegativeElbo(NamedTuple):
     """The bound in nats, float64: ``total`` [B], the sum of ``terms`` [steps+1, B].
 
-    terms[0] is the decoder's, terms[k] for 0 < k < steps the KL divergence at x_s with s =
-    timesteps[k-1], terms[steps] the prior's.
+    terms[0] is the decoder's; terms[k], 0 < k < steps, is the KL divergence at x_s with s =
+    timesteps[k-1]; terms[steps] is the prior's.
     """
 
     total: Tensor
@@ -47,7 +48,7 @@ class NegativeElbo(NamedTuple):
 
 
 class MeanWithError(NamedTuple):
-    """A mean over images and its standard error, float64 of the values' shape without the last."""
+    """A mean over images and its standard error, float64, without the values' last dimension."""
 
     mean: Tensor
     stderr: Tensor
@@ -73,23 +74,25 @@ def negative_elbo(
     progress: bool = False,
     **model_kwargs: Any,
 ) -> NegativeElbo:
-    """Nats by which DDPM's reverse process describes 8-bit images, from one draw of x_t a step.
+    """Nats that DDPM's reverse process needs for 8-bit images, from one draw of x_t per step.
 
     Each term is an unbiased estimate of its expectation, as the KL divergences are exact given x_t.
 
     Args:
         model, variance, steps, trajectory, gamma, predicts, clip_x0, avg_cov, model_kwargs: as in
-            ``Sampler`` with forward "ddpm". ("ddim" with eta 0 has no bound: a point mass.)
+            ``Sampler`` with forward "ddpm". ("ddim" with eta 0 has no bound: it is a point mass.)
         x0: images [B, ...], 8-bit values v as v / 127.5 - 1, float32 or float64, on the network's
-            device. The network receives x_t in this dtype.
-        decoder_variance: of p(x_0 | x_{t_1}). By default tilde_beta(1, 2), whatever the reverse
-            variance (as the published codes), for "iddpm" the learned range from there up to
-            skip_beta(0, t_1) (arXiv 2102.09672). Both suit a trajectory that begins at 1.
-        seed: whole number >= 0; the noise of image i depends on (seed, first + i) and its place in
-            the trajectory alone, so that variances are compared on equal noise.
-        first: number of the first image, to share images out.
+            device. x_t is made in this dtype; the network gets it in its parameters' type, as in
+            ``Sampler``.
+        decoder_variance: of p(x_0 | x_{t_1}). The default is tilde_beta(1, 2) for every reverse
+            variance, as in the published codes, except "iddpm": there it is the learned range from
+            tilde_beta(1, 2) up to skip_beta(0, t_1) (arXiv 2102.09672). Both suit a trajectory that
+            begins at 1.
+        seed: whole number >= 0. The noise of image i depends only on (seed, first + i) and its
+            place in the trajectory, so variances are compared on equal noise.
+        first: number of the first image, to divide a run.
         batch_size: images in one network call; all of them by default.
-        noise: gives the k-th draw instead, [B, ...], k = 0 for the largest timestep.
+        noise: gives the k-th draw instead, [B, ...], k = 0 for the largest step.
         progress: show a bar over the steps of each batch (extra "progress").
 
     Raises:
@@ -99,8 +102,8 @@ def negative_elbo(
     _check_numbers(schedule, decoder_variance, seed, first, batch_size)
     options: dict[str, Any] = {"predicts": predicts, "clip_x0": clip_x0, "avg_cov": avg_cov}
     path: dict[str, Any] = {"steps": steps, "trajectory": trajectory, "gamma": gamma}
-    process = Sampler(model, schedule, variance=variance, **path, **options)
-    bound = _Bound(process, variance, options, decoder_variance)
+    sampler = Sampler(model, schedule, variance=variance, **path, **options)
+    bound = _Bound(sampler, variance, options, decoder_variance)
     done = []
     for part in parts_of(len(x0), batch_size or len(x0)):
         images = x0[part]
@@ -116,13 +119,13 @@ def negative_elbo(
 
 
 def bits_per_dim(nats: Numeric, dims: int) -> Numeric:
-    """nats / (dims ln 2), ``dims`` the number of an image's values (C H W)."""
+    """nats / (dims ln 2); ``dims`` is the number of values in an image (C H W)."""
     check_whole("dims", dims, 1, _MOST)
     return nats / (dims * math.log(2))
 
 
 def mean_with_error(values: Tensor) -> MeanWithError:
-    """Over independent images, the last dimension of ``values`` [..., B], B >= 2."""
+    """Mean and standard error over independent images: the last dimension of [..., B], B >= 2."""
     count = values.shape[-1] if values.ndim else 0
     if count < 2:
         raise ValueError(f"values must hold at least 2 images, got shape {tuple(values.shape)}")
@@ -139,11 +142,11 @@ def gaussian_kl(mean_q: Tensor, var_q: Tensor, mean_p: Tensor, var_p: Tensor) ->
 def discretised_nll(x0: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     """-log of the mass that N(mean, variance) puts on each value's grey level, in nats.
 
-    The level at v reaches from v - 1/255 to v + 1/255, the outermost two to infinity (arXiv
-    2006.11239, eq. 13); the distribution function is the published codes' approximation
-    (1 + tanh(sqrt(2/pi) (z + 0.044715 z^3))) / 2 = sigmoid(2 sqrt(2/pi) (z + 0.044715 z^3)). From
+    The level at v reaches from v - 1/255 to v + 1/255; the outermost two reach to infinity (arXiv
+    2006.11239, eq. 13). The distribution function is the published codes' approximation
+    (1 + tanh(sqrt(2/pi) (z + 0.044715 z^3))) / 2 = sigmoid(2 sqrt(2/pi) (z + 0.044715 z^3)). With
     sigmoid(u) - sigmoid(l) = sigmoid(u) sigmoid(-l) (1 - exp(l - u)) the logarithm stays exact in
-    the tails, so that no floor is needed.
+    the tails and needs no floor.
     """
     upper = _logit_of_cdf((x0 - mean + HALF_LEVEL) / variance**0.5)
     lower = _logit_of_cdf((x0 - mean - HALF_LEVEL) / variance**0.5)
@@ -160,17 +163,18 @@ def _logit_of_cdf(z: Tensor) -> Tensor:
 
 
 class _Bound:
-    """The terms of a batch along a process's trajectory."""
+    """The terms of a batch along a sampler's trajectory."""
 
     def __init__(
         self,
-        process: Sampler,
+        sampler: Sampler,
         variance: str,
         options: dict[str, Any],
         decoder_variance: float | None,
     ) -> None:
-        self._process = process
-        self._tables = DeviceTables(stack=process.coefficients.stack())
+        self._sampler = sampler
+        self._network = NetworkCall(sampler.model)
+        self._tables = DeviceTables(stack=sampler.coefficients.stack())
         self._variance = variance
         self._options = options
         self._decoder_variance = decoder_variance
@@ -183,19 +187,19 @@ class _Bound:
         kwargs: dict[str, Any],
         progress: bool,
     ) -> Tensor:
-        """float64 [steps+1, B]; ``draw`` gives the k-th noise, k = 0 for the largest timestep."""
+        """float64 [steps+1, B]; ``draw`` gives the k-th draw, k = 0 for the largest step."""
         exact = _on_levels(x0)
         stack = self._tables.get("stack", exact)
         start = ReverseCoefficients.unstack(stack[:, 0].unbind())
         zero, one = (torch.full_like(start.a, value) for value in (0.0, 1.0))
         terms = [gaussian_kl(start.a * exact, start.b**2, zero, one)]
         first_bad = FirstBad()
-        descending = self._process.timesteps[::-1]
+        descending = self._sampler.timesteps[::-1]
         for k, t in shown(enumerate(descending), len(descending), "step", progress):
             c = ReverseCoefficients.unstack(stack[:, k].unbind())
             x = (c.a * exact + c.b * draw(k).to(exact)).to(x0.dtype)
             n = torch.full((len(x),), t, dtype=torch.int64, device=x.device)
-            output, second = split_output(self._process.model(x, n, **kwargs), x, self._variance)
+            output, second = split_output(self._network(x, n, **kwargs), x, self._variance)
             first_bad.note(t, output, second)
             second = None if second is None else second.double()
             is_last = k == len(descending) - 1
@@ -218,7 +222,7 @@ class _Bound:
         if self._decoder_variance is not None:
             variance = torch.full_like(c.big, self._decoder_variance)
         else:
-            variance = torch.full_like(c.big, float(self._process.schedule.tilde_beta(1, 2)))
+            variance = torch.full_like(c.big, float(self._sampler.schedule.tilde_beta(1, 2)))
             if self._variance == "iddpm":
                 variance = iddpm_variance(second, variance, c.big)
         return discretised_nll(x0, mean, variance)
@@ -236,7 +240,7 @@ def divergence(
 
     Args:
         c: the coefficients of the step, each a tensor that broadcasts over x.
-        x0: the image that x = x_t, [B, ...], was made from.
+        x0: the images from which x = x_t, [B, ...], was made.
         output, second, options: as in ``reverse_moments``.
     """
     p = reverse_moments(c, x, output, second, **options)
@@ -245,7 +249,7 @@ def divergence(
 
 
 def _on_levels(x0: Tensor) -> Tensor:
-    """float64, each value put exactly on its grey level."""
+    """float64, with each value exactly on its grey level."""
     return ((x0.double() + 1) * 127.5).round() / 127.5 - 1
 
 
@@ -278,6 +282,6 @@ def _check_numbers(
         check_positive("decoder_variance", decoder_variance)
     elif schedule.N < 2:
         raise ValueError(
-            "decoder_variance must be a number > 0 where N = 1, as there is no tilde_beta(1, 2); "
+            "decoder_variance must be a number > 0 for N = 1, which has no tilde_beta(1, 2); "
             "got None"
         )

@@ -4,44 +4,41 @@ r"""The sequence-aware (SA) loss of arXiv 2312.12431, for any noise network::
     L_simple = mean_B |e_t|^2,   L_sa = mean_B |(1/K) sum_{s in window} tau_s e_s|^2,
     e_s = f(x_s, s) - eps_s,     x_s = sqrt(cum_alpha_s) x_0 + sqrt(cum_beta_s) eps_s.
 
-L_simple shares its network call with the window: SA-K costs K calls, never K+1.
+``SALoss.__call__`` is this text in code. The window shares L_simple's network call: SA-K makes K
+calls, never K+1.
 """
 
 from __future__ import annotations
 
-import warnings
-import weakref
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from sa_plugin import noise as noises_of
-from sa_plugin._calls import EpsModel, Rows, errors
-from sa_plugin._checks import check_choice, check_non_negative, check_whole
-from sa_plugin._tensors import DeviceTables, expand
+from sa_plugin._calls import Answer, HostCall, MadeCall, PlainCall
+from sa_plugin._checks import (
+    check_choice,
+    check_images,
+    check_non_negative,
+    check_shape_of,
+    check_steps,
+    check_whole,
+)
+from sa_plugin._execution import without_graph
+from sa_plugin._tensors import Coefficients, expand
+from sa_plugin.noise import NOISES, draw
 from sa_plugin.schedule import NoiseSchedule
-from sa_plugin.steps import draw_steps
 from sa_plugin.tau import TauTable
-from sa_plugin.window import BACKPROPS, WINDOWS, WindowPlan, WindowPlanner, check_anchor, window_gap
+from sa_plugin.window import BACKPROPS, WINDOWS, Window, check_anchor, down, draw_anchor, window_gap
 
-REDUCTIONS = ("sum", "mean")
-EXTRA_PRECISIONS = ("same", "bf16")
-FAR_OUTSIDE = 1.5  # |x_0| beyond this is taken for data that was not scaled to [-1, 1]
-
-
-@dataclass(frozen=True)
-class Window:
-    """The windows of a batch: their plan, and the network inputs of their rows.
-
-    Row 0 is L_simple's own step; the rest are the others, in the order of evaluation.
-    """
-
-    plan: WindowPlan
-    rows: Rows
+CHOICES = {"window": tuple(WINDOWS), "noise": tuple(NOISES), "backprop": BACKPROPS}
+CHOICES |= {"reduction": ("sum", "mean"), "extra_precision": ("same", "bf16")}
 
 
 @dataclass(frozen=True)
@@ -63,6 +60,42 @@ class SALossOutput:
     sa_per_sample: Tensor
 
 
+@dataclass(frozen=True)
+class HostTerms:
+    """What ``SALoss.around`` gives.
+
+    The terms are computed when they are asked for, after the host's call: a checkpoint around that
+    call must not find more in it than in its repetition.
+
+    Attributes:
+        output: what the host's call returns, for the host's images alone.
+    """
+
+    output: Any
+    loss: SALoss
+    window: Window
+    eps: Tensor
+    answers: list[Answer]
+
+    @cached_property
+    def terms(self) -> tuple[Tensor, Tensor]:
+        """(L_simple, L_sa) per sample [B]."""
+        return self.loss._terms(self.window, self._errors)
+
+    @property
+    def added(self) -> Tensor:
+        """[B], turns the host's own |e_t|^2 into the SA loss."""
+        simple, sa = self.terms
+        if not self.loss.reuse:
+            return self.loss.lam * sa
+        return self.loss.lam * sa + simple - self.loss._norm2(self._errors[0])
+
+    @cached_property
+    def _errors(self) -> Tensor:
+        return torch.cat([answer.eps() for answer in self.answers]) - self.eps
+
+
+@dataclass(eq=False)
 class SALoss:
     """L_simple + lambda L_sa; a callable without parameters of its own.
 
@@ -72,21 +105,20 @@ class SALoss:
         lam: lambda >= 0; 0 is the plain loss with one network call.
         weighting: tau, see ``TauTable``: "uniform" (the published code), "theorem1", "relative" or
             an array [N+1].
-        window: "down" (t, t-1, ..., t-K+1; the published code) or "paper" (starts uniform on
+        window: "down" (t, t-1, ..., t-K+1; the published code) or "paper" (anchors uniform on
             1-K..N, upward, tau zero outside 2..N; Theorem 2's constants hold for this one).
         noise: "independent" eps at each step, "shared" (one eps a window) or "chain" (the window's
             x_s lie on one forward chain).
-        backprop: "all" differentiates every call; "one" differentiates L_simple's call alone, at a
-            position drawn uniformly, with the gradient scaled to stay unbiased: the price of one
+        backprop: "all" differentiates every row. "one" differentiates the own row alone, at a
+            position drawn uniformly, with the gradient scaled to stay unbiased; it costs one
             training step and K-1 forward passes.
-        stack: evaluate a window's calls as one batch of up to K*B rows, or in series.
+        stack: evaluate a window's rows in one call of K*B inputs, or in series.
         reduction: "sum" or "mean" over an image's dimensions, for both terms.
         antithetic: draw steps in pairs t, N+1-t.
-        stratified: draw one step from each of B equal parts of 1..N; each is uniform by itself, the
-            batch's mean varies less.
-        reuse: estimate L_simple from every call of the window, not from the one at t alone:
-            unbiased, less variance, no further call. For ``backprop="all"``: under "one" the other
-            calls have no gradient.
+        stratified: draw one step from each of B equal parts of 1..N. Each is uniform by itself, and
+            the batch's mean varies less.
+        reuse: estimate L_simple from every row, not from the own row alone: unbiased, less
+            variance, no further call. Only with "all": under "one" the other rows have no gradient.
         extra_precision: of the calls without a graph under ``backprop="one"``: "same", or "bf16" by
             autocast, whose rounding enters the gradient (docs/training.md).
 
@@ -94,62 +126,40 @@ class SALoss:
         ValueError: a bad argument, named with its value and what is allowed.
     """
 
-    def __init__(
-        self,
-        schedule: NoiseSchedule,
-        K: int = 2,
-        lam: float = 1.0,
-        weighting: str | ArrayLike = "uniform",
-        window: str = "down",
-        noise: str = "independent",
-        backprop: str = "all",
-        stack: bool = True,
-        reduction: str = "sum",
-        *,
-        antithetic: bool = False,
-        stratified: bool = False,
-        reuse: bool = False,
-        extra_precision: str = "same",
-    ) -> None:
-        check_whole("K", K, 1, schedule.N)
-        check_non_negative("lam", lam)
-        check_choice("window", window, WINDOWS)
-        check_choice("noise", noise, noises_of.NOISES)
-        check_choice("backprop", backprop, BACKPROPS)
-        check_choice("reduction", reduction, REDUCTIONS)
-        check_choice("extra_precision", extra_precision, EXTRA_PRECISIONS)
-        if antithetic and stratified:
+    schedule: NoiseSchedule
+    K: int = 2
+    lam: float = 1.0
+    weighting: str | ArrayLike = "uniform"
+    window: str = "down"
+    noise: str = "independent"
+    backprop: str = "all"
+    stack: bool = True
+    reduction: str = "sum"
+    _: KW_ONLY
+    antithetic: bool = False
+    stratified: bool = False
+    reuse: bool = False
+    extra_precision: str = "same"
+
+    def __post_init__(self) -> None:
+        check_whole("K", self.K, 1, self.schedule.N)
+        check_non_negative("lam", self.lam)
+        for name, allowed in CHOICES.items():
+            check_choice(name, getattr(self, name), allowed)
+        if self.antithetic and self.stratified:
             raise ValueError("antithetic and stratified exclude each other, got True for both")
-        if reuse and backprop != "all":
-            raise ValueError(f"reuse=True needs backprop='all', got backprop={backprop!r}")
-        if extra_precision != "same" and backprop != "one":
-            raise ValueError(
-                f"extra_precision={extra_precision!r} needs backprop='one', got {backprop!r}: with "
-                "'all' every call is differentiated"
-            )
-        self.schedule = schedule
-        self.K = int(K)
-        self.lam = float(lam)
-        self.noise = noise
-        self.backprop = backprop
-        self.stack = bool(stack)
-        self.reduction = reduction
-        self.antithetic = bool(antithetic)
-        self.stratified = bool(stratified)
-        self.reuse = bool(reuse)
-        self.extra_precision = extra_precision
-        self.tau = TauTable(schedule, weighting)
-        self._planner = WindowPlanner(self.tau, self.K, window, backprop, self.reuse)
-        self._tables = DeviceTables(
-            signal=schedule.cum_alphas**0.5,
-            sigma=schedule.cum_betas**0.5,
-            correlation=noises_of.neighbour_correlation(schedule),
-        )
-        self._range_checked = False
+        if self.reuse and self.backprop == "one":
+            raise ValueError("reuse=True needs backprop='all', got 'one'")
+        if self.extra_precision != "same" and self.backprop == "all":
+            raise ValueError(f"extra_precision={self.extra_precision!r} needs backprop='one'")
+        self.tau = TauTable(self.schedule, self.weighting)
+        self._coefficients = Coefficients(self.schedule)
+        self._tau = torch.from_numpy(self.tau.values.copy())
+        self._range_seen = False
 
     def __call__(
         self,
-        eps_model: EpsModel,
+        eps_model: Callable[..., Tensor],
         x0: Tensor,
         *,
         n: Tensor | None = None,
@@ -158,7 +168,7 @@ class SALoss:
         generator: torch.Generator | None = None,
         **model_kwargs: Any,
     ) -> SALossOutput:
-        """Evaluate the loss; whatever randomness is not handed in is drawn.
+        """Evaluate the loss; randomness that is not handed in is drawn.
 
         Args:
             eps_model: (x [M, C, H, W], n int64 [M] in 1..N, **model_kwargs) -> eps [M, C, H, W].
@@ -166,29 +176,30 @@ class SALoss:
             n: L_simple's steps t, integers [B] in 1..N.
             noise: [K, B, C, H, W], entry k for position k of the window (step t-k with the default
                 window); [1, B, C, H, W] with ``noise="shared"`` or lambda zero.
-            anchor: first steps of the windows [B]; see ``sa_plugin.window``.
+            anchor: anchors of the windows [B]; see ``sa_plugin.window``.
             generator: source of all draws, else torch's global one. Steps are drawn on its device,
                 by default the CPU, where planning them stalls no accelerator.
-            **model_kwargs: handed to the network; tensors of length B follow their rows.
+            **model_kwargs: handed to the network; tensors of length B follow their images.
 
         Raises:
             ValueError: wrong shapes or ranges, or a network that returns another shape.
         """
-        self._check_images(x0)
-        if n is None:
-            kinds = {"antithetic": self.antithetic, "stratified": self.stratified}
-            n = draw_steps(self.schedule.N, len(x0), generator, **kinds)
-        else:
-            n = self._check_steps(n, x0)
-        plan = self._plan(n, anchor, generator)
-        window = self._noised(plan, x0, self._draws(plan, x0, noise, generator))
-        simple, sa = self._evaluate(eps_model, window, model_kwargs)
+        self._range_seen = check_images(x0, self._range_seen, wait=n is None or noise is None)
+        N, B = self.schedule.N, len(x0)
+        n = self._steps(B, generator) if n is None else check_steps(n, B, N)  # t
+        window = self._window(n, anchor, generator)  # steps s and weights tau_s / K, [K, B]
+        eps = self._noises(window, x0, noise, generator)  # [K, B, C, H, W]
+        x = self._noised(x0, window.steps, eps)
+        call = PlainCall(eps_model, x[0], n.to(x0.device, non_blocking=True), model_kwargs)
+        answers = self._ask(call, x[1:], window.steps)
+        e = torch.cat([answer.eps() for answer in answers]) - eps
+        simple, sa = self._terms(window, e)
         total = simple.mean() + self.lam * sa.mean()
         return SALossOutput(total, simple.mean(), sa.mean(), n, simple, sa)
 
     def sa_term(
         self,
-        eps_model: EpsModel,
+        eps_model: Callable[..., Tensor],
         x0: Tensor,
         n: Tensor,
         eps: Tensor,
@@ -201,20 +212,23 @@ class SALoss:
     ) -> tuple[Tensor, Tensor]:
         """(L_simple, L_sa) per sample [B], for training loops that draw n and eps themselves.
 
-        Where such a loop has made L_simple's call already it hands in ``eps_pred`` [B, C, H, W],
-        what the network said of eps [B, C, H, W] at (x_n, n), and the window's other K-1 calls are
-        added. Without it all K are made here: as one batch, or under ``backprop="one"`` first those
-        without a graph, which then need no memory beside it. ``noise`` [K-1, B, C, H, W] holds the
-        draws of the other positions, ascending.
+        Args:
+            eps: the noise of x_n, [B, C, H, W].
+            eps_pred: the noise [B, C, H, W] that the loop's own call predicted at (x_n, n). Only
+                the other rows are then evaluated here.
+            noise: [K-1, B, C, H, W], the noises of the other positions, ascending.
+            eps_model, x0, n, anchor, generator, model_kwargs: as for a call of the loss.
         """
-        window = self.prepare(x0, n, eps, anchor=anchor, noise=noise, generator=generator)
-        if eps_pred is None:
-            return self._evaluate(eps_model, window, model_kwargs)
-        others = self.other_errors(eps_model, window, model_kwargs)
-        return self.terms(window, eps_pred - eps, others)
+        time = torch.as_tensor(n).to(x0.device, non_blocking=True)
+        call = PlainCall(eps_model, self._noised(x0, time, eps), time, model_kwargs)
+        if eps_pred is not None:
+            call = MadeCall(eps_model, call.x, time, model_kwargs, eps_pred)
+        given = {"anchor": anchor, "noise": noise, "generator": generator}
+        return self.around(call, x0, n, eps, **given).terms
 
-    def prepare(
+    def around(
         self,
+        call: HostCall,
         x0: Tensor,
         n: Tensor,
         eps: Tensor,
@@ -222,168 +236,110 @@ class SALoss:
         anchor: Tensor | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
-    ) -> Window:
-        """The windows around steps n [B] with noise eps; arguments as for ``sa_term``.
+    ) -> HostTerms:
+        """Make a host's own network call, and evaluate the windows around its (x_n, n).
 
-        With ``other_errors`` and ``terms`` the parts of ``sa_term``, for who has L_simple's call
-        made in between, or the others' rows within it.
+        With ``backprop="all"`` and ``stack`` the other rows ride behind the host's in its call.
+        Else their calls come before it. Arguments as for ``sa_term``.
         """
-        self._check_images(x0)
-        n = self._check_steps(n, x0)
-        plan = self._plan(n, anchor, generator)
-        rest = noises_of.draws_needed(self.noise, len(plan.steps)) - 1
-        if noise is None:
-            noise = noises_of.draw(rest, x0, generator)
-        elif self.lam == 0:
-            noise = noise[:rest]  # of a full window, of which nothing is needed
-        self._check_noise(noise, rest, x0)
-        return self._noised(plan, x0, torch.cat([eps.detach()[None], noise]))
+        self._range_seen = check_images(x0, self._range_seen, wait=noise is None)
+        window = self._window(check_steps(n, len(x0), self.schedule.N), anchor, generator)
+        eps = self._noises(window, x0, noise, generator, eps)
+        others = self._noised(x0, window.steps[1:], eps[1:])
+        answers = self._ask(call, others, window.steps)
+        return HostTerms(answers[0].first(), self, window, eps, answers)
 
-    @property
-    def in_one_call(self) -> bool:
-        """Whether the window's other rows belong into L_simple's own call, with its graph."""
-        return self.backprop == "all" and self.stack
+    def _steps(self, batch: int, generator: torch.Generator | None) -> Tensor:
+        """Steps [batch], each uniform on 1..N by itself, on the generator's device (none: CPU)."""
+        N, device = self.schedule.N, None if generator is None else generator.device
+        if self.stratified:  # of batch * N places, `batch` belong to a step and N to a part
+            offsets = torch.randint(N, (batch,), generator=generator, device=device)
+            places = torch.arange(batch, device=device) * N + offsets
+            order = torch.randperm(batch, generator=generator, device=device)
+            return (places // batch + 1)[order]
+        count = (batch + 1) // 2 if self.antithetic else batch
+        n = torch.randint(1, N + 1, (count,), generator=generator, device=device)
+        return torch.cat([n, N + 1 - n])[:batch] if self.antithetic else n
 
-    def other_errors(
-        self, eps_model: EpsModel, window: Window, model_kwargs: dict[str, Any]
-    ) -> Tensor:
-        """e of the rows beside L_simple's, [K-1, B, C, H, W]; without a graph where "one"."""
-        rows = window.rows[1:]
-        if len(rows) == 0:
-            return rows.eps
-        if self.backprop == "all":
-            return errors(eps_model, rows, model_kwargs, self.stack)
-        with torch.no_grad(), self._extra_autocast(rows.x.device):
-            return errors(eps_model, rows, model_kwargs, self.stack)
-
-    def terms(self, window: Window, own: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-        """(L_simple, L_sa) per sample [B] from e of L_simple's row and of the others."""
-        plan = window.plan
-        return self._simple(plan, own, others), self._combine(plan, own, others)
-
-    def _evaluate(
-        self, eps_model: EpsModel, window: Window, kwargs: dict[str, Any]
-    ) -> tuple[Tensor, Tensor]:
-        """``terms`` by all calls of the window."""
-        if self.backprop == "all":
-            all_errors = errors(eps_model, window.rows, kwargs, self.stack)
-            return self.terms(window, all_errors[0], all_errors[1:])
-        # First those without a graph: they need no memory beside it then.
-        others = self.other_errors(eps_model, window, kwargs)
-        own = errors(eps_model, window.rows[:1], kwargs, self.stack)[0]
-        return self.terms(window, own, others)
-
-    def _plan(
+    def _window(
         self, n: Tensor, anchor: Tensor | None, generator: torch.Generator | None
-    ) -> WindowPlan:
-        if self.lam == 0:
-            return self._planner.plain(n)
-        if anchor is not None and not torch.compiler.is_compiling():
-            check_anchor(anchor, n, self._planner)
-        return self._planner.plan(n, anchor, generator)
+    ) -> Window:
+        """The windows around steps n [B], on n's device."""
+        N = self.schedule.N
+        self._tau = tau = self._tau.to(n.device)  # moved once
+        if self.lam == 0:  # the own row alone
+            return down(torch.zeros_like(tau), 1, n, n, torch.zeros_like(n))
+        if anchor is None:
+            anchor = draw_anchor(self.window, self.backprop, N, self.K, n, generator)
+        else:
+            check_anchor(self.window, self.backprop, self.K, n, anchor)
+        j = torch.zeros_like(n) if self.backprop == "all" else (anchor - n).abs()
+        window = WINDOWS[self.window](tau, self.K, n, anchor, j)
+        return window.relative() if self.tau.relative else window
 
-    def _draws(
+    def _noises(
         self,
-        plan: WindowPlan,
+        window: Window,
         x0: Tensor,
         noise: Tensor | None,
         generator: torch.Generator | None,
+        own: Tensor | None = None,
     ) -> Tensor:
-        count = noises_of.draws_needed(self.noise, len(plan.steps))
+        """eps [K, B, ...] of the rows; ``own`` is row 0's where it is known."""
+        known = int(own is not None)
+        count = (1 if self.noise == "shared" else len(window.steps)) - known
         if noise is None:
-            return noises_of.draw(count, x0, generator)
-        if self.lam == 0:
-            noise = noise[:1]  # position 0 of a full window, or just that
-        self._check_noise(noise, count, x0)
-        return noises_of.rows_from_positions(self.noise, noise, plan)
-
-    def _noised(self, plan: WindowPlan, x0: Tensor, draws: Tensor) -> Window:
-        eps = noises_of.complete(self.noise, draws, plan, self._tables.get("correlation", x0))
-        steps = plan.steps.to(x0.device, non_blocking=True)
-        signal, sigma = (self._tables.get(name, x0)[steps] for name in ("signal", "sigma"))
-        x = expand(signal, eps) * x0 + expand(sigma, eps) * eps
-        return Window(plan, Rows(x.to(x0.dtype), eps, plan.steps, plan.needed))
-
-    def _extra_autocast(self, device: torch.device) -> AbstractContextManager[None]:
-        kind = device.type
-        if self.extra_precision == "bf16":
-            dtype = torch.bfloat16
-        elif device.type != "meta" and torch.is_autocast_enabled(kind):
-            dtype = torch.get_autocast_dtype(kind)
+            draws = draw(count, x0, generator)
         else:
-            return nullcontext()
-        # Without its cache of cast weights: what is cast here may have no graph (PyTorch 2.6), or,
-        # by an autocast around this one, another precision.
-        return torch.autocast(kind, dtype, cache_enabled=False)
+            draws = noise[:count] if self.lam == 0 else noise
+            check_shape_of("noise", draws, (count, *x0.shape))
+            if self.backprop == "one" and count + known > 1:  # from positions to rows
+                index = window.positions[known:]
+                index = expand(index - (index > window.positions[0]) * known, draws)
+                draws = draws.gather(0, index.to(x0.device).expand_as(draws))
+        if own is not None:
+            draws = torch.cat([own.detach()[None], draws])
+        return NOISES[self.noise](draws, window, self._coefficients)
 
-    def _simple(self, plan: WindowPlan, own: Tensor, others: Tensor) -> Tensor:
-        """L_simple per sample [B], from the own call or from all of the window."""
-        if not self.reuse or len(others) == 0:
-            return self.squares(own)
-        squares = torch.stack([self.squares(error) for error in (own, *others)])
-        shares = plan.simple_weights.to(squares.device, squares.dtype, non_blocking=True)
-        return (shares * squares).sum(0)
+    def _noised(self, x0: Tensor, steps: Tensor, eps: Tensor) -> Tensor:
+        """x_s = sqrt(cum_alpha_s) x_0 + sqrt(cum_beta_s) eps_s, in x_0's dtype."""
+        a, b = self._coefficients(steps, eps)
+        return (a * x0 + b * eps).to(x0.dtype)
 
-    def _combine(self, plan: WindowPlan, own: Tensor, others: Tensor) -> Tensor:
-        """L_sa per sample [B]: the value of one scale, the gradient of another (see window.py)."""
-        if self.lam == 0:
-            return torch.zeros(len(own), device=own.device, dtype=own.dtype)
-        weights = (plan.weights / self.K).to(own.device, own.dtype, non_blocking=True)
-        term = self.squares(window_gap(weights, own, others))
-        if self.backprop == "all":
-            return term
-        value_scale = plan.value_scale.to(term.device, term.dtype, non_blocking=True)
-        gradient_scale = plan.gradient_scale.to(term.device, term.dtype, non_blocking=True)
-        return value_scale * term.detach() + gradient_scale * (term - term.detach())
+    def _ask(self, call: HostCall, others: Tensor, steps: Tensor) -> list[Answer]:
+        """The network's answers for all rows, own first: which rows share a call, and when."""
+        if self.backprop == "all" and self.stack and call.rides and len(others) > 0:
+            return [call.together(others, steps)]
+        # The other rows come first: without a graph they then need no memory beside the own one's.
+        kind, size = others.device.type, max(len(others), 1) if self.stack else 1
+        parts = zip(others.split(size), steps[1:].split(size), strict=True)
+        with nullcontext() if self.backprop == "all" else without_graph(kind, self.extra_precision):
+            answers = [call.others(*part) for part in parts if len(others) > 0]
+        return [call.own(steps[0]), *answers]
 
-    def squares(self, error: Tensor) -> Tensor:
-        """|e|^2 of each sample [B], by the loss's reduction, in at least float32."""
-        squares = error.float().square() if error.dtype.itemsize < 4 else error.square()
-        squares = squares.flatten(1)
-        return squares.sum(1) if self.reduction == "sum" else squares.mean(1)
+    def _terms(self, window: Window, e: Tensor) -> tuple[Tensor, Tensor]:
+        """(L_simple, L_sa) per sample [B] from the errors e [K, B, ...]."""
 
-    def _check_images(self, x0: Tensor) -> None:
-        if x0.ndim < 2 or not x0.is_floating_point():
-            raise ValueError(
-                f"x0 must be floating-point images [B, C, H, W], got {x0.dtype} {tuple(x0.shape)}"
-            )
-        if self._range_checked or torch.compiler.is_compiling():
-            return
-        if x0.numel() == 0 or x0.is_meta:  # no values to look at
-            return
-        self._range_checked = True  # once: the check stalls an accelerator
-        low, high = x0.detach().aminmax()
-        if max(-low.item(), high.item()) > FAR_OUTSIDE:
-            warnings.warn(
-                f"x0 ranges over [{low.item():.4g}, {high.item():.4g}]; the loss and the sampler "
-                "expect images scaled to [-1, 1]",
-                stacklevel=3,
-            )
+        def on(weights: Tensor) -> Tensor:
+            return weights.to(e.device, e.dtype, non_blocking=True)
 
-    def _check_steps(self, n: Tensor, x0: Tensor) -> Tensor:
-        n = torch.as_tensor(n)
-        if n.shape != x0.shape[:1] or n.is_floating_point() or n.dtype == torch.bool:
-            raise ValueError(
-                f"n must be integers of shape ({len(x0)},), got {n.dtype} {tuple(n.shape)}"
-            )
-        # Steps on an accelerator are taken at their word: looking at them would stall it.
-        can_look = n.device.type == "cpu" and len(n) > 0 and not torch.compiler.is_compiling()
-        if can_look and not (n.min() >= 1 and n.max() <= self.schedule.N):
-            raise ValueError(
-                f"n must lie in 1..{self.schedule.N}, got {n.min().item()}..{n.max().item()}; "
-                "codes that count from 0 pass t + 1"
-            )
-        return n.long()
+        simple = self._norm2(e[0])
+        if self.reuse:
+            simple = (on(window.shares) * self._norm2(e, 2)).sum(0)
+        sa = self._norm2(window_gap(on(window.weights), e))
+        if self.backprop == "one" and self.lam > 0:
+            fixed = sa.detach()
+            sa = on(window.value_scale) * fixed + on(window.gradient_scale) * (sa - fixed)
+        return simple, sa
 
-    def _check_noise(self, noise: Tensor, count: int, x0: Tensor) -> None:
-        if noise.shape != (count, *x0.shape):
-            raise ValueError(
-                f"noise must have shape {(count, *x0.shape)}, got {tuple(noise.shape)}"
-            )
+    def _norm2(self, e: Tensor, batch: int = 1) -> Tensor:
+        """|e|^2 over the dimensions behind the first ``batch``, by the loss's reduction."""
+        squares = e.square().flatten(batch)
+        return squares.sum(-1) if self.reduction == "sum" else squares.mean(-1)
 
 
 def sequence_aware_loss(
-    model: EpsModel,
+    model: Callable[..., Tensor],
     x0: Tensor,
     t: Tensor,
     e: Tensor,
@@ -396,40 +352,41 @@ def sequence_aware_loss(
     """Drop-in for the published code's loss of the same name: a scalar to differentiate.
 
     Args:
-        model: (x [M, C, H, W], t [M] counted from 0) -> eps [M, C, H, W].
+        model: (x [M, C, H, W], t float32 [M] counted from 0) -> eps [M, C, H, W].
         x0: clean images [B, C, H, W] in [-1, 1].
         t: steps [B] counted from 0.
         e: noise of step t [B, C, H, W].
         b: betas of the steps 1..T, length T.
         num_consecutive_steps: K.
-        lamda: lambda.
+        lamda: lambda; it may change from call to call.
         noises: noises of the steps t-1, ..., t-K+1, [K-1, B, C, H, W]; drawn if not given.
 
     Returns:
         mean_B |e_t|^2 + lamda mean_B |(1/K) sum_k e_{t-k}|^2, sums over an image's dimensions. The
-        window's calls are stacked into one.
+        window's rows are evaluated in one call.
+
+    Raises:
+        ValueError: as ``SALoss``.
     """
-    loss = _loss_for(b, num_consecutive_steps, lamda)
-    rest = loss.K - 1 if loss.lam > 0 else 0
-    if noises is None:
-        noises = noises_of.draw(rest, x0, None)
+    check_non_negative("lamda", lamda)
+    loss = _loss_of(b, num_consecutive_steps if lamda else 1)
+    if noises is not None:
+        check_shape_of("noises", noises, (num_consecutive_steps - 1, *x0.shape))
+        noises = noises[: loss.K - 1]
     n = torch.as_tensor(t) + 1
-    draws = torch.cat([e[None], noises[:rest]])
-    return loss(lambda x, n: model(x, n - 1), x0, n=n, noise=draws).total
+    simple, sa = loss.sa_term(lambda x, n: model(x, (n - 1).float()), x0, n, e, noise=noises)
+    return simple.mean() + lamda * sa.mean()
 
 
-# One training run hands in one tensor of betas: its loss (tables on the device) is kept.
-_kept_losses: dict[tuple[int, float], tuple[weakref.ref[Tensor], int, SALoss]] = {}
+# By the tensor of betas: what a training hands in at every step keeps its tables on the device.
+_losses = WeakTensorKeyDictionary()
 
 
-def _loss_for(b: Tensor, K: int, lam: float) -> SALoss:
-    kept = _kept_losses.get((K, lam))
-    if kept is not None:
-        reference, version, loss = kept
-        if reference() is b and version == b._version:
-            return loss
-    betas = torch.as_tensor(b).detach().double().cpu().numpy()
-    loss = SALoss(NoiseSchedule.from_betas(betas), K=K, lam=lam)
-    if isinstance(b, Tensor):
-        _kept_losses[(K, lam)] = (weakref.ref(b), b._version, loss)
+def _loss_of(b: Tensor, K: int) -> SALoss:
+    version, loss = _losses.get(b, (None, None)) if isinstance(b, Tensor) else (None, None)
+    if loss is None or (version, loss.K) != (b._version, K):
+        betas = torch.as_tensor(b).detach().double().cpu().numpy()
+        loss = SALoss(NoiseSchedule.from_betas(betas), K)
+        if isinstance(b, Tensor):
+            _losses[b] = b._version, loss
     return loss

@@ -1,7 +1,7 @@
-"""What each step s <- t of DDPM's reverse process costs in the bound, for ``dp_vb`` trajectories.
+"""The cost in the bound of each step s <- t of DDPM's reverse process, for ``dp_vb`` trajectories.
 
-The cost of a step depends on its two ends alone, and the network's answer on t alone, so that N
-evaluations an image give the costs of all N (N - 1) / 2 steps (arXiv 2106.03802).
+The cost of a step depends only on its two ends, and the network's output only on t. Thus N
+evaluations per image give the costs of all N (N - 1) / 2 steps (arXiv 2106.03802).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sa_plugin._batches import MOST, BlockNoise, noise_for, shown
 from sa_plugin._checks import check_whole
+from sa_plugin._execution import NetworkCall
 from sa_plugin._tensors import DeviceTables, FirstBad
 from sa_plugin.likelihood import divergence
 from sa_plugin.reverse import ReverseCoefficients, split_output
@@ -43,13 +44,14 @@ def pair_terms(
 ) -> NDArray[np.float64]:
     """Mean over images of KL(q(x_s | x_t, x_0) || p(x_s | x_t)) in nats, [N+1, N+1], at [s, t].
 
-    Entries without 1 <= s < t are 0. For ``choose_timesteps(N, steps, "dp_vb", terms=...)``: of all
-    trajectories from 1 to N that path has the least sum of these, and so the least bound.
+    Entries without 1 <= s < t are 0. ``choose_timesteps(N, steps, "dp_vb", terms=...)`` takes them:
+    of all trajectories from 1 to N its path has the least sum of entries, and thus the least bound.
 
     Args:
         model, variance, gamma, predicts, clip_x0, avg_cov, model_kwargs: as in ``negative_elbo``.
-        x0: images [B, ...], floating point, on the network's device; one network call for each t.
-        seed: of the noise, a draw for each image and t.
+        x0: images [B, ...], floating point, on the network's device. There is one network call for
+            each t, on all of them.
+        seed: of the noise; there is one draw for each image and t.
         noise: gives the draw of step t instead, [B, ...].
         progress: show a bar over t (extra "progress").
 
@@ -57,7 +59,7 @@ def pair_terms(
         ValueError: bad arguments; a network output of another shape, or not finite.
     """
     if not isinstance(x0, Tensor) or x0.ndim < 2 or not x0.is_floating_point() or len(x0) == 0:
-        raise ValueError(f"x0 must hold floating-point images [B, ...], got {_told(x0)}")
+        raise ValueError(f"x0 must hold floating-point images [B, ...], got {_described(x0)}")
     check_whole("seed", seed, 0, MOST)
     options: dict[str, Any] = {
         "variance": variance,
@@ -65,12 +67,13 @@ def pair_terms(
         "clip_x0": clip_x0,
         "avg_cov": avg_cov,
     }
-    Sampler(model, schedule, steps=1, gamma=gamma, **options)  # looks at the options
+    Sampler(model, schedule, steps=1, gamma=gamma, **options)  # checks the options
     values = None if gamma is None else check_gamma(gamma, schedule.N)
     random = BlockNoise(seed, 0, x0.shape, x0.dtype, x0.device)
     given = None if noise is None else noise_for(noise, tuple(x0.shape), slice(None))
     draw = given or (lambda t: random.draw())
     terms = torch.zeros(schedule.N + 1, schedule.N + 1, dtype=torch.float64, device=x0.device)
+    network = NetworkCall(model)
     first_bad = FirstBad()
     for t in shown(range(2, schedule.N + 1), schedule.N - 1, "step", progress):
         s = np.arange(1, t)
@@ -79,7 +82,7 @@ def pair_terms(
         x = (stack[0, 0] * x0.double() + stack[1, 0] * draw(t).to(x0.device)).to(x0.dtype)
         n = torch.full((len(x),), t, dtype=torch.int64, device=x.device)
         with torch.no_grad():
-            output, second = split_output(model(x, n, **model_kwargs), x, variance)
+            output, second = split_output(network(x, n, **model_kwargs), x, variance)
             first_bad.note(t, output, second)
             second = None if second is None else second.double()
             known = (x0.double(), x.double(), output.double(), second)
@@ -91,19 +94,19 @@ def pair_terms(
 def _means(
     stack: Tensor, known: tuple[Tensor, Tensor, Tensor, Tensor | None], options: dict[str, Any]
 ) -> Tensor:
-    """The cost of the pairs of ``stack`` [10, S] with one t: float64 [S], a mean over images."""
+    """The cost of the pairs in ``stack`` [10, S], all of one t: float64 [S], a mean over images."""
     x0 = known[0]
     rows = max(_AT_ONCE // x0.numel(), 1)
     means = []
     for part in stack.split(rows, dim=1):
         columns = [column.reshape(-1, *[1] * x0.ndim) for column in part]
         c = ReverseCoefficients.unstack(columns)
-        # What depends on t alone stays a number, so that x's dimensions are the images' own.
+        # What depends only on t stays a number, so that x keeps the images' dimensions.
         shared = {name: getattr(c, name).flatten()[0] for name in ("a", "b", "gamma")}
         cost = divergence(ReverseCoefficients(**{**vars(c), **shared}), *known, **options)
         means.append(cost.flatten(2).sum(2).mean(1))
     return torch.cat(means)
 
 
-def _told(x0: object) -> str:
+def _described(x0: object) -> str:
     return f"{x0.dtype} {tuple(x0.shape)}" if isinstance(x0, Tensor) else type(x0).__name__

@@ -1,4 +1,4 @@
-"""What a network predicts, and the conversions between the three usual targets.
+"""The three usual targets of a network, and the conversions between them.
 
 With a = sqrt(cum_alpha_n) and b = sqrt(cum_beta_n), x_n = a x_0 + b eps, and
 v = a eps - b x_0 (arXiv 2202.00512, appendix D). The conversions take arrays of any library.
@@ -19,7 +19,7 @@ def check_predicts(predicts: str) -> str:
 
 
 def to_eps(output: Numeric, x: Numeric, a: Numeric, b: Numeric, predicts: str) -> Numeric:
-    """The noise that an output of kind ``predicts`` implies; a, b broadcast over x."""
+    """The noise implied by an output of kind ``predicts``; a, b broadcast over x."""
     if predicts == "eps":
         return output
     if predicts == "x0":
@@ -28,7 +28,7 @@ def to_eps(output: Numeric, x: Numeric, a: Numeric, b: Numeric, predicts: str) -
 
 
 def to_x0(output: Numeric, x: Numeric, a: Numeric, b: Numeric, predicts: str) -> Numeric:
-    """The clean image that an output of kind ``predicts`` implies; a, b broadcast over x."""
+    """The clean image implied by an output of kind ``predicts``; a, b broadcast over x."""
     if predicts == "x0":
         return output
     if predicts == "eps":

@@ -1,7 +1,7 @@
 """One reverse process in numbers: its coefficients along a trajectory, and a step from them.
 
-DDPM and DDIM differ in numbers alone, and a reverse variance is a function of the network's output;
-so the sampler, the likelihood and any scheduler share what is here.
+DDPM and DDIM differ only in numbers, and a reverse variance is a function of the network's output.
+The sampler, the likelihood and any scheduler therefore share this module.
 """
 
 from __future__ import annotations
@@ -37,13 +37,14 @@ class ReverseCoefficients:
     mean = x0_weight x_0 + x_weight x_t + eps_weight eps;
     variance = small + cov_weight Cov[x_0 | x_t], or small, or big; never above limit.
 
-    Each attribute is a float64 array [K] from ``build``, or anything else through ``unstack``. What
-    a weight of the plain number 0 or a limit of infinity stands before is not computed.
+    ``build`` makes each attribute a float64 array [K]; ``unstack`` takes values of any kind. The
+    term of a weight that is the plain number 0 is not computed. A limit that is the plain number
+    infinity is not compared.
 
     Attributes:
         a, b: sqrt(cum_alpha_t), sqrt(cum_beta_t).
-        gamma: Gamma_t, NaN where none was given.
-        limit: the noise clip, infinite where there is none.
+        gamma: Gamma_t; NaN if none was given.
+        limit: the largest variance that the noise clip allows; infinite at unclipped steps.
     """
 
     a: Any
@@ -69,7 +70,7 @@ class ReverseCoefficients:
         clip_sigma_idx: int = 0,
         clip_pixel: float = 2,
     ) -> ReverseCoefficients:
-        """For ascending ``timesteps``; arXiv 2006.11239, eq. 7 (DDPM) and 2010.02502, eq. 12."""
+        """For ascending steps; arXiv 2006.11239, eq. 7 (DDPM) and 2010.02502, eq. 12 (DDIM)."""
         visited = np.array([0, *timesteps])
         return cls.between(
             schedule,
@@ -124,16 +125,16 @@ class ReverseCoefficients:
         )
 
     def stack(self) -> NDArray[np.float64]:
-        """All tables as one array [10, K], so that one transfer moves them."""
+        """All tables as one array [10, K], to be moved in one transfer."""
         return np.stack([getattr(self, f.name) for f in fields(self)])
 
     @classmethod
     def unstack(cls, rows: Sequence[Any]) -> ReverseCoefficients:
-        """From values in the order of ``stack``: all tables, or one step's column."""
+        """From values in ``stack``'s order: all tables, or one step's column."""
         return cls(*rows)
 
     def mean(self, x0: Any, x: Any, eps: Any) -> Any:
-        """Of q(x_s | x_t, x_0) for the true x_0 and eps, of p(x_s | x_t) for the predicted."""
+        """The mean of q(x_s | x_t, x_0); with the predicted x_0 and eps, that of p(x_s | x_t)."""
         mean = self.x0_weight * x0
         for weight, value in ((self.x_weight, x), (self.eps_weight, eps)):
             if not (isinstance(weight, float) and weight == 0):
@@ -143,7 +144,7 @@ class ReverseCoefficients:
 
 @dataclass(frozen=True, eq=False)
 class ReverseMoments:
-    """Mean and variance of p(x_s | x_t), and the predicted x_0 and eps; broadcast to x's shape."""
+    """Mean and variance of p(x_s | x_t), the predicted x_0 and eps; all broadcast to x's shape."""
 
     mean: Numeric
     variance: Numeric
@@ -165,12 +166,12 @@ def reverse_moments(
     """Mean and variance of one reverse step: a pure function, options as in ``Sampler``.
 
     Args:
-        c: the coefficients of this step, each an array (0-d will do) that broadcasts over x.
+        c: the coefficients of this step, each a number or an array that broadcasts over x.
         x: x_t, [B, ...], of any array library.
         output, second: the network's outputs, in x's shape.
 
-    With ``clip_x0`` the predicted x_0 is cut to [-1, 1] and its covariance to [0, 1]. The predicted
-    noise is not changed by that: DDIM's direction term keeps the network's own eps.
+    With ``clip_x0`` the predicted x_0 is cut to [-1, 1] and its covariance to [0, 1]. This does not
+    change the predicted noise: DDIM's direction term keeps the network's own eps.
     """
     eps = to_eps(output, x, c.a, c.b, predicts)
     x0 = to_x0(output, x, c.a, c.b, predicts)
@@ -189,7 +190,7 @@ def reverse_moments(
 
 
 def _at_most(sigma2: Numeric, limit: Numeric, x: Numeric) -> Numeric:
-    """The smaller one, in x's library; infinity, as a plain number, costs nothing."""
+    """The smaller of the two, in x's library; a limit of plain infinity costs nothing."""
     for value, number in ((sigma2, limit), (limit, sigma2)):
         if isinstance(number, float):
             return value if number == math.inf else bound(value, -math.inf, number)
@@ -197,10 +198,10 @@ def _at_most(sigma2: Numeric, limit: Numeric, x: Numeric) -> Numeric:
 
 
 def split_output(output: Any, x: Tensor, variance: str) -> tuple[Tensor, Tensor | None]:
-    """A network's output at x as (first, second) in x's dtype; second is None where it is unused.
+    """A network's output at x as (first, second) in x's dtype; an unused second is None.
 
     Raises:
-        ValueError: no pair where ``variance`` needs one, or another shape than x's.
+        ValueError: not a pair although ``variance`` needs one, or a shape other than x's.
     """
     is_pair = isinstance(output, tuple | list) and len(output) == 2
     needs_pair = variance in NEEDS_SECOND
@@ -221,5 +222,5 @@ def split_output(output: Any, x: Tensor, variance: str) -> tuple[Tensor, Tensor 
 
 
 def _like(x: Tensor, output: Tensor) -> Tensor:
-    # Asking is cheaper than a conversion that has nothing to do, once a step.
+    # Comparing dtypes is cheaper than a conversion that changes nothing.
     return output if output.dtype == x.dtype else output.to(x.dtype)

@@ -1,8 +1,8 @@
 """The one sampler: any forward process x any reverse variance x any trajectory.
 
-The loop over ``reverse.reverse_moments``. Nothing in it waits for the device: the coefficients are
-numbers, the noise is drawn where the network is, and a network's NaN is noted on the device and
-reported at the end of the batch.
+It loops over ``reverse.reverse_moments``. The loop never waits for the device: the coefficients are
+plain numbers, and the noise is drawn on the network's device. A NaN of the network is noted on the
+device and reported at the end of the batch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from sa_plugin._batches import (
     shown,
 )
 from sa_plugin._checks import check_choice, check_non_negative, check_whole
-from sa_plugin._execution import NetworkCall, module_of, to_host
+from sa_plugin._execution import NetworkCall, module_of
+from sa_plugin._execution import to_cpu as batches_to_cpu
 from sa_plugin._tensors import FirstBad, follow
 from sa_plugin.prediction import PREDICTS
 from sa_plugin.reverse import ReverseCoefficients, reverse_moments, split_output
@@ -51,29 +52,34 @@ class Sampler:
     """Draws images by a reverse process of any kind.
 
     The network is called as ``model(x [B, ...], n int64 [B] in 1..N, **model_kwargs)`` and returns
-    eps in x's shape, or the pair (eps, second). Gradients are off. Its train/eval mode is the
-    caller's affair and left alone: put it into eval mode first, unless dropout is meant.
+    eps in x's shape, or the pair (eps, second). Gradients are off. The sampler does not change the
+    network's train/eval mode: put it into eval mode first, unless dropout is wanted.
+
+    The network gets x in its parameters' type, the dtype of the first floating-point parameter of
+    the module behind it. Its output is cast back to the chain's type. Without ``x_init`` the chain
+    is float64 for a float64 network and float32 for any other, half precision included. Under
+    ``autocast`` the chain is float32 and x is not cast.
 
     Args:
         forward: "ddpm" (arXiv 2006.11239) or "ddim" (2010.02502) with ``eta`` in [0, 1].
         variance: "small", "big", "iddpm" (2102.09672), "analytic" (2201.06503), "npr", "sn"
             (2206.07309) or "heuristic"; see ``variance.covariance``. npr, sn and iddpm need a pair.
-        steps: length of the trajectory; may be left out where ``trajectory`` is a list.
-        trajectory: a kind of ``choose_timesteps``, or an ascending list of timesteps in 1..N.
+        steps: length of the trajectory; may be left out if ``trajectory`` is a list.
+        trajectory: a kind of ``choose_timesteps``, or an ascending list of steps in 1..N.
         gamma: Gamma_n = E mean(eps_pred^2), [N+1], for "analytic" and for "dp_seg".
         predicts: what the network's (first) output is: "eps", "x0" or "v".
         clip_x0: cut the predicted x_0 to [-1, 1] and its covariance to [0, 1].
-        avg_cov: average the covariance over each image's dimensions; "small", "big", "iddpm" have
-            no covariance and are not affected.
-        clip_sigma_idx, clip_pixel: in steps that end at s <= timesteps[clip_sigma_idx] (entry 0 is
-            the clean image, so 0 means never) noise moves a value by clip_pixel grey levels of 255
-            on average at most.
+        avg_cov: average the covariance over each image's dimensions. No effect on "small", "big"
+            and "iddpm", which have no covariance.
+        clip_sigma_idx, clip_pixel: limit the noise of steps that end at
+            s <= timesteps[clip_sigma_idx]: it moves a value by at most clip_pixel of 255 grey
+            levels on average. Entry 0 is the clean image, so 0 means never.
         device: where to sample; by default where the model's parameters are, else the CPU.
-        channels_last, autocast, compile: how the network is run; see ``NetworkCall``. The chain
-            itself keeps its precision and, but for ``compile``, every formula its order.
+        channels_last, autocast, compile: how the network is run; see ``NetworkCall``. The chain's
+            arithmetic keeps its precision. Only ``compile`` may change the order of operations.
 
     Raises:
-        ValueError: an unknown or impossible option, or a gamma that is missing or unusable.
+        ValueError: an unknown or impossible option, or a missing or unusable gamma.
     """
 
     def __init__(
@@ -119,7 +125,7 @@ class Sampler:
             clip_sigma_idx=clip_sigma_idx,
             clip_pixel=clip_pixel,
         )
-        # A step's coefficients are numbers: nothing is moved, and a kernel takes them as they are.
+        # A step's coefficients are plain numbers: kernels take them, nothing moves to a device.
         columns = self.coefficients.stack().T.tolist()
         self._steps = [ReverseCoefficients.unstack(column) for column in columns]
         self._variance = variance
@@ -156,14 +162,14 @@ class Sampler:
         """Images of ``shape`` [B, ...] in the units of x_0, on the sampler's device.
 
         Args:
-            seed: whole number >= 0; image i depends on (seed, first + i) alone, not on B nor on
-                ``batch_size``: given a network that treats images one by one, to the last bit
-                ("iddpm" but for that bit: a CPU's vectorised power and its remainder differ).
+            seed: whole number >= 0. Image i depends only on (seed, first + i), not on B or
+                ``batch_size``. This holds to the last bit if the network treats images one by one
+                (for "iddpm" up to that bit: a CPU's vectorised power differs from its scalar one).
             batch_size: images in one network call; all of them by default.
-            x_init: the x_N to start from, [B, ...]; its dtype is the result's (else float32).
+            x_init: the x_N to start from, [B, ...]. Its dtype is the chain's and the result's.
             noise: gives the k-th draw, [B, ...], k = 0 for the first step; the last step has none.
                 Called once for each step of each batch.
-            first: number of the first image, to continue a run or to share it out.
+            first: number of the first image, to continue a run or to divide it.
             progress: show a bar over the steps of each batch (extra "progress").
             model_kwargs: go to every call; tensors of length B (labels) follow their images.
 
@@ -201,19 +207,19 @@ class Sampler:
     ) -> Iterator[ReverseStep]:
         """The steps of one batch's chain as they are taken; arguments as in ``sample``.
 
-        For those who need more than the end: a film strip, the gap along a chain. ``x_s`` of one
-        step is ``x_t`` of the next; the last ``x_s`` is the image.
+        For callers that need more than the images, such as a film strip or the gap along a chain.
+        ``x_s`` of one step is ``x_t`` of the next; the last ``x_s`` is the image.
 
-        A non-finite network output is reported after the last step, in order not to wait for the
-        device in between.
+        A non-finite network output is reported after the last step, so no step waits for the
+        device.
         """
         shape = check_shape(shape)
         check_whole("seed", seed, 0, MOST)
         check_whole("first", first, 0, MOST)
         check_x_init(x_init, shape)
-        dtype = torch.float32 if x_init is None else x_init.dtype
+        dtype = self._network.chain_dtype if x_init is None else x_init.dtype
         random = BlockNoise(seed, first, shape, dtype, self.device)
-        start = random.draw()  # also where x_init is given: the steps' noise stays the same
+        start = random.draw()  # also with x_init, so that the steps' noise stays the same
         x = self._network.arrange(start if x_init is None else x_init.to(self.device))
         draw = (lambda k: random.draw()) if noise is None else noise_for(noise, shape, slice(None))
         return self._chain(x, draw, model_kwargs)
@@ -227,14 +233,14 @@ class Sampler:
         batch_size: int,
         first: int = 0,
         progress: bool = False,
-        host: bool = False,
+        to_cpu: bool = False,
         **model_kwargs: Any,
     ) -> Iterator[Tensor]:
         """Images first..first + n_images - 1, made as they are asked for.
 
-        Yields uint8 batches [<= batch_size, *image_shape], values 0..255, on the sampler's device
-        or, with ``host``, in the CPU's memory, where each is copied while the next one is made.
-        Arguments as in ``sample``, ``progress`` counting batches.
+        Yields uint8 batches [<= batch_size, *image_shape], values 0..255, on the sampler's device.
+        With ``to_cpu`` they are in the CPU's memory: each is copied while the next one is made.
+        Arguments as in ``sample``; ``progress`` counts batches.
         """
         check_whole("n_images", n_images, 1, MOST)
         check_whole("batch_size", batch_size, 1, MOST)
@@ -253,7 +259,7 @@ class Sampler:
             )
             for part in shown(parts, len(parts), "batch", progress)
         )
-        return to_host(batches) if host else batches
+        return batches_to_cpu(batches) if to_cpu else batches
 
     def _chain(
         self, x: Tensor, draw: Callable[[int], Tensor], kwargs: dict[str, Any]
@@ -262,7 +268,7 @@ class Sampler:
         first_bad = FirstBad()
         pairs = zip(descending, [*descending[1:], 0], strict=True)
         for k, (c, (t, s)) in enumerate(zip(self._steps, pairs, strict=True)):
-            # The mode is the caller's again where a step is handed out.
+            # A step is handed out in the caller's own gradient mode.
             with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
                 n = torch.full((len(x),), t, dtype=torch.int64, device=x.device)
                 output, second = split_output(self._network(x, n, **kwargs), x, self._variance)
@@ -279,5 +285,5 @@ class Sampler:
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """[-1, 1] -> 0..255, rounded and cut off, on x's device."""
+    """[-1, 1] -> 0..255, rounded and clipped, on x's device."""
     return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

@@ -1,8 +1,8 @@
 r"""Discrete noise schedules: float64 tables over the steps n = 1..N. No network, no device.
 
-Notation, used in the whole package (papers' symbols, arXiv 2006.11239 and 2201.06503)::
+Notation of the whole package (symbols of arXiv 2006.11239 and 2201.06503)::
 
-    n, t in 1..N; s < t          steps; entry 0 of every table stands for the clean image
+    n, t in 1..N; s < t          steps; entry 0 of every table is of the clean image
     betas[n]                     variance added at step n, betas[0] = 0
     alphas[n] = 1 - betas[n]
     cum_alphas[n] = prod_{i<=n} alphas[i],   cum_betas[n] = 1 - cum_alphas[n]
@@ -10,8 +10,8 @@ Notation, used in the whole package (papers' symbols, arXiv 2006.11239 and 2201.
     tilde_beta(s, t) = skip_beta(s, t) cum_betas[s] / cum_betas[t]
     x_n = sqrt(cum_alphas[n]) x_0 + sqrt(cum_betas[n]) eps_n
 
-Differences from one (cum_betas, skip_beta) are taken through log1p and expm1: as ``1 - product``
-they would lose up to four digits at the first steps, where they are small.
+Differences from one (cum_betas, skip_beta) are computed by log1p and expm1. As ``1 - product`` they
+would lose up to four digits at the first steps, where they are small.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.float64]
 
-# Of betas: what float32, in which networks run, can hold. Of cum_alphas, which are divided by:
-# what float64 can hold the square of.
+# The least beta that float32, most networks' type, can hold. The least cum_alpha whose square
+# float64 can hold: formulas divide by it.
 _LEAST_BETA = float(np.finfo(np.float32).tiny)
 _LEAST_CUM_ALPHA = float(np.finfo(np.float64).tiny) ** 0.5
 
@@ -47,6 +47,7 @@ class NoiseSchedule:
     cum_alphas: FloatArray = field(init=False, repr=False)
     cum_betas: FloatArray = field(init=False, repr=False)
     _log_cum_alphas: FloatArray = field(init=False, repr=False)
+    N: int = field(init=False)
 
     def __post_init__(self) -> None:
         betas = np.array(self.betas, dtype=np.float64)
@@ -64,11 +65,7 @@ class NoiseSchedule:
         for name, table in tables.items():
             table.flags.writeable = False
             object.__setattr__(self, name, table)
-
-    @property
-    def N(self) -> int:
-        """Number of steps."""
-        return len(self.betas) - 1
+        object.__setattr__(self, "N", len(betas) - 1)
 
     @classmethod
     def linear(cls, N: int = 1000) -> NoiseSchedule:
@@ -94,13 +91,13 @@ class NoiseSchedule:
 
     @classmethod
     def from_betas(cls, betas: ArrayLike) -> NoiseSchedule:
-        """From betas[1..N] (length N, no leading zero), each inside (0, 1)."""
+        """From betas[1..N] (length N, without a leading zero), each inside (0, 1)."""
         values = _as_vector("betas", betas)
         return cls(np.concatenate([[0.0], values]))
 
     @classmethod
     def from_alphas_cumprod(cls, alphas_cumprod: ArrayLike) -> NoiseSchedule:
-        """From cum_alphas[1..N] (length N), as diffusers and DDIM keep them."""
+        """From cum_alphas[1..N] (length N), as diffusers and DDIM store them."""
         values = _as_vector("alphas_cumprod", alphas_cumprod)
         if not (np.all(values > 0) and np.all(values < 1) and np.all(np.diff(values) < 0)):
             raise ValueError("alphas_cumprod must fall strictly and lie inside (0, 1)")
@@ -111,8 +108,8 @@ class NoiseSchedule:
     def from_sigmas(cls, sigmas: ArrayLike) -> NoiseSchedule:
         """The variance-preserving equivalent of x_0 + sigmas[n] eps, n = 1..N (length N).
 
-        For codes of the line of arXiv 2206.00364 (EDM): cum_alphas[n] = 1 / (1 + sigmas[n]^2), so
-        that x_n / sqrt(cum_alphas[n]) is their noisy image. ``wrappers.SigmaModel`` goes with it.
+        For codes in the style of arXiv 2206.00364 (EDM). cum_alphas[n] = 1 / (1 + sigmas[n]^2), so
+        x_n / sqrt(cum_alphas[n]) is their noisy image. Use it with ``wrappers.SigmaModel``.
         """
         values = _as_vector("sigmas", sigmas)
         ends = np.concatenate([[0.0], values])
@@ -131,6 +128,22 @@ class NoiseSchedule:
     def tilde_beta(self, s: ArrayLike, t: ArrayLike) -> FloatArray:
         """Variance of q(x_s | x_t, x_0), for 0 <= s <= t, t >= 1; broadcasts."""
         return self.skip_beta(s, t) * self.cum_betas[np.asarray(s)] / self.cum_betas[np.asarray(t)]
+
+    def check_same(self, betas: ArrayLike) -> None:
+        """ValueError, naming the first beta that differs, unless betas [N+1] are this schedule's.
+
+        They may differ by what float32 loses: 1e-6 of themselves.
+        """
+        theirs = np.asarray(betas, dtype=np.float64)
+        if theirs.shape != self.betas.shape:
+            raise ValueError(f"the schedule has N = {self.N}, the host's N = {len(theirs) - 1}")
+        differs = ~np.isclose(theirs, self.betas, rtol=1e-6, atol=0)
+        if differs.any():
+            n = int(np.argmax(differs))
+            raise ValueError(
+                f"the schedule has beta = {self.betas[n]:.9g} at step n = {n}, the host's "
+                f"{theirs[n]:.9g}; NoiseSchedule.from_betas(host's betas[1:]) builds the host's"
+            )
 
     def _log_skip_alpha(self, s: ArrayLike, t: ArrayLike) -> FloatArray:
         s_index, t_index = np.asarray(s), np.asarray(t)
@@ -160,7 +173,7 @@ def _check_betas(betas: FloatArray) -> None:
 
 
 def _check_range(name: str, table: FloatArray, least: float) -> None:
-    """ValueError where an entry would be lost: variances and tau divide by such."""
+    """ValueError for an entry below ``least``: variances and tau divide by these entries."""
     small = table[1:] < least
     if small.any():
         n = int(np.argmax(small)) + 1

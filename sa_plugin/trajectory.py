@@ -1,8 +1,8 @@
-"""Which of the N timesteps a shortened reverse process visits.
+"""Which of the N steps a shortened reverse process visits.
 
-A trajectory is an ascending list t_1 < ... < t_K inside 1..N; the reverse process walks it from t_K
-down to t_1 and then to the clean image. Where a rule would name a timestep twice (many steps on a
-rule that is dense at one end), the repeat is pushed up by one, so that K steps are K timesteps.
+A trajectory is an ascending list t_1 < ... < t_K inside 1..N. The reverse process goes from t_K
+down to t_1 and then to the clean image. A rule that is dense at one end can give the same step
+twice. The repeat is then raised by one, so the trajectory always has K different steps.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def choose_timesteps(
     betas: ArrayLike | None = None,
     terms: ArrayLike | None = None,
 ) -> list[int]:
-    """``steps`` timesteps out of 1..N, ascending and strictly increasing.
+    """A trajectory of ``steps`` steps out of 1..N, strictly increasing.
 
-    With u_k = k / (steps - 1), k = 0..steps-1, before repeats are pushed apart:
+    With u_k = k / (steps - 1), k = 0..steps-1, before repeats are raised:
 
     - ``linear``: round(1 + u_k (N - 1)).
     - ``power2``: round(N - (N - 1) sqrt(1 - u_k)): dense at small t.
@@ -41,19 +41,19 @@ def choose_timesteps(
     - ``dp_seg``: the path from 1 to N with the least sum of log(1 - skip_beta(s, t) gamma_t /
       cum_beta_t), the optimal trajectory of arXiv 2201.06503 (section 4). Needs gamma and betas.
     - ``dp_vb``: the path from 1 to N with the least sum of ``terms`` (arXiv 2106.03802). The last
-      step, 1 -> 0, belongs to every such path and does not count.
+      step, 1 -> 0, belongs to every path and does not count.
 
-    One step is [N] for every kind: only x_N has a known distribution to start from.
+    With ``steps`` = 1 every kind gives [N]: only x_N has a known distribution to start from.
 
     Args:
-        gamma: E mean(eps_pred^2) at each step, [N+1], entry 0 unused. Where it exceeds 1 the end of
-            the range is shared out evenly (see ``_dp_seg``).
+        gamma: E mean(eps_pred^2) at each step, [N+1], entry 0 unused. If it exceeds 1, the last
+            steps are evenly spaced (see ``_dp_seg``).
         betas: betas[1..N], or the [N+1] table of a NoiseSchedule with its leading 0.
         terms: float64 [N+1, N+1]; entry [s, t], 1 <= s < t, is the cost of stepping from t to s.
 
     Raises:
-        ValueError: unknown kind, steps outside 1..N, or a table that is missing, of another
-            length or not finite.
+        ValueError: unknown kind, steps outside 1..N, or a table that is missing, of a wrong length
+            or not finite.
     """
     check_choice("trajectory", kind, TRAJECTORIES)
     check_whole("N", N, 1, sys.maxsize)
@@ -70,7 +70,7 @@ def choose_timesteps(
         chosen = [round(1 + k * (N - 1) / last) for k in range(steps)]
     elif kind == "power2":
         chosen = [round(N - (N - 1) * math.sqrt((last - k) / last)) for k in range(steps)]
-    elif kind == "quad_ddim":  # whole numbers: 0.8 N u^2 must not fall short of one by rounding
+    elif kind == "quad_ddim":  # integers only: 0.8 N u^2 must not round down past one
         chosen = [1 + 4 * N * k * k // (5 * last * last) for k in range(steps)]
     else:
         chosen = [1 + k * N // steps for k in range(steps)]
@@ -83,11 +83,11 @@ def resolve_trajectory(
     trajectory: str | Sequence[int],
     gamma: ArrayLike | None = None,
 ) -> list[int]:
-    """The timesteps of a kind of ``choose_timesteps``, or of a list given by the user, checked.
+    """The steps of a kind of ``choose_timesteps``, or the user's own list, checked.
 
     Raises:
-        ValueError: as ``choose_timesteps``; a list that does not rise strictly inside 1..N or
-            that is not ``steps`` long (None: any length).
+        ValueError: as ``choose_timesteps``; a list that does not rise strictly inside 1..N or whose
+            length is not ``steps`` (None allows any length).
     """
     N = schedule.N
     if isinstance(trajectory, str):
@@ -103,7 +103,7 @@ def resolve_trajectory(
     if chosen[0] < 1 or chosen[-1] > N or np.any(np.diff(chosen) <= 0):
         raise ValueError(f"trajectory must rise strictly inside 1..{N}, got {trajectory!r}")
     if steps is not None and steps != len(chosen):
-        raise ValueError(f"trajectory has {len(chosen)} timesteps, but steps = {steps!r}")
+        raise ValueError(f"trajectory has {len(chosen)} entries, but steps = {steps!r}")
     return [int(n) for n in chosen]
 
 
@@ -112,11 +112,11 @@ def least_cost_path(cost: NDArray[np.float64], first: int, last: int, nodes: int
 
     Args:
         cost: [M, M] with M > last; entry [s, t] is the cost of the edge s -> t. Only
-            first <= s < t <= last is read; of equal paths the one with the smaller nodes wins.
+            first <= s < t <= last is read. Of equal paths, the path with the smaller nodes wins.
         nodes: from 2 to last - first + 1.
 
-    Node k must leave room for the k nodes before it and the nodes after it, so it has
-    W = last - first + 2 - nodes places and each of the layers is one [W, W] minimum.
+    Node k needs room for the k nodes before it and for the nodes after it. It therefore has
+    W = last - first + 2 - nodes places, and each layer is one [W, W] minimum.
     """
     width = last - first + 2 - nodes
     into = np.ascontiguousarray(cost[first : last + 1, first : last + 1].T)  # [t, s]
@@ -137,11 +137,11 @@ def least_cost_path(cost: NDArray[np.float64], first: int, last: int, nodes: int
 
 
 def _dp_seg(N: int, steps: int, gamma: ArrayLike, betas: ArrayLike) -> list[int]:
-    """The path over F[s, t], with the end of the range set aside where gamma exceeds 1.
+    """The path over F[s, t]; if gamma exceeds 1, the end of the range gets evenly spaced steps.
 
-    There F has no value. From the first such step g on, twice the length, the last
-    bad = 2 (N - g + 1) steps, is left to evenly spaced timesteps, which get one in five fewer
-    than their share; the path covers 1..N - bad. N is always visited.
+    F has no value where gamma exceeds 1. Let g be the first such step. The last
+    bad = 2 (N - g + 1) steps, twice the length from g on, get evenly spaced steps, one in five
+    fewer than their share. The path covers 1..N - bad. N is always visited.
     """
     values = check_gamma(gamma, N)
     schedule = NoiseSchedule.from_betas(_check_betas(betas, N))
@@ -158,7 +158,7 @@ def _dp_seg(N: int, steps: int, gamma: ArrayLike, betas: ArrayLike) -> list[int]
         )
     if steps == 1:
         return [N]
-    # ceil((1 - 0.8 bad / N) steps) in whole numbers; the even part keeps one step, which is N.
+    # ceil((1 - 0.8 bad / N) steps) in whole numbers; the evenly spaced part keeps at least N.
     share = -((4 * bad - 5 * N) * steps // (5 * N))
     to_good = min(share, steps - 1, good)
     path = _path_to_end(_dp_seg_cost(schedule, values), 1, good, to_good) if to_good > 1 else [1]
@@ -169,8 +169,8 @@ def _dp_seg(N: int, steps: int, gamma: ArrayLike, betas: ArrayLike) -> list[int]
 def _dp_seg_cost(schedule: NoiseSchedule, gamma: NDArray[np.float64]) -> NDArray[np.float64]:
     """F[s, t] = log(1 - skip_beta(s, t) gamma_t / cum_beta_t), [N+1, N+1]; s = 0 is not used.
 
-    From cum_beta_t = skip_beta + skip_alpha cum_beta_s the argument is a sum of positive parts,
-    which keeps its digits where skip_beta and cum_beta_t round to the same number.
+    As cum_beta_t = skip_beta + skip_alpha cum_beta_s, the argument is a sum of positive parts. It
+    keeps its digits even if skip_beta and cum_beta_t round to the same number.
     """
     t = np.arange(schedule.N + 1)[None, :]
     s = np.minimum(np.arange(schedule.N + 1)[:, None], t)
@@ -186,7 +186,7 @@ def _path_to_end(cost: NDArray[np.float64], first: int, last: int, nodes: int) -
 
 
 def _push_repeats_up(timesteps: list[int]) -> list[int]:
-    """Strictly increasing: the rules are convex in k, so that the last one stays within N."""
+    """Make the list strictly increasing; the rules are convex in k, so the last stays within N."""
     pushed = timesteps[:1]
     for t in timesteps[1:]:
         pushed.append(max(t, pushed[-1] + 1))

@@ -1,18 +1,18 @@
 r"""Covariances of x_0 given x_t, and the variances of the reverse step: pure functions.
 
-Every function takes Python floats or arrays of one library (NumPy, torch, JAX; broadcast against
-each other) and knows neither a network nor a device, so that the sampler, the likelihood and any
-scheduler draw on the same formulas.
+Every function takes Python floats or arrays of one library (NumPy, torch, JAX), which broadcast
+against each other. No function knows a network or a device, so the sampler, the likelihood and any
+scheduler use the same formulas.
 
-The reverse step from t to s < t has mean weights and a variance of the non-Markovian family of
-arXiv 2010.02502: q(x_s | x_t, x_0) has variance lambda2, which is tilde_beta(s, t) for DDPM and
-eta^2 tilde_beta(s, t) for DDIM. The variance that is optimal for a given covariance adds what the
-ignorance of x_0 contributes (arXiv 2201.06503, Theorem 1)::
+The reverse step from t to s < t has the mean weights and the variance of the non-Markovian family
+of arXiv 2010.02502: q(x_s | x_t, x_0) has variance lambda2, which is tilde_beta(s, t) for DDPM and
+eta^2 tilde_beta(s, t) for DDIM. The variance that is optimal for a given covariance adds a term,
+because x_0 is not known exactly (arXiv 2201.06503, Theorem 1)::
 
     sigma^2 = lambda2 + weight * Cov[x_0 | x_t]
 
-and the methods differ in the estimate of Cov[x_0 | x_t] alone, except ``small``, ``big`` and
-``iddpm``, which have none.
+The methods differ only in the estimate of Cov[x_0 | x_t]; ``small``, ``big`` and ``iddpm`` have
+none.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ NEEDS_SECOND = ("npr", "sn", "iddpm")
 
 
 def check_variance(variance: str, forward: str, eta: float) -> None:
-    """ValueError unless the three options exist and go together."""
+    """ValueError unless the three options exist and fit together."""
     check_choice("forward", forward, FORWARDS)
     check_choice("variance", variance, VARIANCES)
     check_non_negative("eta", eta)
     if eta > 1:
         raise ValueError(f"eta must lie in [0, 1], got {eta!r}")
     if forward == "ddpm" and eta != 0:
-        raise ValueError(f"eta belongs to forward 'ddim'; with 'ddpm' leave it at 0, got {eta!r}")
+        raise ValueError(f"eta belongs to forward 'ddim'; with 'ddpm' it must be 0, got {eta!r}")
     if forward == "ddim" and variance in ("big", "iddpm"):
         allowed = tuple(v for v in VARIANCES if v not in ("big", "iddpm"))
         raise ValueError(
@@ -61,17 +61,17 @@ def check_gamma(gamma: ArrayLike, N: int) -> NDArray[np.float64]:
 
 
 def covariance_analytic(gamma: Numeric, cum_alpha: Numeric, cum_beta: Numeric) -> Numeric:
-    """cum_beta / cum_alpha (1 - Gamma): one number a step (arXiv 2201.06503, Theorem 1)."""
+    """cum_beta / cum_alpha (1 - Gamma): one number per step (arXiv 2201.06503, Theorem 1)."""
     return cum_beta / cum_alpha * (1 - gamma)
 
 
 def covariance_npr(second: Numeric, cum_alpha: Numeric, cum_beta: Numeric) -> Numeric:
-    """cum_beta / cum_alpha E[(eps - eps_pred)^2 | x]: NPR-DPM (arXiv 2206.07309, section 3.2)."""
+    """cum_beta / cum_alpha E[(eps - eps_pred)^2 | x]: NPR-DPM (arXiv 2206.07309)."""
     return cum_beta / cum_alpha * second
 
 
 def covariance_sn(eps: Numeric, second: Numeric, cum_alpha: Numeric, cum_beta: Numeric) -> Numeric:
-    """cum_beta / cum_alpha (E[eps^2 | x] - eps_pred^2): SN-DPM (arXiv 2206.07309, section 3.1)."""
+    """cum_beta / cum_alpha (E[eps^2 | x] - eps_pred^2): SN-DPM (arXiv 2206.07309)."""
     return cum_beta / cum_alpha * (second - eps**2)
 
 
@@ -98,11 +98,11 @@ def covariance(
         eps: predicted noise [B, ...], for "sn" and "heuristic".
         second: the network's second output [B, ...], for "npr" and "sn".
         gamma: Gamma_t, for "analytic".
-        average: take the mean over each image's dimensions (not over the batch, so that an image
-            does not depend on its neighbours), before any clipping: an average of estimates that
-            were cut off at 0 and 1 would be biased.
-        clip: bound it by 1, which no variance of data in [-1, 1] exceeds. From below it is always
-            bounded by 0.
+        average: take the mean over each image's dimensions, before any clipping: a mean of clipped
+            estimates would be biased. There is no mean over the batch, so an image does not depend
+            on its neighbours.
+        clip: bound it by 1, which no variance of data in [-1, 1] exceeds. The lower bound is always
+            0.
 
     Raises:
         ValueError: unknown method, or its argument is missing.
@@ -135,7 +135,7 @@ def forward_variance(tilde_beta: Numeric, forward: str, eta: float = 0.0) -> Num
 def covariance_weight_ddpm(
     cum_alpha_s: Numeric, cum_beta_t: Numeric, skip_beta: Numeric
 ) -> Numeric:
-    """What Cov[x_0 | x_t] is multiplied by in DDPM's reverse variance: the x_0 weight squared."""
+    """The factor of Cov[x_0 | x_t] in DDPM's reverse variance: the squared weight of x_0."""
     return cum_alpha_s * (skip_beta / cum_beta_t) ** 2
 
 
@@ -146,9 +146,9 @@ def covariance_weight_ddim(
     cum_beta_t: Numeric,
     lambda2: Numeric,
 ) -> Numeric:
-    """The same for any lambda2 of the family; at lambda2 = tilde_beta it is DDPM's.
+    """The same factor for any lambda2 of the family; at lambda2 = tilde_beta it is DDPM's.
 
-    x_0 enters the mean twice, by itself and through eps = (x_t - sqrt(cum_alpha_t) x_0) /
+    x_0 enters the mean twice: directly, and through eps = (x_t - sqrt(cum_alpha_t) x_0) /
     sqrt(cum_beta_t) with weight sqrt(cum_beta_s - lambda2).
     """
     through_eps = (bound(cum_beta_s - lambda2, 0.0) * cum_alpha_t / cum_beta_t) ** 0.5
@@ -163,21 +163,21 @@ def optimal_variance(cov: Numeric, lambda2: Numeric, weight: Numeric) -> Numeric
 def iddpm_variance(second: Numeric, small: Numeric, big: Numeric) -> Numeric:
     """The learned range of arXiv 2102.09672, eq. 15: log-linear between ``small`` and ``big``.
 
-    sigma^2 = exp(v log big + (1 - v) log small), v = (second + 1) / 2. v is not clipped, as in the
-    paper: the network may leave the range.
+    sigma^2 = exp(v log big + (1 - v) log small), v = (second + 1) / 2. As in the paper, v is not
+    clipped: the network may leave the range.
 
-    ``small`` = tilde_beta is 0 at s = 0, where eq. 15 has no value. The result there is 0, the
-    limit for v < 1; the sampler adds no noise at that step. A likelihood needs a density there
-    and passes a positive ``small``, the tilde_beta of the step before.
+    At s = 0, ``small`` = tilde_beta is 0 and eq. 15 has no value. The result is then 0, the limit
+    for v < 1; the sampler adds no noise at that step. A likelihood needs a density there and passes
+    a positive ``small``, the tilde_beta of the step before.
     """
     ratio = small / big
     is_zero = ratio == 0
-    # The zero is lifted to one before the power and put back after it: 0 ** negative is no number.
+    # A zero becomes one before the power and zero again after it: 0 ** negative is not a number.
     return big * (ratio + is_zero) ** ((1 - second) / 2) * (1 - is_zero * 1.0)
 
 
 def pixel_variance_limit(clip_pixel: float) -> float:
-    """The variance of noise that moves a value by ``clip_pixel`` grey levels of 255 on average.
+    """The variance of noise that moves a value by ``clip_pixel`` of 255 grey levels on average.
 
     E|N(0, sigma^2)| = sigma sqrt(2/pi), and one level is 2/255 in [-1, 1] (arXiv 2201.06503,
     appendix F).

@@ -1,198 +1,132 @@
-r"""Which steps form the window of each sample, and how each of them counts.
+r"""The K neighbouring steps that are judged together, and how much each of them counts.
 
-A window holds K neighbouring steps. ``anchor`` is its first step in the window's own direction:
-
-=========  ======================  ===============================  ========================
-window     position p has step     anchor, ``backprop="all"``       anchor, ``backprop="one"``
-=========  ======================  ===============================  ========================
-``down``   anchor - p              n                                n + j
-``paper``  anchor + p              n, or uniform on 1-K..0          n - j
-=========  ======================  ===============================  ========================
-
-n, uniform on 1..N, is L_simple's step. With ``all``, ``paper``: the anchor is n with probability
-N/(N+K), else below 1, so that it is uniform on 1-K..N (Theorem 2's law) while L_simple's call
-serves the window whenever it can. With ``one``, j is uniform on 0..K-1 and n stands at position j:
-every pair (window, position) is then met equally often, which makes the gradient of that one
-position, scaled, an unbiased estimate of the whole.
+L_simple's step n is uniform on 1..N. A window has positions p = 0..K-1 and an anchor r, its step at
+position 0. Position p holds step r - p in a "down" window and r + p in a "paper" window. With
+``backprop="all"`` n stands at position j = 0. With "one" j is uniform on 0..K-1: every pair
+(window, position) is then met equally often, and the gradient of that one position, scaled, is an
+unbiased estimate of the whole.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from sa_plugin._arrays import Numeric
-from sa_plugin.tau import TauTable
+from sa_plugin._checks import look
 
-WINDOWS = ("down", "paper")
 BACKPROPS = ("all", "one")
 
 
 @dataclass(frozen=True)
-class WindowPlan:
-    """The windows of a batch, rows in the order of evaluation: row 0 is L_simple's step.
+class Window:
+    """The windows of a batch. Row 0 is the own row, of step n; the other rows go outward from it.
 
     Attributes:
-        steps: int64 [K, B], inside 1..N (a step outside is replaced by the nearest one inside and
-            has weight zero).
-        weights: float64 [K, B], tau of each step, zero outside the window's range.
-        simple_weights: float64 [K, B], share of each step in L_simple: one for row 0 and zero for
-            the others, unless the window's calls are reused for it.
-        needed: bool [K, B], whether the network must be evaluated: row 0 always, others by weight.
-        positions: int64 [K, B], position in the window of each row.
-        value_scale: float64 [B], factor that makes the term's value unbiased.
-        gradient_scale: float64 [B], factor that makes its gradient unbiased.
+        steps: int64 [K, B] in 1..N. A step outside is replaced by the nearest one; its weight is 0.
+        positions: int64 [K, B], the position of each row.
+        weights: float64 [K, B], tau_s / K; zero for steps that do not count.
+        shares: float64 [K, B], of |e_s|^2 in L_simple where every row estimates it (``reuse``).
+        value_scale, gradient_scale: float64 [B], factors of L_sa under "one" that make its value
+            and its gradient unbiased.
     """
 
     steps: Tensor
-    weights: Tensor
-    simple_weights: Tensor
-    needed: Tensor
     positions: Tensor
+    weights: Tensor
+    shares: Tensor
     value_scale: Tensor
     gradient_scale: Tensor
 
+    def relative(self) -> Window:
+        """The same with each window's tau divided by its largest."""
+        largest = len(self.steps) * self.weights.amax(0)
+        return replace(self, weights=torch.where(largest > 0, self.weights / largest, 0.0))
 
-def window_gap(weights: Numeric, own: Numeric, others: Numeric) -> Numeric:
-    """sum_k w_k e_k over a window's steps, [B, ...], for arrays of any library.
 
-    Args:
-        weights: tau / K, [K, B]; zero for a step outside 1..N.
-        own: error of the window's first row, [B, ...].
-        others: errors of the rest, [K-1, B, ...].
+def down(tau: Tensor, K: int, n: Tensor, r: Tensor, j: Tensor) -> Window:
+    """Steps r, r-1, ..., r-K+1 that are >= 1, r in 1..N: the published code's windows.
+
+    Shares: step s lies in the windows of n = s, ..., min(s+K-1, N), so 1 / min(K, N+1-s). Scales:
+    L_sa is a mean over r in 1..N, and min(r, K) pairs (n, j) lead to r with probability 1 / (N K)
+    each, so K / min(r, K); the own row has 1 / K of the gradient on average, so K.
     """
-    over = weights.reshape((*weights.shape, *[1] * (own.ndim - 1)))
-    return over[0] * own + (over[1:] * others).sum(0)
+    positions = _outward(K, j)
+    steps = r - positions
+    shares = (steps >= 1) / (len(tau) - steps).clamp(1, K).double()
+    pairs = r.clamp(max=K).double()
+    weights = _weights(tau, steps, (steps >= 1) & (r < len(tau)))
+    scales = K / pairs, torch.full_like(pairs, K)
+    return Window(steps.clamp(1, len(tau) - 1), positions, weights, shares, *scales)
 
 
-class WindowPlanner:
-    """Plans windows of K steps; see the module's docstring.
+def paper(tau: Tensor, K: int, n: Tensor, r: Tensor, j: Tensor) -> Window:
+    """Steps r, r+1, ..., r+K-1 in 2..N, r in 1-K..N: the windows of Theorem 2.
 
-    Args:
-        tau: weights by step.
-        K: steps in a window, 1..N.
-        window: ``"down"`` or ``"paper"``.
-        backprop: ``"all"`` or ``"one"``.
-        reuse: whether every step of the window has a share in L_simple.
+    With "all", r < 1 leaves the own row to L_simple alone. Shares: each step lies in K of the N+K
+    windows, and with probability 1 / N in the own row of the K below 1, so (N+K) / (K (N+1)).
+    Scales: as for ``down`` with c = K N / (N+K), so c / pairs and c.
     """
-
-    def __init__(
-        self, tau: TauTable, K: int, window: str, backprop: str, reuse: bool = False
-    ) -> None:
-        self._tau = {torch.device("cpu"): torch.from_numpy(tau.values.copy())}
-        self.relative = tau.relative
-        self.N = tau.schedule.N
-        self.K = K
-        self.window = window
-        self.backprop = backprop
-        self.reuse = reuse
-
-    def plan(
-        self, n: Tensor, anchor: Tensor | None = None, generator: torch.Generator | None = None
-    ) -> WindowPlan:
-        """Plan the windows around L_simple's steps n [B]; anchors [B] are drawn unless given."""
-        if anchor is None:
-            anchor = self._draw_anchor(n, generator)
-        own = self._own_position(n, anchor)
-        order = self._order(own)
-        steps = anchor + order if self.window == "paper" else anchor - order
-        weights = self._weights(steps, anchor)
-        # "all", "paper", anchor below 1: position 0 lies outside, its row serves L_simple alone.
-        steps = torch.cat([n[None], steps[1:]])
-        shares = self._simple_weights(steps)
-        needed = (weights != 0) | (shares != 0)
-        steps = steps.clamp(1, self.N)
-        return WindowPlan(steps, weights, shares, needed, order, *self._scales(anchor))
-
-    def plain(self, n: Tensor) -> WindowPlan:
-        """L_simple's step alone, where there is no SA term."""
-        ones = torch.ones(n.shape, dtype=torch.float64, device=n.device)
-        needed, position = torch.ones_like(n, dtype=torch.bool), torch.zeros_like(n)
-        zeros, ones_row = 0 * ones[None], ones[None]
-        return WindowPlan(n[None], zeros, ones_row, needed[None], position[None], ones, ones)
-
-    def _draw_anchor(self, n: Tensor, generator: torch.Generator | None) -> Tensor:
-        position = _draw_below(self.K, n, generator)
-        if self.backprop == "one":
-            return n + position if self.window == "down" else n - position
-        if self.window == "down":
-            return n
-        # x < N of N+K equally likely x: the integer form of "with probability N/(N+K)".
-        stay = _draw_below(self.N + self.K, n, generator) < self.N
-        return torch.where(stay, n, 0 - position)
-
-    def _own_position(self, n: Tensor, anchor: Tensor) -> Tensor:
-        if self.backprop == "all":
-            return torch.zeros_like(n)
-        return anchor - n if self.window == "down" else n - anchor
-
-    def _order(self, own: Tensor) -> Tensor:
-        """Positions in the order of evaluation, [K, B]: own first, the others ascending."""
-        others = torch.arange(self.K - 1, device=own.device)[:, None]
-        return torch.cat([own[None], others + (others >= own)])
-
-    def _weights(self, steps: Tensor, anchor: Tensor) -> Tensor:
-        lowest = 2 if self.window == "paper" else 1
-        inside = (steps >= lowest) & (steps <= self.N)
-        if self.window == "down":
-            inside = inside & (anchor <= self.N)  # a window that starts above N does not exist
-        tau = self._tau_on(steps.device)[steps.clamp(0, self.N)]
-        weights = torch.where(inside, tau, 0.0)
-        if self.relative:
-            largest = weights.amax(0)
-            weights = torch.where(largest > 0, weights / largest, 0.0)
-        return weights
-
-    def _tau_on(self, device: torch.device) -> Tensor:
-        """The weights by step, moved to a device once."""
-        if device not in self._tau:
-            self._tau[device] = self._tau[torch.device("cpu")].to(device)
-        return self._tau[device]
-
-    def _simple_weights(self, steps: Tensor) -> Tensor:
-        """Shares such that every step of 1..N is met with the same expected share, 1/N."""
-        shares = torch.zeros(steps.shape, dtype=torch.float64, device=steps.device)
-        if not self.reuse:
-            shares[0] = 1.0
-            return shares
-        if self.window == "down":  # step s lies in the windows of n = s, ..., min(s + K - 1, N)
-            share = 1 / (self.N + 1 - steps).clamp(1, self.K).double()
-        else:  # N + K anchors; each step in K windows, and 1/N of row 0 of the K that begin below 1
-            share = shares + (self.N + self.K) / (self.K * (self.N + 1))
-        return torch.where((steps >= 1) & (steps <= self.N), share, shares)
-
-    def _scales(self, anchor: Tensor) -> tuple[Tensor, Tensor]:
-        ones = torch.ones(anchor.shape, dtype=torch.float64, device=anchor.device)
-        if self.backprop == "all":
-            return ones, ones
-        if self.window == "down":
-            drawn = anchor.clamp(max=self.K)  # pairs (n, j) that lead to this anchor
-            scale = self.K * ones
-        else:
-            drawn = (anchor + self.K - 1).clamp(max=self.N) - anchor.clamp(min=1) + 1
-            scale = self.K * self.N / (self.N + self.K) * ones
-        return scale / drawn, scale
+    N, positions = len(tau) - 1, _outward(K, j)
+    steps = torch.cat([n[None], r + positions[1:]])
+    shares = ((steps >= 1) & (steps <= N)).double() * (N + K) / (K * (N + 1))
+    pairs = ((r + K - 1).clamp(max=N) - r.clamp(min=1) + 1).double()
+    c = torch.full_like(pairs, K * N / (N + K))
+    weights = _weights(tau, steps, r + positions >= 2)
+    return Window(steps.clamp(1, N), positions, weights, shares, c / pairs, c)
 
 
-def check_anchor(anchor: Tensor, n: Tensor, planner: WindowPlanner) -> None:
-    """ValueError unless every anchor is one that the planner could have drawn for its n."""
-    K, N = planner.K, planner.N
-    if anchor.shape != n.shape:
-        raise ValueError(f"anchor must have n's shape {tuple(n.shape)}, got {tuple(anchor.shape)}")
-    if planner.backprop == "one":
-        offset = anchor - n if planner.window == "down" else n - anchor
-        allowed, rule = (offset >= 0) & (offset < K), "a position 0..K-1 away from n"
-    elif planner.window == "down":
-        allowed, rule = anchor == n, "n itself"
-    else:
-        allowed, rule = (anchor == n) | ((anchor >= 1 - K) & (anchor < 1)), "n, or in 1-K..0"
-    if not bool(allowed.all()):
-        bad = anchor[~allowed][0].item()
-        raise ValueError(f"anchor must be {rule} (K = {K}, N = {N}), got {bad}")
+WINDOWS = {"down": down, "paper": paper}
 
 
-def _draw_below(high: int, n: Tensor, generator: torch.Generator | None) -> Tensor:
-    device = generator.device if generator is not None else n.device
-    return torch.randint(high, n.shape, generator=generator, device=device).to(n.device)
+def _outward(K: int, own: Tensor) -> Tensor:
+    """Positions by row, [K, B]: own, own+1, ..., K-1, then own-1, ..., 0."""
+    row = torch.arange(K, device=own.device)[:, None]
+    return torch.where(own + row < K, own + row, K - 1 - row)
+
+
+def _weights(tau: Tensor, steps: Tensor, counts: Tensor) -> Tensor:
+    inside = counts & (steps >= 1) & (steps < len(tau))
+    return torch.where(inside, tau[steps.clamp(0, len(tau) - 1)], 0.0) / len(steps)
+
+
+def draw_anchor(
+    window: str, backprop: str, N: int, K: int, n: Tensor, generator: torch.Generator | None
+) -> Tensor:
+    """Anchors r [B] around n: n -+ j, and for ("paper", "all") a law that is uniform on 1-K..N."""
+
+    def below(high: int) -> Tensor:
+        device = n.device if generator is None else generator.device
+        return torch.randint(high, n.shape, generator=generator, device=device).to(n.device)
+
+    if backprop == "one":
+        return n + below(K) if window == "down" else n - below(K)
+    if window == "down":
+        return n
+    # r is n, so that its call serves the window, with probability N / (N+K): x < N of N+K places.
+    j = below(K)
+    return torch.where(below(N + K) < N, n, 0 - j)
+
+
+def check_anchor(window: str, backprop: str, K: int, n: Tensor, r: Tensor) -> None:
+    """ValueError unless ``draw_anchor`` could have drawn these anchors."""
+    if r.shape != n.shape:
+        raise ValueError(f"anchor must have n's shape {tuple(n.shape)}, got {tuple(r.shape)}")
+    j = r - n if window == "down" else n - r
+    allowed, rule = (j >= 0) & (j < (K if backprop == "one" else 1)), "n itself"
+    if backprop == "one":
+        rule = "a position 0..K-1 away from n"
+    elif window == "paper":
+        allowed, rule = allowed | ((r >= 1 - K) & (r < 1)), "n, or in 1-K..0"
+    if look(allowed.all()) == [False]:
+        raise ValueError(f"anchor must be {rule} (K = {K}), got {r[~allowed][0].item()}")
+
+
+def window_gap(weights: Numeric, errors: Numeric) -> Numeric:
+    """sum_s w_s e_s over a window, [B, ...], by weights tau_s / K [K, B] and errors [K, B, ...].
+
+    For arrays of any library.
+    """
+    return (weights.reshape((*weights.shape, *[1] * (errors.ndim - 2))) * errors).sum(0)

@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from sa_plugin._checks import check_choice
-from sa_plugin._tensors import DeviceTables, expand
-from sa_plugin.prediction import PREDICTS, to_eps
+from sa_plugin._tensors import Coefficients, DeviceTables, expand
+from sa_plugin.prediction import PREDICTS
 from sa_plugin.schedule import NoiseSchedule
 
 OUTPUTS = ("one", "pair", "channels")
@@ -67,7 +67,7 @@ class EpsModel(nn.Module):
         self.times = None if times is None else _check_times(times, schedule.N)
         self.predicts = predicts
         self.output = output
-        self._tables = DeviceTables(signal=schedule.cum_alphas**0.5, sigma=schedule.cum_betas**0.5)
+        self._coefficients = Coefficients(schedule)
 
     def forward(self, x: Tensor, n: Tensor, **kwargs: Any) -> Tensor:
         """Predicted eps [B, C, H, W]."""
@@ -91,17 +91,14 @@ class EpsModel(nn.Module):
         return self._translate(output, x, n)[0]
 
     def _call(self, x: Tensor, n: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-        return self._translate(self.network(x, self._time(n), **kwargs), x, n)
+        return self._translate(self.network(x, self.time_of(n), **kwargs), x, n)
 
     def _translate(self, output: Any, x: Tensor, n: Tensor) -> tuple[Tensor, Tensor | None]:
         first, second = self._split(output, x)
-        if self.predicts == "eps":
-            return first, second
-        n = n.to(x.device)
-        a, b = (expand(self._tables.get(name, x)[n], x) for name in ("signal", "sigma"))
-        return to_eps(first, x, a, b, self.predicts), second
+        return self._coefficients.eps_of(first, x, n, self.predicts), second
 
-    def _time(self, n: Tensor) -> Tensor:
+    def time_of(self, n: Tensor) -> Tensor:
+        """The network's times [B] of steps n [B]."""
         if self.times is not None:
             self.times = self.times.to(n.device)  # moved once
             return self.times[n - 1]

@@ -377,7 +377,7 @@ BAD = [
     ("--config.parts.main.lines=('b/nohow',)", "samplings must be among"),
     ("--config.parts.main.processes=('magic',)", "sample.processes must be among"),
     ("--config.parts.main.steps=(51,)", "steps"),
-    ("--config.seeds=(1,1)", "seeds must be numbers that differ"),
+    ("--config.seeds=(1,1)", "seeds must be different numbers"),
     ("--config.name=a/b", "name must be a name without /"),
     ("--config.trainings.sa.set.sa.K=0", "K"),
     ("--config.experiment.base.iterations=0", "base.iterations must be >= 1"),

@@ -185,7 +185,7 @@ def test_the_model_is_not_given_for_a_missing_average(layout: str, to: str, tmp_
         (lambda s: s["state"].pop(3), "has no 'ema' in the optimizer"),
         (lambda s: s["state"][3].update(ema=torch.zeros(9)), r"'ema' for .* has another shape"),
         (lambda s: s["state"][3].update(ema=1.0), r"'ema' for .* has another shape"),
-        (lambda s: s["param_groups"][0]["params"].pop(), "cannot be told apart"),
+        (lambda s: s["param_groups"][0]["params"].pop(), "it is not clear which belong together"),
         (lambda s: s.pop("param_groups"), "has no 'ema' in the optimizer"),
         (lambda s: s.update(param_groups=7), "has no 'ema' in the optimizer"),
     ],
@@ -312,7 +312,7 @@ def test_force_replaces_nothing_of_another_kind(to: str, tmp_path: Path) -> None
         (target / "thesis.tex").touch()
     else:
         target.mkdir()
-    with pytest.raises(ValueError, match=r"is no (checkpoint folder|file): it is not replaced"):
+    with pytest.raises(ValueError, match=r"is not a (checkpoint folder|file): it is not replaced"):
         convert(source, target, to=to, force=True)
     assert target.is_dir()
 
@@ -409,7 +409,8 @@ def test_a_process_of_its_own(tmp_path: Path) -> None:
             check=False,
         )
         assert (done.returncode, done.stderr.count("\n")) == (code, int(code == 2))
-    assert done.stderr == f"adapters.convert: {source} is damaged, or no checkpoint: it is empty\n"
+    said = f"{source} is damaged or not a checkpoint: it is empty"
+    assert done.stderr == f"adapters.convert: {said}\n"
 
 
 @pytest.mark.slow

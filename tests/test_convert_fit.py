@@ -124,7 +124,7 @@ def test_a_prefix_before_some_names_only_is_part_of_them(tmp_path: Path) -> None
 @pytest.mark.parametrize("name", ["fc.weight", "", "downx", "input_blocks"])
 def test_a_network_of_no_family_is_refused(name: str, tmp_path: Path) -> None:
     torch.save({name: torch.zeros(2, 2)}, tmp_path / "x.pth")
-    with pytest.raises(ValueError, match=r"x\.pth is of no network here"):
+    with pytest.raises(ValueError, match=r"x\.pth belongs to no known network"):
         convert(tmp_path / "x.pth", tmp_path / "out.pth")
 
 

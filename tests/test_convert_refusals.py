@@ -142,7 +142,7 @@ def test_torchscript_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         for name in ("constants.pkl", "data.pkl", "version"):
             archive.writestr(f"script/{name}", b"\x80\x02).")
-    with pytest.raises(ValueError, match=r"script\.pth is damaged, or no checkpoint"):
+    with pytest.raises(ValueError, match=r"script\.pth is damaged or not a checkpoint"):
         read_published(path)
 
 
@@ -162,7 +162,7 @@ def test_a_truncated_file_is_refused_by_name(
     assert main([str(source), str(tmp_path / "out.pth")]) == 2
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
-    assert f"{file} is damaged, or no checkpoint: " in captured.err
+    assert f"{file} is damaged or not a checkpoint: " in captured.err
     assert ("it is empty" in captured.err) == (tenths == 0)
     assert captured.out == ""
     assert not (tmp_path / "out.pth").exists()
@@ -177,7 +177,7 @@ def test_a_hole_in_a_file_of_full_length_is_seen(tmp_path: Path) -> None:
     content[middle + 8 : middle + 40] = bytes(32)
     path.write_bytes(content)
     assert not torch.load(path, weights_only=True)["conv_in.weight"].flatten()[2:10].any()
-    with pytest.raises(ValueError, match=r"plain\.pth is .*: the sum of its part"):
+    with pytest.raises(ValueError, match=r"plain\.pth is .*: the checksum of its part"):
         read_published(path)
 
 
@@ -230,7 +230,7 @@ def test_a_folder_without_one_network(count: int, tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     for i in range(count):
         torch.save(random_state(tiny()), folder / f"{i}.pth")
-    message = "holds 2 networks" if count else "is no checkpoint folder of the host"
+    message = "holds 2 networks" if count else "is not a checkpoint folder of the host"
     with pytest.raises(ValueError, match=message):
         read_published(tmp_path / "7.ckpt")
     torch.save(random_state(tiny()), folder / "model.pth")

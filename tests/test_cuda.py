@@ -292,10 +292,10 @@ def test_a_chain_never_waits_before_its_end(never_waits):
     assert never_waits(all_but_the_end) == expected
 
 
-def test_batches_stream_into_host_memory():
+def test_batches_stream_to_the_cpu():
     one = sampler()
     there = torch.cat(list(one.stream(40, (3, 8, 8), batch_size=16, seed=1)))
-    here = list(one.stream(40, (3, 8, 8), batch_size=16, seed=1, host=True))
+    here = list(one.stream(40, (3, 8, 8), batch_size=16, seed=1, to_cpu=True))
     assert all(batch.device.type == "cpu" for batch in here)
     assert torch.equal(torch.cat(here), there.cpu())
 

@@ -585,7 +585,7 @@ def test_npz_of_either_layout_asks(tmp_path):
         ({"images": noise(2, 4, 4, 3), "labels": np.ones(3)}, {}, "labels has 3 entries"),
         ({"images": np.array([Surprise()], dtype=object)}, {}, "allow_pickle=False"),
         (b"", {}, "it is empty"),
-        ("npy", {}, "no npz file, or damaged"),
+        ("npy", {}, "not an npz file, or it is damaged"),
     ],
 )
 def test_other_npz_files_are_refused_by_name(tmp_path, capsys, arrays, options, said):

@@ -105,7 +105,7 @@ def test_bad_input_is_one_line_and_exit_2(
     pixels = ("--features", "pixels")
     cases = [
         (("digits", "--against", "nowhere", *pixels), "got 'nowhere'"),
-        (("digits", "--against", colour, *pixels), "images of one shape are compared"),
+        (("digits", "--against", colour, *pixels), "images must have the shape of the reference"),
         (("digits", "--against", small, *pixels), "of dimension 3, the features have 64"),
         (("digits", "--against", other, *pixels), "of the features 'inception'"),
         (("digits", "--against", tmp_path / "pickled.npy", *pixels), "convert it by np.savez"),

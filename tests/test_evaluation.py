@@ -130,7 +130,7 @@ class TestClassifiers:
         (path,) = tmp_path.iterdir()
         good = path.read_bytes()
         path.write_bytes(content)
-        with pytest.warns(UserWarning, match="cannot be read and is made anew"):
+        with pytest.warns(UserWarning, match="cannot be read, so the classifier is trained again"):
             again = load("digits", tmp_path, settings=QUICK)
         assert weights(again) == weights(made)
         assert path.read_bytes() == good
@@ -183,7 +183,7 @@ class TestRegistry:
             build_extractors(["pixels", "fid"])
         with pytest.raises(ValueError, match="got 'fid'"):
             build_extractors(["pixels", "fid"])
-        with pytest.raises(ValueError, match="differ from each other"):
+        with pytest.raises(ValueError, match="must be different names, at least one"):
             build_extractors(["pixels", "pixels"])
 
     def test_digit_classifier_refuses_other_sizes(self, extractors: tuple[Extractor, ...]) -> None:

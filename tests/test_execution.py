@@ -1,4 +1,4 @@
-"""Channels innermost, autocast, compiled graphs, copies to the host: the same images."""
+"""Channels innermost, autocast, compiled graphs, copies to the CPU: the same images."""
 
 import numpy as np
 import pytest
@@ -108,10 +108,10 @@ def test_module_of():
     assert module_of(lambda x, n: x) is None
 
 
-def test_stream_into_host_memory():
+def test_stream_to_the_cpu():
     sampler = Sampler(Eps(), LINEAR, steps=3)
     there = torch.cat(list(sampler.stream(10, (3, 6, 6), batch_size=4)))
-    here = list(sampler.stream(10, (3, 6, 6), batch_size=4, host=True))
+    here = list(sampler.stream(10, (3, 6, 6), batch_size=4, to_cpu=True))
     assert all(batch.device.type == "cpu" for batch in here)
     assert torch.equal(torch.cat(here), there)
 

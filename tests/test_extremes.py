@@ -90,7 +90,7 @@ def test_bounds_are_finite(schedule: NoiseSchedule, variance: str) -> None:
     x0 = torch.full((1, 1, 1, 1), -1.0, dtype=torch.float64)
     options = needs(variance, schedule) | {"variance": variance, "steps": min(schedule.N, 7)}
     if schedule.N == 1:
-        with pytest.raises(ValueError, match="decoder_variance must be a number > 0 where N = 1"):
+        with pytest.raises(ValueError, match="decoder_variance must be a number > 0 for N = 1"):
             negative_elbo(network(variance), schedule, x0, **options)
         options["decoder_variance"] = 0.01
     total = negative_elbo(network(variance), schedule, x0, **options).total

@@ -213,13 +213,13 @@ def test_nothing_is_saved_before_it_is_due(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"seed": 1}, "of other seed: 0 there, 1 here"),
-        ({"noises": 2}, "of other noises: 1 there, 2 here"),
-        ({"predicts": "v"}, "of other predicts: 'eps' there, 'v' here"),
-        ({"schedule": NoiseSchedule.cosine(25)}, "of other betas"),
-        ({"noise": lambda n: normal(n, 1, 150, 1, 2, 2)}, "of other seed: 0 there, None here"),
-        ({"n_images": 100}, "holds 150 images a step already, got n_images = 100"),
-        ({"batches": X0[:60].split(30)}, "holds 150 images a step already, got n_images = 60"),
+        ({"seed": 1}, "differs in seed: 0 there, 1 here"),
+        ({"noises": 2}, "differs in noises: 1 there, 2 here"),
+        ({"predicts": "v"}, "differs in predicts: 'eps' there, 'v' here"),
+        ({"schedule": NoiseSchedule.cosine(25)}, "differs in betas"),
+        ({"noise": lambda n: normal(n, 1, 150, 1, 2, 2)}, "differs in seed: 0 there, None here"),
+        ({"n_images": 100}, "already holds 150 images per step, got n_images = 100"),
+        ({"batches": X0[:60].split(30)}, "already holds 150 images per step, got n_images = 60"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -310,7 +310,7 @@ def test_runs_no_code_from_a_file(tmp_path):
 
 
 def test_other_files_are_refused_by_name(tmp_path):
-    with pytest.raises(ValueError, match=r"there is no file of Gamma at .*none\.npz"):
+    with pytest.raises(ValueError, match=r"there is no Gamma file at .*none\.npz"):
         Gamma.load(tmp_path / "none.npz")
     torch.save({"weight": torch.zeros(3)}, tmp_path / "model.pth")
     with pytest.raises(ValueError, match=r"model\.pth holds no Gamma.*it is a dict"):

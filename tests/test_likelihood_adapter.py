@@ -122,7 +122,7 @@ def test_another_split_is_asked_of_the_dataset(workdir, monkeypatch):
         (["--noise_seed=-1"], "--noise_seed must be >= 0, got -1"),
         (["--split=test"], "dataset 'digits' has no option 'split'"),
         (["--images=5"], "[Uu]nknown command line flag 'images'"),
-        (["--config.sample.processes=('ddim',)"], "sample.processes must tell the host"),
+        (["--config.sample.processes=('ddim',)"], "sample.processes must name rows of one host"),
         (["--config.seed=7"], "seed is 0 there, 7 here"),
         (["--config.base.iterations=7"], "holds a run of another configuration"),
     ],

@@ -212,7 +212,7 @@ class TestMoments:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert np.linalg.matrix_rank(moments_of(data).sigma) == 4
-        with pytest.warns(UserWarning, match=r"4 samples of dimension 4.*takes 5"):
+        with pytest.warns(UserWarning, match=r"4 samples of dimension 4.*needs 5"):
             sigma = moments_of(data[:4]).sigma
         np.testing.assert_allclose(sigma, np.cov(data[:4], rowvar=False))
 

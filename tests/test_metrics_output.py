@@ -100,7 +100,8 @@ def test_images_counted_twice_and_damaged_parts_are_refused(tmp_path, extractors
     write(two, [2, 3, 4])
     one.close()
     two.close()
-    with pytest.raises(ValueError, match="parts holds images twice, of two commands at a time"):
+    message = "parts holds images twice, from two commands at the same time"
+    with pytest.raises(ValueError, match=message):
         one.finish()
     (tmp_path / "parts" / "from_00000002.npz").write_bytes(b"PK\x03\x04 cut off")
     with pytest.raises(ValueError, match=r"from_00000002.npz is damaged; remove it"):

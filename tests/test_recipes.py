@@ -94,7 +94,7 @@ OPTION = 'output="channels"'
 @pytest.fixture
 def known_draws(monkeypatch):
     """The noise of the window's other step, which the recipes leave to be drawn."""
-    monkeypatch.setattr("sa_plugin.noise.draw", lambda rest, *_: DRAWN[None].expand(rest, *SHAPE))
+    monkeypatch.setattr("sa_plugin.loss.draw", lambda rest, *_: DRAWN[None].expand(rest, *SHAPE))
 
 
 @pytest.mark.usefixtures("known_draws")
@@ -125,7 +125,7 @@ def test_improved_diffusion(host, changes):
     terms = diffusion.training_losses(network, x, STEPS, {"y": LABELS}, NOISE, changed)
     rate = 20.0 if diffusion.rescale else 1
     original = torch.tensor(diffusion.timestep_map)
-    neighbours = (STEPS - 1)[STEPS > 0]  # below the first step there is no call
+    neighbours = (STEPS - 1).clamp(min=0)  # below the first step: the first, without weight
     assert network.times[0].tolist() == (original[STEPS] * rate).tolist()
     assert network.times[1].tolist() == (original[neighbours] * rate).tolist()
     expected = _mean_sa2(diffusion, network, x, rate)
@@ -206,7 +206,7 @@ def test_edm():
     added = variables["loss"] - before
     torch.testing.assert_close(added, expected.expand_as(added), rtol=1e-6, atol=1e-8)
     assert added.requires_grad
-    assert host.sigmas[1].tolist() == pytest.approx(ladder[n - 2][n > 1].tolist(), rel=1e-6)
+    assert host.sigmas[1].tolist() == pytest.approx(ladder[(n - 2).clamp(min=0)].tolist(), rel=1e-6)
 
 
 def test_denoising_diffusion_pytorch():

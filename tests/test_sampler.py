@@ -5,8 +5,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sa_plugin._batches import BlockNoise
 from sa_plugin._tensors import FirstBad
-from sa_plugin.sampler import Sampler
+from sa_plugin.gamma import estimate_gamma
+from sa_plugin.gap import gap_along_chain
+from sa_plugin.likelihood import negative_elbo
+from sa_plugin.pair_terms import pair_terms
+from sa_plugin.sampler import Sampler, to_uint8
 from sa_plugin.schedule import NoiseSchedule
 from tests.gaussian import GaussianData
 from tests.toys import normal, over, read_json, read_npz, schedule_of, toy_eps
@@ -125,6 +130,103 @@ def test_dtype_follows_x_init(dtype):
     assert Sampler(model, LINEAR, steps=4).sample((2, 3)).dtype == torch.float32
 
 
+class Typed(torch.nn.Module):
+    """A network whose products need its parameters' type, and which notes the types it gets."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        torch.manual_seed(0)
+        self.register_parameter("number", torch.nn.Parameter(torch.tensor(1), requires_grad=False))
+        self.layer = torch.nn.Linear(3, 3)
+        self.seen = set()
+        self.to(dtype)
+
+    def forward(self, x, n):
+        self.seen.add(x.dtype)
+        return self.layer(x)
+
+    def pair(self, x, n):
+        eps = self(x, n)
+        return eps, eps**2 + 0.5
+
+
+HALF = [torch.bfloat16, torch.float16]
+TYPES = [*HALF, torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("variance", ["small", "sn"])
+def test_network_gets_x_in_its_parameters_type(dtype, variance):
+    network = Typed(dtype)
+    model = network.pair if variance == "sn" else network
+    sampler = Sampler(model, LINEAR, steps=4, variance=variance)
+    chain = torch.float64 if dtype == torch.float64 else torch.float32
+    steps = list(sampler.iterate((2, 3)))
+    assert {part.dtype for s in steps for part in (s.x_t, s.x_s, s.x0, s.eps)} == {chain}
+    images = sampler.sample((2, 3))
+    assert torch.equal(images, steps[-1].x_s)
+
+    def by_hand(x, n):
+        outputs = model(x.to(dtype), n)
+        return tuple(o.to(chain) for o in outputs) if variance == "sn" else outputs.to(chain)
+
+    x_init = BlockNoise(0, 0, (2, 3), chain, torch.device("cpu")).draw()
+    expected = Sampler(by_hand, LINEAR, steps=4, variance=variance).sample((2, 3), x_init=x_init)
+    assert torch.equal(images, expected)
+    assert network.seen == {dtype}
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("given", TYPES)
+def test_x_init_decides_the_chains_type_whatever_the_networks(dtype, given):
+    network = Typed(dtype)
+    images = Sampler(network, LINEAR, steps=4).sample((2, 3), x_init=normal(0, 2, 3).to(given))
+    assert images.dtype == given
+    assert network.seen == {dtype}
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_stream_of_a_network_of_any_type(dtype):
+    network = Typed(dtype)
+    sampler = Sampler(network, LINEAR, steps=4)
+    images = torch.cat(list(sampler.stream(5, (3,), batch_size=2, to_cpu=True)))
+    assert torch.equal(images, to_uint8(sampler.sample((5, 3), batch_size=2)))
+    assert network.seen == {dtype}
+
+
+@pytest.mark.parametrize("around", [False, True], ids=["option", "context"])
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32])
+def test_autocast_decides_the_networks_type_alone(dtype, around):
+    network = Typed(dtype)
+    sampler = Sampler(network, LINEAR, steps=4, autocast=None if around else "bf16")
+    with torch.autocast("cpu", torch.bfloat16, enabled=around):
+        images = sampler.sample((2, 3))
+    assert images.dtype == torch.float32
+    assert network.seen == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_measurements_call_a_network_of_any_type(dtype):
+    """Their images decide the type of x_n, as ``x_init`` does."""
+    network = Typed(dtype)
+    x0 = 20 * torch.arange(12.0).reshape(4, 3) / 127.5 - 1
+    schedule = NoiseSchedule.cosine(5)
+
+    def by_hand(x, n):
+        assert x.dtype == torch.float32
+        return network(x.to(dtype), n).float()
+
+    gamma, gamma_by_hand = (estimate_gamma(f, schedule, [x0]).values for f in (network, by_hand))
+    np.testing.assert_array_equal(gamma, gamma_by_hand)
+    bound, bound_by_hand = (negative_elbo(f, schedule, x0, steps=5) for f in (network, by_hand))
+    assert torch.equal(bound.terms, bound_by_hand.terms)
+    gap, gap_by_hand = (gap_along_chain(f, schedule, x0, start=5) for f in (network, by_hand))
+    np.testing.assert_array_equal(gap.total, gap_by_hand.total)
+    terms, terms_by_hand = (pair_terms(f, schedule, x0) for f in (network, by_hand))
+    np.testing.assert_array_equal(terms, terms_by_hand)
+    assert network.seen == {dtype}
+
+
 def test_where_samples_are_drawn():
     model = torch.nn.Linear(3, 3, device="meta")
     assert Sampler(model, LINEAR, steps=4).device.type == "meta"
@@ -164,7 +266,7 @@ def test_a_network_that_breaks_is_named_by_its_first_bad_step(bad, where):
         ({"steps": 101}, r"steps must be a whole number in 1\.\.100, got 101"),
         ({"steps": 0}, "steps must be"),
         ({"steps": None}, "steps must be"),
-        ({"trajectory": [1, 2]}, "2 timesteps, but steps = 5"),
+        ({"trajectory": [1, 2]}, "2 entries, but steps = 5"),
         ({"clip_sigma_idx": 6}, r"clip_sigma_idx must be a whole number in 0\.\.5, got 6"),
         ({"clip_sigma_idx": -1}, "clip_sigma_idx must be"),
         ({"clip_pixel": -1}, "clip_pixel must be .*-1"),

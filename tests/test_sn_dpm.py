@@ -120,7 +120,7 @@ def test_another_seed_gives_other_numbers(finished, tmp_path):
         for run in (finished, tmp_path / "other")
     ]
     assert f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}" in text
-    with pytest.raises(ValueError, match="runs of one seed, 0"):
+    with pytest.raises(ValueError, match="runs with the same seed, 0"):
         summary.summarise_runs([finished, finished])
 
 
@@ -128,7 +128,7 @@ def test_lambda_rises_and_steps_are_stratified_where_asked(tmp_path, monkeypatch
     lams, update = [], DTDSM.update
 
     def note(criterion, data):
-        lams.append(criterion.objective._loss.lam)
+        lams.append(criterion.objective.loss.lam)
         assert criterion.schedule.stratified
         update(criterion, data)
 

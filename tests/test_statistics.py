@@ -57,7 +57,7 @@ class TestFiles:
             ({"mu": np.zeros(3), "sigma": np.eye(3)}, "of dimension 3, the features have 5"),
             (
                 {"mu": np.zeros(5), "sigma": np.eye(5), "features": np.array("pixels")},
-                "of the features 'pixels', needed are those of 'inception'",
+                "of the features 'pixels', must hold those of 'inception'",
             ),
             (
                 {"mu": np.array([{}], dtype=object), "sigma": np.eye(5)},

@@ -58,7 +58,8 @@ def criterion_for(model, v, options=None, K=None, **sa):
         return criterion
     loss = SALoss(LINEAR, K=K, **sa)
     if loss.backprop == "one":  # the position, too, belongs to the image
-        loss._planner._draw_anchor = lambda n, _: n + n % K
+        own = loss._window
+        loss._window = lambda n, anchor, generator: own(n, n + n % K, generator)
     return attach(criterion, loss)
 
 

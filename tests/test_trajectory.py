@@ -225,7 +225,7 @@ def test_a_list_is_taken_as_it_is():
         (None, [1, 11], r"rise strictly inside 1\.\.10"),
         (None, [5, 3], r"rise strictly"),
         (None, [3, 3], r"rise strictly"),
-        (4, [1, 2, 3], "3 timesteps, but steps = 4"),
+        (4, [1, 2, 3], "3 entries, but steps = 4"),
         (None, "linear", "steps must be a whole number"),
     ],
 )

@@ -146,7 +146,7 @@ def test_pickled_arrays_are_as_long_as_their_bytes() -> None:
 def test_zip_files_that_two_readers_may_see_differently() -> None:
     whole = saved({"a": torch.zeros(4)}).getvalue()
     for content in (whole[:300] + whole, whole[:-2] + b"\x05\x00hello"):
-        with pytest.raises(UnreadableFile, match="something before or behind"):
+        with pytest.raises(UnreadableFile, match="other bytes before or after"):
             load_tensors(io.BytesIO(content))
     twice = io.BytesIO()
     with zipfile.ZipFile(twice, "w") as archive:
@@ -247,7 +247,7 @@ def test_a_pipe_is_not_waited_for_and_folders_are_no_files(tmp_path: Path) -> No
     os.mkfifo(tmp_path / "pipe")
     for name in ("pipe", "."):
         with (
-            pytest.raises(UnreadableFile, match="is no good: it is no regular file"),
+            pytest.raises(UnreadableFile, match="is no good: it is not a regular file"),
             reading(tmp_path / name, "is no good"),
         ):
             pass

@@ -58,7 +58,7 @@ def test_no_iterations_take_the_weights_as_they_are(baseline, tmp_path, capsys):
     run_ = tmp_path / "run"
     asked = (f"--config.base.init_from={published}", "--config.base.iterations=0")
     assert sn_dpm(run_, *asked, "--dry_run") == 0
-    assert f"pred_eps from {published}, as it is" in capsys.readouterr().out
+    assert f"pred_eps from {published}, unchanged" in capsys.readouterr().out
     assert sn_dpm(run_, *asked) == 0
     assert equal(weights(run_, "base", "ema", 0), weights(workdir, "base", "ema", 6))
     # The head is trained on it, the very head of the run whose base it was.

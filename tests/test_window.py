@@ -6,6 +6,7 @@ import torch
 
 from sa_plugin.loss import SALoss
 from sa_plugin.schedule import NoiseSchedule
+from sa_plugin.window import draw_anchor
 from tests.toys import ScaledToy, images, normal
 
 SMALL = NoiseSchedule.from_betas(np.linspace(0.02, 0.4, 7))
@@ -155,10 +156,10 @@ def test_theorem_2_bounds_hold_by_enumeration(K):
 def test_drawn_windows_follow_their_law(window, backprop, low):
     """Frequencies of anchors and of positions within five standard errors, n always inside."""
     K, draws = 3, 200_000
-    planner = SALoss(SMALL, K=K, window=window, backprop=backprop)._planner
+    loss = SALoss(SMALL, K=K, window=window, backprop=backprop)
     generator = torch.Generator().manual_seed(0)
     n = torch.randint(1, N + 1, (draws,), generator=generator)
-    plan = planner.plan(n, generator=generator)
+    plan = loss._window(n, None, generator)
     assert torch.equal(plan.steps[0], n)
     sign = 1 if window == "paper" else -1
     anchor = n - sign * plan.positions[0]
@@ -168,7 +169,7 @@ def test_drawn_windows_follow_their_law(window, backprop, low):
     elif window == "down":
         assert torch.equal(anchor, n)
     if window == "paper" and backprop == "all":
-        anchor = planner._draw_anchor(n, generator)
+        anchor = draw_anchor(window, backprop, N, K, n, generator)
         counts = torch.bincount(anchor - (1 - K), minlength=N + K) / draws
         assert len(counts) == N + K
         assert (counts - 1 / (N + K)).abs().max() < 5 * (1 / (N + K) / draws) ** 0.5
@@ -195,15 +196,15 @@ def test_chain_noise_has_the_law_of_one_forward_chain(window, backprop):
 
     loss.stack = True
     x0 = torch.zeros(len(n), K, dtype=torch.float64)  # then x_s = sqrt(cum_beta_s) eps_s
-    plan = loss._plan(n, anchor, None)
-    rows = loss._noised(plan, x0, loss._draws(plan, x0, unit, None)).rows
-    covariance = torch.einsum("rbk,sbk->rsb", rows.eps, rows.eps)
+    plan = loss._window(n, anchor, None)
+    eps = loss._noises(plan, x0, unit, None)
+    covariance = torch.einsum("rbk,sbk->rsb", eps, eps)
     s, t = (
         torch.minimum(plan.steps[:, None], plan.steps),
         torch.maximum(plan.steps[:, None], plan.steps),
     )
     rho = np.sqrt(SMALL.skip_alpha(s.numpy(), t.numpy()) * SMALL.cum_betas[s] / SMALL.cum_betas[t])
-    real = (plan.needed[:, None] & plan.needed).numpy()
+    real = ((plan.weights != 0)[:, None] & (plan.weights != 0)).numpy()
     assert real.sum() > K * len(n)
     np.testing.assert_allclose(covariance.numpy()[real], rho[real], rtol=1e-10)
 
@@ -211,10 +212,8 @@ def test_chain_noise_has_the_law_of_one_forward_chain(window, backprop):
 def test_shared_noise_is_one_eps():
     loss = SALoss(SMALL, K=3, noise="shared")
     n = torch.tensor([5, 7])
-    plan = loss._plan(n, None, None)
-    x0 = X0.expand(2, *IMAGE)
-    rows = loss._noised(plan, x0, loss._draws(plan, x0, normal(2, 1, 2, *IMAGE), None)).rows
-    torch.testing.assert_close(rows.eps, normal(2, 1, 2, *IMAGE).expand(3, 2, *IMAGE))
+    eps = loss._noises(loss._window(n, None, None), X0.expand(2, *IMAGE), normal(2, 1, 2, *IMAGE), None)
+    torch.testing.assert_close(eps, normal(2, 1, 2, *IMAGE).expand(3, 2, *IMAGE))
 
 
 @pytest.mark.parametrize(

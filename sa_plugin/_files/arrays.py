@@ -16,7 +16,7 @@ from .reading import UnreadableFile, check_bound, size_of
 
 _PACKED = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}
 _END = struct.Struct("<4s4H2LH")  # the end of a zip file; its fifth field counts the members
-_MANY = 0xFFFF  # there where the number stands elsewhere
+_MANY = 0xFFFF  # in place of a number that is stored elsewhere
 _FOLDER = 0x10  # an attribute of MS-DOS
 _KINDS = "biufcSU"  # booleans, numbers, text
 _HEADERS = {
@@ -29,53 +29,53 @@ Header = tuple[tuple[int, ...], bool, np.dtype[Any]]  # shape, whether columns c
 
 @contextmanager
 def open_zip(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
-    """A zip file of members that fit into it, each under one name, nowhere overlapping."""
+    """A zip file whose members fit into it, have different names and do not overlap."""
     size = size_of(file)
     if not zipfile.is_zipfile(file):
-        raise UnreadableFile("it is no npz file, or damaged")
+        raise UnreadableFile("it is not an npz file, or it is damaged")
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         _check_directory(file, archive, size)
         if len({member.filename for member in members}) < len(members):
-            raise UnreadableFile("two of its members have one name")
+            raise UnreadableFile("two of its members have the same name")
         for member in members:
             _check_member(member)
         if sum(member.compress_size for member in members) > size:
             raise UnreadableFile("its members claim more bytes than it has")
         check_bound(sum(member.file_size for member in members), size)
         for member in members:
-            archive.open(member).close()  # compares the name at the member with the directory's
+            archive.open(member).close()  # compares the member's own name with the directory's
         yield archive
 
 
 def _check_directory(file: BinaryIO, archive: zipfile.ZipFile, size: int) -> None:
-    """The directory, told by the file's last bytes, lists all members, and the first comes first.
+    """UnreadableFile unless a member begins the file and a directory of all members ends it.
 
-    Else another reader may find another directory, and `zipfile` may pass over members: it takes a
-    wrong length in one entry for a reason to skip the next.
+    Otherwise another reader may find another directory, and `zipfile` may miss members: after an
+    entry with a wrong length it skips the next one.
     """
     members = archive.infolist()
     file.seek(size - _END.size)
     signature, *_, entries, _, _, _ = _END.unpack(file.read(_END.size))
     first = min((member.header_offset for member in members), default=0)
     if signature != b"PK\x05\x06" or archive.comment or first:
-        raise UnreadableFile("it is a zip file with something before or behind it")
+        raise UnreadableFile("it is a zip file with other bytes before or after it")
     if entries not in (len(members), _MANY):
         raise UnreadableFile(f"its directory is damaged: {len(members)} of {entries} members")
 
 
 def _check_member(member: zipfile.ZipInfo) -> None:
     if member.is_dir() or member.external_attr & _FOLDER:
-        # PyTorch's reader takes such a member for one without content, and leaves memory as it was.
+        # PyTorch's reader takes a folder for an empty member and leaves the memory uninitialised.
         raise UnreadableFile(f"its member {member.filename!r} is a folder")
     if member.compress_type not in _PACKED:
-        raise UnreadableFile(f"its member {member.filename!r} is packed in an unknown way")
+        raise UnreadableFile(f"its member {member.filename!r} has an unknown compression")
     if member.compress_type == zipfile.ZIP_STORED and member.compress_size != member.file_size:
-        raise UnreadableFile(f"its member {member.filename!r} has two sizes")
+        raise UnreadableFile(f"its member {member.filename!r} claims two different sizes")
 
 
 class Arrays:
-    """The arrays of an npz file by name, each read when asked for."""
+    """The arrays of an npz file by name, each read on access."""
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
@@ -85,14 +85,14 @@ class Arrays:
         return name in self.names
 
     def check_names(self, needed: Collection[str], allowed: Collection[str] = ()) -> None:
-        """UnreadableFile unless it holds all that is needed, and beside it only what is allowed."""
+        """UnreadableFile unless it holds all needed names, and otherwise only allowed names."""
         extra = [name for name in self.names if name not in {*needed, *allowed}]
         if extra or not set(needed) <= set(self.names):
             also = f", and may hold {sorted(allowed)}" if allowed else ""
             raise UnreadableFile(f"it holds {list(self.names)}, must hold {sorted(needed)}{also}")
 
     def header(self, name: str) -> Header:
-        """Shape, order and dtype of an array, which is as long as they say."""
+        """Shape, order and dtype of an array; UnreadableFile unless its size fits them."""
         member = self._member(name)
         with self._archive.open(member) as stream:
             return read_header(stream, member.file_size, name)
@@ -101,20 +101,20 @@ class Arrays:
         self.header(name)
         with self._archive.open(self._member(name)) as stream:
             array = np.lib.format.read_array(stream, allow_pickle=False)
-            stream.read(1)  # at the end the sum is compared, also where the array is empty
+            stream.read(1)  # at the end the checksum is compared, also of an empty array
             return array
 
     def unpack(self, name: str) -> IO[bytes]:
-        """The npy file of an array, to be read in pieces."""
+        """An array's npy file, to be read in parts."""
         self.header(name)
         return self._archive.open(self._member(name))
 
     def checksum(self, name: str) -> int:
-        """That the zip file has of the array's npy file."""
+        """The zip file's checksum of the array's npy file."""
         return self._member(name).CRC
 
     def size(self, name: str) -> int:
-        """Bytes of the array's npy file."""
+        """The size of the array's npy file in bytes."""
         return self._member(name).file_size
 
     def _member(self, name: str) -> zipfile.ZipInfo:
@@ -139,17 +139,17 @@ def read_npy(file: BinaryIO) -> Array:
 
 
 def map_npy(file: BinaryIO) -> Array:
-    """The array of an npy file, mapped rather than read."""
+    """The array of an npy file, mapped into memory."""
     shape, columns_first, dtype = read_header(file, size_of(file), "array")
     order: Any = "F" if columns_first else "C"
     return np.memmap(file, dtype, "r", file.tell(), shape, order)
 
 
 def read_header(stream: IO[bytes], size: int, name: str) -> Header:
-    """The header of an npy file of `size` bytes; UnreadableFile where it claims another size."""
+    """The header of an npy file of `size` bytes; UnreadableFile if it claims another size."""
     version = np.lib.format.read_magic(stream)
     if version not in _HEADERS:
-        raise UnreadableFile(f"its {name!r} is of npy version {version}")
+        raise UnreadableFile(f"its {name!r} has the unknown npy version {version}")
     shape, columns_first, dtype = _HEADERS[version](stream)
     if dtype.hasobject:
         raise UnreadableFile(f"its {name!r} is pickled, which is never read (allow_pickle=False)")

@@ -1,4 +1,4 @@
-"""Pickles gone through without calling anything that they name; arrays of NumPy in them."""
+"""Pickles read without calling anything that they name, and the NumPy arrays in them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from .reading import UnreadableFile
 
-# bytearray and buffers are made as long as a few bytes say; EXT names what a registry holds.
+# A few bytes can ask for a bytearray or a buffer of any length. EXT names entries of a registry.
 _REFUSED = (
     *(pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER),
     *(pickle.EXT1, pickle.EXT2, pickle.EXT4),
@@ -22,9 +22,9 @@ _REFUSED = (
 
 
 class DataUnpickler(pickle._Unpickler):
-    """An unpickler that knows only the names in `stand_ins`, and puts these in their places.
+    """An unpickler that knows only the names in `stand_ins`, and replaces them by its values.
 
-    The one in Python, not the one in C, which makes room for any place that a memo is said to have.
+    It extends the unpickler in Python. The one in C allocates any memo size that a file claims.
     """
 
     dispatch: ClassVar[dict[int, Any]] = {
@@ -41,30 +41,30 @@ class DataUnpickler(pickle._Unpickler):
         """The next object in the file."""
         try:
             return super().load()
-        except KeyError as error:  # an unknown instruction, or a place in the memo
+        except KeyError as error:  # an unknown instruction or memo entry
             raise UnreadableFile(f"its pickle is damaged ({error})") from error
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands for a name."""
+        """The stand-in of a name."""
         full = f"{module}.{name}"
         if full not in self._stand_ins:
             raise UnreadableFile(f"it asks for {full}, which is no data; nothing of it was run")
         return self._stand_ins[full]
 
     def persistent_load(self, pid: Any) -> Any:
-        """Plain pickles have none."""
-        raise UnreadableFile("it refers to something outside itself")
+        """Refused: plain pickles refer to nothing outside themselves."""
+        raise UnreadableFile("it refers to data outside the file")
 
 
 def latin1(text: Any, encoding: Any = None) -> bytes:
-    """`_codecs.encode` as pickles of bytes use it; other codecs can take any time."""
+    """`_codecs.encode` as pickles of bytes use it; other codecs could take any amount of time."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise UnreadableFile(f"it asks for the codec {encoding!r}")
     return text.encode("latin1")
 
 
 class PickledDtype:
-    """numpy.dtype in a pickle: of numbers alone."""
+    """numpy.dtype in a pickle: only types of numbers."""
 
     def __init__(self, code: Any, *_: Any) -> None:
         if not isinstance(code, str) or not re.fullmatch("[biuf][1248]", code):
@@ -79,7 +79,7 @@ class PickledDtype:
 
 
 class PickledArray:
-    """numpy.ndarray in a pickle: as long as its bytes, whatever shape is claimed."""
+    """numpy.ndarray in a pickle; its shape must fit its bytes."""
 
     array: npt.NDArray[Any] | None = None
 
@@ -106,6 +106,6 @@ ARRAYS: dict[str, Any] = {
 
 
 def load_pickled_arrays(content: bytes) -> Any:
-    """The object of a pickle, also of Python 2, that holds plain values and `PickledArray`s."""
+    """The object of a pickle (Python 2 or 3) that holds plain values and `PickledArray`s."""
     stand_ins = {**ARRAYS, "_codecs.encode": latin1}
     return DataUnpickler(io.BytesIO(content), stand_ins, "latin1").load()

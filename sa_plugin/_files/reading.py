@@ -1,4 +1,4 @@
-"""Opening a file, telling what is wrong with it, and bounding what it unpacks to."""
+"""Open a file, say what is wrong with it, and bound the size that it unpacks to."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-# What a file may unpack to: so many times its size, and no less than the room. Photographs shrink
-# to no less than a fiftieth; deflate makes a thousandth of zeros, which is how a bomb is built.
+# A file may unpack to RATIO times its size, or to ROOM bytes if that is more. Photographs shrink to
+# a fiftieth at least; deflate shrinks zeros to a thousandth, which is how a zip bomb is built.
 RATIO = 100
 ROOM = 2**28
 _AT_ONCE = 2**20
@@ -27,14 +27,14 @@ class UnreadableFile(ValueError):
 
 @contextmanager
 def reading(path: str | os.PathLike[str], trouble: str) -> Iterator[BinaryIO]:
-    """The file, open; what goes wrong within becomes the `UnreadableFile` "PATH TROUBLE: why".
+    """The open file; any error within the block becomes the `UnreadableFile` "PATH TROUBLE: why".
 
-    On damaged bytes the libraries raise anything: KeyError, struct.error, MemoryError, ...
+    On damaged bytes the libraries raise any type of error: KeyError, struct.error, MemoryError, ...
     """
     file = Path(path)
     try:
         if not stat.S_ISREG(file.stat().st_mode):
-            raise UnreadableFile("it is no regular file")  # a pipe would be waited for
+            raise UnreadableFile("it is not a regular file")  # a pipe would block
         with file.open("rb") as opened:
             if size_of(opened) == 0:
                 raise UnreadableFile("it is empty")
@@ -44,7 +44,7 @@ def reading(path: str | os.PathLike[str], trouble: str) -> Iterator[BinaryIO]:
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, in one printable line and without advice to be less careful."""
+    """An error's message in one printable line, without advice to disable a check."""
     if isinstance(error, MemoryError):
         return "it asks for more memory than there is"
     if isinstance(error, RecursionError):
@@ -66,7 +66,7 @@ def reason(error: BaseException) -> str:
 
 
 def size_of(file: BinaryIO) -> int:
-    """Its bytes; the place in it stays."""
+    """The file's size in bytes; its position does not change."""
     here = file.tell()
     size = file.seek(0, os.SEEK_END)
     file.seek(here)
@@ -74,21 +74,21 @@ def size_of(file: BinaryIO) -> int:
 
 
 def bound_of(size: int) -> int:
-    """How many bytes a file of `size` bytes may unpack to."""
+    """The number of bytes that a file of `size` bytes may unpack to."""
     return max(ROOM, RATIO * size)
 
 
 def check_bound(claimed: int, size: int) -> None:
-    """UnreadableFile where a file claims to unpack to more than it may."""
+    """UnreadableFile if a file claims to unpack to more than it may."""
     if claimed > bound_of(size):
         raise UnreadableFile(
             f"its {size} bytes would unpack to {claimed}, more than {bound_of(size)}: if this is "
-            "meant, store it unpacked"
+            "intended, store it unpacked"
         )
 
 
 def unpack_gzip(file: BinaryIO) -> bytes:
-    """All that a gzip file holds, its sum compared."""
+    """The content of a gzip file, with its checksum compared."""
     size, parts, total = size_of(file), [], 0
     with gzip.GzipFile(fileobj=file) as packed:
         while part := packed.read(_AT_ONCE):
@@ -101,8 +101,8 @@ def unpack_gzip(file: BinaryIO) -> bytes:
 def tar_files(file: BinaryIO, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     """(name, content) of the regular files in an unpacked tar archive whose names are wanted.
 
-    Nothing is written anywhere, links and devices are passed over, and an archive whose end is
-    missing is refused: `tarfile` itself takes a damaged header for the end.
+    Nothing is written to disk, and links and devices are skipped. An archive without an end is
+    refused: `tarfile` itself takes a damaged header for the end.
     """
     size = size_of(file)
     with tarfile.open(fileobj=file, mode="r:") as tar:

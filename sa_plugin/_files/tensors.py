@@ -1,10 +1,13 @@
 """Files of `torch.save`, with PyTorch's restricted unpickler and checks of our own around it.
 
-`weights_only=True` decides what is data. It is not enough for files from elsewhere: before 2.6 it
-let the tar format of the first versions run code (CVE-2025-32434), no version compares the sums in
-a zip file, so that a download with a hole is read as weights of zero, and a few bytes can ask for
-any amount of memory. So a pickle is first gone through by a reader in which every name stands for
-nothing: it tells which names are asked for and how large each storage is said to be.
+`weights_only=True` decides what is data. It is not enough for files of unknown origin:
+
+- Before 2.6 it let the tar format of the first versions run code (CVE-2025-32434).
+- No version compares the checksums in a zip file: a download with a hole gives weights of zero.
+- A few bytes can ask for any amount of memory.
+
+So a first reader, in which every name stands for nothing, goes through each pickle. It finds which
+names the pickle asks for and which size it claims for each storage.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # before: a pickled number
 _LEGACY_PICKLES = 4  # the protocol, the machine, the content, the storages' keys
 _NO_FORMAT = "it is not a file of torch.save (of its zip format or the one before)"
 
-# Within these PyTorch decides which names are data. Not builtins: bytearray(n) is n bytes.
+# In these modules PyTorch decides which names are data. Not builtins: bytearray(n) is n bytes.
 _MODULES = {
     *("torch", "torch._utils", "torch._tensor", "torch.storage", "torch.serialization"),
     *("torch.nn.parameter", "collections"),
@@ -41,10 +44,10 @@ _ITEM_SIZES = {
 
 
 def load_tensors(file: BinaryIO, stand_ins: Mapping[str, Any] | None = None) -> Any:
-    """What a file of `torch.save` holds, on the CPU: tensors, plain containers, plain values.
+    """The content of a file of `torch.save`, on the CPU: tensors, plain containers, plain values.
 
-    stand_ins   names that are let in beside, and what takes the place of each: called as the
-                pickle says, so it must be harmless with any arguments
+    stand_ins   further allowed names and the replacement of each. The pickle decides how it is
+                called, so a replacement must be harmless with any arguments
     """
     stand_ins = stand_ins or {}
     start = file.read(len(LEGACY))
@@ -57,17 +60,17 @@ def load_tensors(file: BinaryIO, stand_ins: Mapping[str, Any] | None = None) -> 
         raise UnreadableFile(_NO_FORMAT)
     file.seek(0)
     with _named(stand_ins), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what they tell of stands in the error, too
+        warnings.simplefilter("ignore")  # the error says the same
         content = torch.load(file, map_location="cpu", weights_only=True)
     _check_storages(content, size_of(file))
     return content
 
 
 def entries_once(tensor: Tensor) -> Tensor:
-    """The tensor without repetitions of its entries, as expand() makes them.
+    """The tensor without repeated entries, as expand() makes them.
 
-    A few bytes can describe a tensor of any number of entries; this one has no more than its
-    storage, or UnreadableFile.
+    A few bytes can describe a tensor with any number of entries. UnreadableFile if the result still
+    has more entries than its storage.
     """
     for axis, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
         if size > 1 and stride == 0:
@@ -86,11 +89,11 @@ def _check_zip(file: BinaryIO, stand_ins: Mapping[str, Any]) -> None:
         for member in members:
             if member.compress_type != zipfile.ZIP_STORED:
                 raise UnreadableFile(
-                    f"its part {member.filename!r} is packed: torch.save packs none"
+                    f"its part {member.filename!r} is compressed, torch.save compresses none"
                 )
         damaged = archive.testzip()
         if damaged is not None:
-            raise UnreadableFile(f"it is damaged: the sum of its part {damaged!r} is wrong")
+            raise UnreadableFile(f"it is damaged: the checksum of its part {damaged!r} is wrong")
         pickles = [m for m in members if m.filename.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise UnreadableFile(_NO_FORMAT)
@@ -105,7 +108,7 @@ def _check_zip(file: BinaryIO, stand_ins: Mapping[str, Any]) -> None:
 
 
 def _check_legacy(file: BinaryIO, stand_ins: Mapping[str, Any]) -> None:
-    """Storages come behind the pickles, each after its length, which PyTorch compares."""
+    """The storages follow the pickles, each after its length, which PyTorch checks."""
     file.seek(len(LEGACY))
     storages: dict[str, int] = {}
     for _ in range(_LEGACY_PICKLES):
@@ -120,7 +123,7 @@ def _check_legacy(file: BinaryIO, stand_ins: Mapping[str, Any]) -> None:
 
 
 def _is_tar(file: BinaryIO) -> bool:
-    """Whether it is a tar archive, whose first file could bear any name, also `LEGACY`."""
+    """Whether it is a tar archive: its first file could have any name, even `LEGACY`."""
     try:
         tarfile.open(fileobj=file, mode="r:").close()
     except tarfile.TarError:
@@ -129,7 +132,7 @@ def _is_tar(file: BinaryIO) -> bool:
 
 
 def _check_storages(content: Any, size: int) -> None:
-    """UnreadableFile where tensors hold more than the file: a storage can be asked to grow."""
+    """UnreadableFile if tensors hold more bytes than the file: a pickle can make a storage grow."""
     storages: dict[int, int] = {}
     stack, seen = [content], set()
     while stack:
@@ -155,7 +158,7 @@ def _named(stand_ins: Mapping[str, Any]) -> Iterator[None]:
 
 
 class _Nothing:
-    """Stands for whatever a pickle names: takes any call and keeps nothing."""
+    """Replaces everything that a pickle names: accepts any call and keeps nothing."""
 
     def __new__(cls, *_: Any, **__: Any) -> _Nothing:
         return super().__new__(cls)
@@ -174,7 +177,7 @@ class _Nothing:
 
 
 class _Scan(DataUnpickler):
-    """Goes through a pickle of `torch.save` and notes its storages."""
+    """Reads through a pickle of `torch.save` and notes its storages."""
 
     def __init__(self, file: BinaryIO, stand_ins: Mapping[str, Any]) -> None:
         super().__init__(
@@ -183,7 +186,7 @@ class _Scan(DataUnpickler):
         self.storages: dict[str, int] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """A class of its own for every storage: its name tells the entries' size."""
+        """A separate class for every storage type: its name gives the size of an entry."""
         if module not in _MODULES:
             return super().find_class(module, name)
         return type(name, (_Nothing,), {}) if name.endswith("Storage") else _Nothing

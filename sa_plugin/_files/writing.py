@@ -1,4 +1,4 @@
-"""Files that are never seen half written."""
+"""Files that no reader ever sees half written."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import BinaryIO
 
 @contextmanager
 def written_atomically(path: Path, *, sync: bool = False) -> Iterator[BinaryIO]:
-    """A file open for writing that bears the name ``path`` once the block has ended well.
+    """A file open for writing; it gets the name ``path`` when the block ends without an error.
 
-    Its name until then is drawn, not that of the process: machines that share a folder can have
-    equal numbers. ``sync``: wait for the disk, or else a power cut after the rename could leave an
-    empty file.
+    Until then its name is random and not made from the process number: machines that share a folder
+    can have equal numbers. ``sync``: wait for the disk. Without it, a power cut after the rename
+    could leave an empty file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")

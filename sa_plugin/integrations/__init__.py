@@ -1,4 +1,4 @@
-"""The SA loss and the optimal reverse variances in the terms of other libraries.
+"""The SA loss and the optimal reverse variances for use with other libraries.
 
-Each needs its library, and nothing else in sa_plugin imports it.
+Each module needs its library. Nothing else in sa_plugin imports these modules.
 """

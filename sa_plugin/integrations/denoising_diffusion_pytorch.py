@@ -8,16 +8,18 @@ meaning.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sa_plugin._calls import Batch
+from sa_plugin._calls import HostCall
 from sa_plugin._checks import check_choice
 from sa_plugin._extras import explain_absence
 from sa_plugin._interception import intercepted
-from sa_plugin.loss import SALoss, Window
+from sa_plugin._tensors import Coefficients
+from sa_plugin.loss import HostTerms, SALoss
 from sa_plugin.schedule import NoiseSchedule
 from sa_plugin.wrappers import EpsModel
 
@@ -31,13 +33,27 @@ except ModuleNotFoundError as error:
 OBJECTIVES = {"pred_noise": "eps", "pred_x0": "x0", "pred_v": "v"}
 
 
+@dataclass(frozen=True)
+class _Call(HostCall):
+    """The host's call, with times 0..T-1."""
+
+    coefficients: Coefficients
+    predicts: str
+
+    def time_of(self, n: Tensor) -> Tensor:
+        return (n - 1).to(self.time)
+
+    def eps_of(self, output: Any, x: Tensor, n: Tensor) -> Tensor:
+        return self.coefficients.eps_of(output, x, n, self.predicts)
+
+
 class SAGaussianDiffusion(GaussianDiffusion):
     """``GaussianDiffusion`` whose loss is the host's own plus lambda L_sa.
 
-    The host's objective runs unchanged; its network call serves the window, whose other K - 1 rows
-    stand behind its own, or come before it.
-    With self-conditioning these get the x_0 that the call at t got: in sampling, too, a step is
-    conditioned on what its neighbour predicted. State dicts are the host's.
+    The host's objective runs unchanged. Its network call also evaluates the window: the other rows
+    ride behind its own, or come before it. With self-conditioning they get the x_0 that the call at
+    t got; in sampling, too, a step is conditioned on what its neighbour predicted. State dicts are
+    the host's.
 
     Args:
         model, options: as ``GaussianDiffusion``; ``immiscible`` is refused, because the host then
@@ -78,9 +94,7 @@ class SAGaussianDiffusion(GaussianDiffusion):
         own = {"pred_noise": torch.ones_like(snr), "pred_x0": snr, "pred_v": snr / (snr + 1)}
         weight = (self.loss_weight.double() / own[self.objective]).float()
         self.register_buffer("_sa_weight", weight, persistent=False)
-        self._translator = EpsModel(
-            _call, schedule, index_from=0, predicts=OBJECTIVES[self.objective]
-        )
+        self._coefficients = Coefficients(schedule)
         self.statistics: dict[str, Tensor] = {}
 
     def eps_model(self) -> EpsModel:
@@ -112,43 +126,27 @@ class SAGaussianDiffusion(GaussianDiffusion):
                 (without offset noise).
         """
         noise = torch.randn_like(x_start) if noise is None else noise
-        n, graph, terms = t + 1, torch.is_grad_enabled(), []
+        graph, predicts = torch.is_grad_enabled(), OBJECTIVES[self.objective]
+        found: list[HostTerms] = []
 
         def around(network: nn.Module, x: Tensor, time: Tensor, condition: Any = None) -> Tensor:
             if graph and not torch.is_grad_enabled():  # for self-conditioning, which comes before
                 return network(x, time, condition)
-            window = self.sa_loss.prepare(x_start, n, noise, noise=noises)
-            output, others = self._with_others(network, window, x, time, condition)
-            own = self._translator.eps_of(output, x, n) - noise
-            terms.append(self.sa_loss.terms(window, own, others))
-            return output
+
+            def positional(x: Tensor, time: Tensor, condition: Any) -> Tensor:
+                return network(x, time, condition)
+
+            named = {"condition": condition}
+            call = _Call(positional, x, time, named, self._coefficients, predicts)
+            found.append(self.sa_loss.around(call, x_start, t + 1, noise, noise=noises))
+            return found[-1].output
 
         with intercepted(self, "model", around):
             simple = super().p_losses(x_start, t, noise, offset_noise_strength, "none")
-        _, sa = terms[-1]
-        sa = self._sa_weight[t] * sa
+        sa = self._sa_weight[t] * found[-1].terms[1]
         self.statistics = {
             "simple_loss": simple.detach().mean(),
             "sa_loss": sa.detach().mean(),
         }
         loss = simple + self.sa_loss.lam * sa
         return loss if loss_reduction == "none" else loss.mean()
-
-    def _with_others(
-        self, network: nn.Module, window: Window, x: Tensor, time: Tensor, condition: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """The host's call, and e of the window's other rows: behind its own, or before it."""
-        if not self.sa_loss.in_one_call:
-            given: dict[str, Any] = {"network": network, "condition": condition}
-            others = self.sa_loss.other_errors(self._translator, window, given)
-            return network(x, time, condition), others
-        batch = Batch.of(window.rows[1:])
-        times = torch.cat([time, batch.steps.to(time) - 1])
-        given = batch.kwargs_behind({"condition": condition})
-        output = _call(torch.cat([x, batch.x]), times, network=network, **given)
-        own, behind = batch.split(output)
-        return own, batch.errors(self._translator.eps_of(behind, batch.x, batch.steps))
-
-
-def _call(x: Tensor, time: Tensor, *, network: Any, condition: Tensor | None) -> Tensor:
-    return network(x, time, condition)

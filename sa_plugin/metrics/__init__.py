@@ -1,7 +1,7 @@
-"""Numbers from features: images -> features -> moments -> numbers.
+"""Metrics from features: images -> features -> moments -> numbers.
 
-The features come from the caller, and a result is named for them: a distance in one feature space
-says nothing about another.
+The caller makes the features and names the result after them: a distance in one feature space says
+nothing about another feature space.
 """
 
 from sa_plugin.metrics.frechet import frechet_distance

@@ -1,4 +1,4 @@
-"""Checked conversion of what a caller hands in to float64 NumPy arrays."""
+"""Checked conversion of a caller's values to float64 NumPy arrays."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Array: TypeAlias = npt.NDArray[np.float64]
 def as_float64(name: str, value: torch.Tensor | npt.ArrayLike, ndim: int) -> Array:
     """``value`` as a finite, real float64 array of ``ndim`` dimensions, or a ValueError."""
     if isinstance(value, torch.Tensor):
-        # To the CPU first: not every device knows float64.
+        # To the CPU first: not every device supports float64.
         value = value.detach().cpu().to(torch.float64).numpy()
     array = np.asarray(value)
     if np.iscomplexobj(array):

@@ -1,4 +1,4 @@
-"""The Fréchet distance between two Gaussians. What it is called depends on the features."""
+"""The Fréchet distance between two Gaussians. Its usual name depends on the features."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 
 from sa_plugin.metrics._arrays import Array, as_float64
 
-# Asymmetry and negative eigenvalues up to this share of the largest entry or eigenvalue are taken
-# for rounding: room enough for statistics that were stored in float32.
+# Asymmetry and negative eigenvalues up to this share of the largest entry or eigenvalue count as
+# rounding. This is enough for statistics that were stored in float32.
 _RELATIVE_TOLERANCE = 1e-6
 
 
@@ -24,11 +24,11 @@ def frechet_distance(
         |mu1 - mu2|^2 + tr(sigma1) + tr(sigma2) - 2 tr((sigma1 sigma2)^(1/2))
 
     (Dowson & Landau 1982; Heusel et al. 2017, eq. 6), in float64. With sigma_i = L_i L_i^T from a
-    symmetric eigendecomposition, the last trace is the sum of the singular values of L1^T L2:
-    these are the roots of the eigenvalues of sigma1^(1/2) sigma2 sigma1^(1/2), found without
-    squaring, so singular covariances lose no digits and nothing is ever complex.
+    symmetric eigendecomposition, the last trace is the sum of the singular values of L1^T L2. These
+    are the roots of the eigenvalues of sigma1^(1/2) sigma2 sigma1^(1/2), found without squaring.
+    Thus singular covariances lose no digits and no value is complex.
 
-    ``mu``: [D], ``sigma``: [D, D], symmetric and positive semi-definite. At least 0.
+    ``mu``: [D]. ``sigma``: [D, D], symmetric and positive semi-definite. The result is at least 0.
     """
     mu1, sigma1 = _gaussian("1", mu1, sigma1)
     mu2, sigma2 = _gaussian("2", mu2, sigma2)
@@ -37,14 +37,14 @@ def frechet_distance(
     factor1, factor2 = _factor("sigma1", sigma1), _factor("sigma2", sigma2)
     overlap = np.linalg.svd(factor1.T @ factor2, compute_uv=False).sum()
     distance = np.sum((mu1 - mu2) ** 2) + np.trace(sigma1) + np.trace(sigma2) - 2 * overlap
-    # The true value is never negative; what is left below zero is rounding.
+    # The true value is never negative; a negative result is rounding.
     return max(float(distance), 0.0)
 
 
 def _gaussian(
     which: str, mu: torch.Tensor | npt.ArrayLike, sigma: torch.Tensor | npt.ArrayLike
 ) -> tuple[Array, Array]:
-    """Check one mean and covariance; the covariance is made exactly symmetric."""
+    """One mean and covariance, checked; the covariance is made exactly symmetric."""
     mean = as_float64(f"mu{which}", mu, ndim=1)
     cov = as_float64(f"sigma{which}", sigma, ndim=2)
     dim = len(mean)
@@ -70,6 +70,6 @@ def _factor(name: str, sigma: Array) -> Array:
             f"{name} must be positive semi-definite, its eigenvalues run from {values[0]:.3g} to "
             f"{values[-1]:.3g}"
         )
-    # eigh resolves eigenvalues to about eps * scale; the root of one below would be 1e-8 of noise.
+    # eigh resolves eigenvalues to about eps * scale; the root of a smaller one is noise of 1e-8.
     kept = values > len(values) * np.finfo(np.float64).eps * scale
     return vectors[:, kept] * np.sqrt(values[kept])

@@ -1,4 +1,4 @@
-"""The Inception Score of a classifier's logits. What it is called depends on the classifier."""
+"""The Inception Score of a classifier's logits. Its usual name depends on the classifier."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def inception_score(
 ) -> tuple[float, float]:
     """exp(E KL(p(y|x) || p(y))), its mean and population standard deviation over the splits.
 
-    Salimans et al. (2016), section 4, with torch-fidelity's conventions, so that the same logits
-    give the same number: rows permuted by NumPy's RandomState(2020), split i made of the rows
-    i N // splits to (i + 1) N // splits, p(y) estimated within a split, float64 throughout.
+    Salimans et al. (2016), section 4, with torch-fidelity's conventions, so the same logits give
+    the same number: NumPy's RandomState(2020) permutes the rows, split i has the rows
+    i N // splits to (i + 1) N // splits, p(y) is estimated within a split, and all is float64.
 
     ``logits``: [N, classes], before the softmax. ``permutation_seed``: None keeps the rows' order.
     """
@@ -38,7 +38,7 @@ def inception_score(
 
 def _score(log_p: Array) -> float:
     """The score of one split from its log-probabilities [n, classes]."""
-    # From log p rather than p: a class that no row gives any weight then adds 0 and not 0 * inf.
+    # log p instead of p: a class to which no row gives weight then adds 0 and not 0 * inf.
     log_marginal = _logsumexp(log_p, axis=0) - np.log(len(log_p))
     divergence = np.sum(np.exp(log_p) * (log_p - log_marginal), axis=1)
     return float(np.exp(divergence.mean()))

@@ -16,10 +16,10 @@ from sa_plugin.metrics._arrays import Array, as_float64
 class Moments:
     """Streaming mean and covariance in float64.
 
-    Features are counted from the first sample seen and each batch is centred on its own mean
-    before it is squared, so that a mean large beside the standard deviation costs no digits; the
-    batches are joined by the pairwise update of Chan, Golub & LeVeque (1983). Up to rounding, the
-    result does not depend on how the data are cut into batches.
+    The first sample is subtracted from all features, and each batch is centred on its own mean
+    before it is squared. Thus a mean much larger than the standard deviation costs no digits.
+    Batches are joined by the pairwise update of Chan, Golub & LeVeque (1983). Up to rounding, the
+    result does not depend on the cut into batches.
     """
 
     def __init__(self) -> None:
@@ -27,11 +27,11 @@ class Moments:
         self._origin: Array = np.zeros(0)  # the first sample, [D]
         self._offset: Array = np.zeros(0)  # mu - origin, [D]
         self._scatter: Array = np.zeros((0, 0))  # sum of (x - mu)(x - mu)^T, [D, D]
-        self._warned_at = 0  # the count for which too few samples have been told of
+        self._warned_at = 0  # the count for which sigma has warned of too few samples
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, npt.ArrayLike]) -> Moments:
-        """What gave these ``arrays()``."""
+        """The moments that gave these ``arrays()``."""
         count, made = int(np.asarray(arrays["count"])), cls()
         if count < 1:
             return made
@@ -48,7 +48,7 @@ class Moments:
         return made
 
     def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
-        """All that is known, to be stored and merged elsewhere without loss."""
+        """The complete state, to be stored and merged elsewhere without loss."""
         return {
             "count": np.array(self._count),
             "origin": self._origin,
@@ -57,7 +57,7 @@ class Moments:
         }
 
     def update(self, features: torch.Tensor | npt.ArrayLike) -> None:
-        """Take in a batch of features [B, D]; B may differ from call to call, and may be 0."""
+        """Add a batch of features [B, D]; B may differ between calls and may be 0."""
         batch = as_float64("features", features, ndim=2)
         self._require_dim("features", batch.shape[1])
         if len(batch) == 0:
@@ -70,7 +70,7 @@ class Moments:
         self._join(len(batch), offset, centred.T @ centred)
 
     def merge(self, other: Moments) -> None:
-        """Take in the samples another instance has seen; ``other`` is left as it is."""
+        """Add the samples of another instance; ``other`` is not changed."""
         if not isinstance(other, Moments):
             raise ValueError(f"other must be a Moments, got {type(other).__name__}")
         if other._count == 0:
@@ -81,11 +81,11 @@ class Moments:
         self._join(other._count, other._offset + (other._origin - self._origin), other._scatter)
 
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
-        """Take in what the other processes of ``group`` have seen; all of them must call it.
+        """Add the samples of the other processes of ``group``; all of them must call it.
 
-        Afterwards every process holds the moments of all samples, equal to the last bit. Nothing is
-        approximated: scatters are moved to the common mean in float64. A process may have seen no
-        sample. ValueError in every process if their features differ in dimension.
+        Afterwards every process holds the moments of all samples, equal to the last bit. There is
+        no approximation: scatters are moved to the common mean in float64. A process may have no
+        samples. ValueError in every process if their features differ in dimension.
         """
         sizes = torch.zeros(dist.get_world_size(group), 2, dtype=torch.int64)
         rank = dist.get_rank(group)
@@ -126,28 +126,28 @@ class Moments:
     def sigma(self) -> Array:
         """Covariance [D, D], divided by ``count - 1`` (as ``np.cov`` and pytorch-fid).
 
-        Too few samples for it to have full rank are told of in one warning, at the first access.
+        The first access warns once if there are too few samples for full rank.
         """
         self._require_samples(2)
         dim = len(self._origin)
         if self._count < dim + 1 and self._warned_at != self._count:
             self._warned_at = self._count
             warnings.warn(
-                f"{self._count} samples of dimension {dim}: the covariance is singular (it takes "
-                f"{dim + 1} samples) and distances between such covariances are biased upwards",
+                f"{self._count} samples of dimension {dim}: the covariance is singular (it needs "
+                f"{dim + 1} samples) and distances between singular covariances are biased upwards",
                 UserWarning,
                 stacklevel=2,
             )
         return self._scatter / (self._count - 1)
 
     def _join(self, count: int, offset: Array, scatter: Array) -> None:
-        """Add ``count`` samples of mean ``origin + offset`` and the given scatter about it."""
+        """Add ``count`` samples with mean ``origin + offset`` and this scatter about it."""
         if self._count == 0:
             self._count, self._offset, self._scatter = count, offset, scatter
             return
         total = self._count + count
         delta = offset - self._offset
-        # New arrays throughout, none changed in place: they may be another instance's.
+        # Make new arrays and change none in place: they may belong to another instance.
         between = np.outer(delta, delta) * (self._count * count / total)
         self._scatter = self._scatter + scatter + between
         self._offset = self._offset + delta * (count / total)
@@ -165,7 +165,7 @@ class Moments:
 
 
 def _summed(value: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
-    """The sum over the processes, on the CPU; NCCL sums on the process's own GPU alone."""
+    """The sum over the processes, on the CPU; NCCL can only sum on the process's own GPU."""
     device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
     moved = value.to(device, copy=True)
     dist.all_reduce(moved, group=group)

@@ -1,8 +1,8 @@
 """KID, precision and recall, from the features themselves, by torch-fidelity.
 
-It is the one maintained library whose numbers take plain features of any network, so that no image
-passes twice; it is also what the Inception Score is checked against. Both cost more than a Fréchet
-distance and need all features in memory.
+torch-fidelity is the only maintained library that computes them from plain features of any network,
+so no image passes through the network twice. The tests compare the Inception Score with it, too.
+KID, precision and recall cost more than a Fréchet distance and need all features in memory.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ def kernel_distance(
 ) -> tuple[float, float]:
     """Unbiased squared MMD under the kernel (x . y / D + 1)^3: its mean and std over the subsets.
 
-    On Inception's features KID (Binkowski et al. 2018, section 4). ``features``: [N, D]. Each
-    subset is ``subset_size`` rows of either, drawn without replacement. May be below zero.
+    On Inception's features this is KID (Binkowski et al. 2018, section 4). ``features``: [N, D].
+    Each subset has ``subset_size`` rows of both sets, chosen without replacement. The mean may be
+    negative.
     """
     x, y = _pair(features1, features2)
     if not 2 <= subset_size <= min(len(x), len(y)):
@@ -48,10 +49,11 @@ def kernel_distance(
 def precision_recall(
     generated: Tensor | npt.ArrayLike, real: Tensor | npt.ArrayLike, *, neighbours: int = 3
 ) -> tuple[float, float]:
-    """Shares of the generated rows near the real ones, and of the real ones near the generated.
+    """Shares of the generated rows near real rows, and of the real rows near generated rows.
 
-    Near: within a row's distance to its ``neighbours``-th neighbour of its own kind
-    (Kynkäänniemi et al. 2019, section 2). ``generated``, ``real``: features [N, D].
+    A row is near another row if their distance is at most the other row's distance to its
+    ``neighbours``-th neighbour in its own set (Kynkäänniemi et al. 2019, section 2).
+    ``generated``, ``real``: features [N, D].
     """
     x, y = _pair(generated, real)
     if not 1 <= neighbours < min(len(x), len(y)):

@@ -19,7 +19,7 @@ from sa_plugin.metrics.moments import Moments
 
 _CONVERT = (
     "np.savez('NEW.npz', mu=d['mu'], sigma=d['sigma']) after d = np.load('FILE', "
-    "allow_pickle=True) (and d = d.item() for an .npy), where its source is trusted"
+    "allow_pickle=True) (and d = d.item() for an .npy), if its source is trusted"
 )
 
 
@@ -27,8 +27,8 @@ _CONVERT = (
 class Statistics:
     """``mu`` [D] and ``sigma`` [D, D] of features, as ``frechet_distance`` takes them.
 
-    ``count``: images they are made of. ``features``: the name of the feature space. Both are None
-    where a file does not tell, as pytorch-fid's do not.
+    ``count``: the number of images. ``features``: the name of the feature space. Both are None if a
+    file does not hold them; pytorch-fid's files do not.
     """
 
     mu: Array
@@ -38,13 +38,13 @@ class Statistics:
 
     @classmethod
     def of(cls, moments: Moments, features: str) -> Statistics:
-        """What ``moments`` have seen of the feature space called ``features``."""
+        """The statistics of ``moments`` in the feature space called ``features``."""
         return cls(moments.mu, moments.sigma, moments.count, features)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write ``mu`` and ``sigma``, and ``count`` and ``features``, which pytorch-fid ignores.
 
-        The file never appears half written.
+        No reader ever sees a half-written file.
         """
         path = Path(path)
         if path.suffix != ".npz":
@@ -63,17 +63,17 @@ class Statistics:
     ) -> Statistics:
         """Read a file of ``save``, of pytorch-fid or of the hosts; nothing is unpickled.
 
-        ``features``, ``dim``: what the statistics are needed of; ValueError, naming the file, if
-        they are of another feature space, another size, or not finite.
+        ``features``, ``dim``: the required feature space and dimension. ValueError, naming the
+        file, if the statistics have others or are not finite.
         """
         path = Path(path)
         if not path.is_file():
-            raise ValueError(f"statistics must be an .npz file, there is none at {path}")
+            raise ValueError(f"statistics must be an .npz file, but there is none at {path}")
         with reading(path, "cannot be used as statistics") as file:
             found = cls._read(file)
         if features is not None and found.features not in (None, features):
             raise ValueError(
-                f"{path} holds statistics of the features {found.features!r}, needed are those of "
+                f"{path} holds statistics of the features {found.features!r}, must hold those of "
                 f"{features!r}"
             )
         if dim is not None and len(found.mu) != dim:
@@ -86,7 +86,7 @@ class Statistics:
     def _read(cls, file: BinaryIO) -> Statistics:
         if not zipfile.is_zipfile(file):
             raise ValueError(
-                f"it is no npz file; a pickled .npy is never read: convert it by {_CONVERT}"
+                f"it is not an npz file; a pickled .npy is never read: convert it by {_CONVERT}"
             )
         with open_npz(file) as arrays:
             if not {"mu", "sigma"} <= set(arrays.names):
@@ -100,7 +100,7 @@ class Statistics:
 
 
 def is_statistics(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is an npz file with ``mu`` and ``sigma``; told without reading them."""
+    """Whether a file is an npz file with ``mu`` and ``sigma``; the arrays are not read."""
     try:
         with reading(path, "cannot be used as statistics") as file, open_npz(file) as arrays:
             return {"mu", "sigma"} <= set(arrays.names)

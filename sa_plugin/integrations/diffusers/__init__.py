@@ -1,7 +1,8 @@
 r"""diffusers: the SA loss in its training loops, the optimal reverse variances as a scheduler.
 
-diffusers counts timesteps 0..T-1, so that its timestep is n - 1, and keeps float32 tables. Its
-UNets return an output object with ``.sample``; learned variances and second heads are channels.
+diffusers counts timesteps 0..T-1, so its timestep is n - 1. Its tables are float32. Its UNets
+return an object with ``.sample``. A learned variance or another second output lies in the further
+channels.
 """
 
 from sa_plugin._extras import explain_absence

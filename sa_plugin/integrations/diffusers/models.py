@@ -1,4 +1,4 @@
-"""diffusers' schedulers and UNets as the schedule and the network that this package works with."""
+"""diffusers' schedulers and UNets as this package's schedules and networks."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ PREDICTION_TYPES = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 def noise_schedule(scheduler: Any) -> NoiseSchedule:
     """The float64 schedule of a diffusers scheduler, step n for its timestep n - 1.
 
-    Built from its ``betas``: a float32 beta is good to 6e-8 of itself, and so then is every table.
-    ``alphas_cumprod`` would not do: 1 - alphas_cumprod[0] has lost half of its digits in float32.
+    It is built from ``betas``: a float32 beta has a relative error of 6e-8, and so has every table.
+    ``alphas_cumprod`` is not exact enough: in float32, 1 - alphas_cumprod[0] has lost half of its
+    digits.
 
     Raises:
         ValueError: no betas, betas outside (0, 1) (schedules rescaled to a zero terminal SNR end at
-            1), or ``alphas_cumprod`` that does not belong to them.
+            1), or ``alphas_cumprod`` that do not belong to the betas.
     """
     schedule = getattr(scheduler, "schedule", None)
     if isinstance(schedule, NoiseSchedule):  # an OptimalVarianceScheduler's
@@ -37,7 +38,7 @@ def noise_schedule(scheduler: Any) -> NoiseSchedule:
         if not np.allclose(values, schedule.cum_alphas[1:], rtol=1e-3, atol=0):
             raise ValueError(
                 f"alphas_cumprod of {type(scheduler).__name__} is not the cumulative product of "
-                "1 - betas; a scheduler that changes one of them alone has no forward process"
+                "1 - betas; a scheduler that changes only one of them has no forward process"
             )
     return schedule
 
@@ -47,9 +48,9 @@ def unet_model(unet: Any, scheduler: Any, *, second: bool = False) -> Any:
 
     Args:
         unet: ``(x, timestep, **kwargs)`` -> an object with ``.sample``, a tuple or a tensor.
-        scheduler: what it was trained with, for the schedule and ``prediction_type``.
+        scheduler: the scheduler of its training, for the schedule and ``prediction_type``.
         second: return the pair (eps, the channels after the first C), as "npr", "sn" and "iddpm"
-            need it; else further channels are cut off.
+            need it. Without it, further channels are cut off.
 
     Raises:
         ValueError: an unknown ``prediction_type``, or a scheduler that ``noise_schedule`` refuses.
@@ -65,7 +66,7 @@ def unet_model(unet: Any, scheduler: Any, *, second: bool = False) -> Any:
 
 
 class _UNet(nn.Module):
-    """A UNet's call with its output unpacked; holds it as a module, so that its device is seen."""
+    """A UNet's call with its output unpacked; a module, so that its device and dtype are found."""
 
     def __init__(self, unet: Any, cut: bool) -> None:
         super().__init__()
@@ -81,7 +82,7 @@ def call_unet(x: Tensor, time: Tensor, *, unet: Any, cut: bool = True, **kwargs:
 
 
 def unpack(output: Any, x: Tensor, cut: bool) -> Tensor:
-    """The tensor in what a UNet returned; ``cut`` leaves x's channels."""
+    """The tensor in a UNet's output; ``cut`` keeps only x's channels."""
     sample = getattr(output, "sample", None)
     if sample is None:
         sample = output[0] if isinstance(output, tuple) else output

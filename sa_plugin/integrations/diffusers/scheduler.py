@@ -24,7 +24,7 @@ from sa_plugin.variance import NEEDS_SECOND, check_gamma, check_variance
 
 @dataclass
 class OptimalVarianceSchedulerOutput(BaseOutput):
-    """What ``OptimalVarianceScheduler.step`` gives, [B, C, H, W] each.
+    """The result of ``OptimalVarianceScheduler.step``, [B, C, H, W] each.
 
     Attributes:
         prev_sample: x_s, the next model input.
@@ -36,15 +36,15 @@ class OptimalVarianceSchedulerOutput(BaseOutput):
 
 
 class OptimalVarianceScheduler(SchedulerMixin, ConfigMixin):
-    """DDPM and DDIM with the optimal reverse variances, for ``DDPMPipeline`` and its like.
+    """DDPM and DDIM with the optimal reverse variances, for ``DDPMPipeline`` and similar pipelines.
 
     ``OptimalVarianceScheduler.from_config(ddpm.config, variance="analytic", gamma=gamma)`` takes
-    over the forward process, ``prediction_type`` and ``clip_sample`` of a scheduler; its
-    ``variance_type``, ``timestep_spacing`` and ``steps_offset`` are what ``variance`` and
-    ``trajectory`` replace. The last step adds no noise.
+    over the forward process, ``prediction_type`` and ``clip_sample`` of a scheduler. ``variance``
+    and ``trajectory`` replace its ``variance_type``, ``timestep_spacing`` and ``steps_offset``. The
+    last step adds no noise.
 
-    Name the arguments: diffusers' ``from_config`` takes one that was given by position for a
-    default (``DDPMScheduler(50)`` is carried over as 1000 steps, by its own schedulers as well).
+    Name the arguments: diffusers' ``from_config`` takes an argument given by position for a default
+    (``DDPMScheduler(50)`` becomes 1000 steps, in its own schedulers, too).
 
     Args:
         num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas: as in
@@ -55,10 +55,10 @@ class OptimalVarianceScheduler(SchedulerMixin, ConfigMixin):
             "npr", "sn" and "iddpm" need a model output of 2C channels.
         trajectory: a kind of ``choose_timesteps``, or an ascending list of steps in 1..T.
         clip_sample_range, thresholding, rescale_betas_zero_snr: only diffusers' defaults are
-            possible; they are here so that a config with others is refused and not misread.
+            possible. They are arguments so that a config with other values is refused.
 
     Raises:
-        ValueError: an unknown or impossible option, or a gamma that is missing or unusable.
+        ValueError: an unknown or impossible option, or a missing or unusable gamma.
     """
 
     _compatibles = ["DDPMScheduler", "DDIMScheduler"]  # noqa: RUF012 (diffusers adds lists)
@@ -113,7 +113,7 @@ class OptimalVarianceScheduler(SchedulerMixin, ConfigMixin):
         self.set_timesteps(self.schedule.N if isinstance(trajectory, str) else None)
 
     def _keep_plain(self, trained_betas: Any, trajectory: Any) -> None:
-        """Arrays of the configuration as lists: it is written as JSON."""
+        """Store the configuration's arrays as lists, because it is written as JSON."""
         plain: dict[str, Any] = {"num_train_timesteps": self.schedule.N}
         if trained_betas is not None:
             plain["trained_betas"] = self.schedule.betas[1:].tolist()
@@ -129,7 +129,7 @@ class OptimalVarianceScheduler(SchedulerMixin, ConfigMixin):
         device: str | torch.device | None = None,
         timesteps: Sequence[int] | None = None,
     ) -> None:
-        """Choose the timesteps: so many of the trajectory, or a descending list in 0..T-1."""
+        """Choose the timesteps: the trajectory's length, or a descending list in 0..T-1."""
         trajectory = self.config.trajectory
         if timesteps is not None:
             trajectory = [int(t) + 1 for t in timesteps][::-1]
@@ -169,7 +169,7 @@ class OptimalVarianceScheduler(SchedulerMixin, ConfigMixin):
         *,
         variance_noise: Tensor | None = None,
     ) -> OptimalVarianceSchedulerOutput | tuple[Tensor, Tensor]:
-        """One reverse step; in float32 at least, the result in ``sample``'s dtype.
+        """One reverse step, computed in float32 at least; the result has ``sample``'s dtype.
 
         Args:
             model_output: [B, C, H, W], or [B, 2C, H, W] with the second output in the last C.
@@ -178,7 +178,7 @@ class OptimalVarianceScheduler(SchedulerMixin, ConfigMixin):
             variance_noise: standard normal [B, C, H, W] instead of a draw from ``generator``.
 
         Raises:
-            ValueError: a timestep that is not visited, or an output of other channels.
+            ValueError: a timestep that is not visited, or a wrong number of output channels.
         """
         k = self._place.get(int(timestep))
         if k is None:
