@@ -69,16 +69,11 @@ class Answer:
     x: Tensor
     steps: Tensor
 
-    def eps(self) -> Tensor:
-        """The predicted noise [R, B, ...], in at least float32."""
-        eps = self.call.eps_of(self.output, self.x, self.steps.flatten())
-        eps = eps.float() if eps.dtype.itemsize < 4 else eps
-        return eps.unflatten(0, self.steps.shape)
-
     def first(self) -> Any:
-        """The output for the first row alone: of every tensor in it the first B rows."""
-        rows, batch = self.steps.shape
-        return self.output if rows == 1 else tree_map_only(Tensor, self._cut, self.output)
+        """The output for the first row alone: the first B of every tensor in it."""
+        if len(self.steps) == 1:
+            return self.output
+        return tree_map_only(Tensor, self._cut, self.output)
 
     def _cut(self, one: Tensor) -> Tensor:
         if one.ndim == 0 or len(one) != len(self.x):

@@ -89,8 +89,9 @@ def check_steps(n: Tensor, batch: int, N: int, *, name: str = "n", wait: bool = 
         )
     seen = look(n.min(), n.max(), wait=wait)
     if seen is not None and not 1 <= seen[0] <= seen[1] <= N:
+        found = f"{seen[0]}..{seen[1]}"
         raise ValueError(
-            f"{name} must lie in 1..{N}, got {seen[0]}..{seen[1]}; codes that count from 0 pass t + 1"
+            f"{name} must lie in 1..{N}, got {found}; codes that count from 0 pass t + 1"
         )
     return n.long()
 
@@ -102,7 +103,8 @@ def check_recovered(eps: Tensor, name: str, host: object) -> bool:
     if seen is not None and not abs(seen[0] - 1) < tolerance:
         raise ValueError(
             f"the noise recovered from the network's input has mean square {seen[0]:.4g}, not 1: "
-            f"times are not made from n by {host}, or {name} changes its images before it adds noise"
+            f"times are not made from n by {host}, or {name} changes its images before it adds "
+            "noise"
         )
     return seen is not None
 

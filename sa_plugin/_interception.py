@@ -14,7 +14,7 @@ def intercepted(owner: Any, name: str, around: Around) -> Iterator[None]:
     """Calls of the owner's attribute ``name`` become ``around(callable, *args, **kwargs)``.
 
     The stand-in lies in the owner's own ``__dict__``. Python looks there first, also where the
-    owner is a module and the callable is its registered child: the child stays registered.
+    owner is a module and the callable its registered child. The child stays registered.
 
     Raises:
         ValueError: the callable is intercepted already.
@@ -32,17 +32,16 @@ def intercepted(owner: Any, name: str, around: Around) -> Iterator[None]:
     finally:
         del own[name]
         own.update(before)
-        # A checkpoint calls what it was given again in the backward pass: pass that call on.
-        stand_in._around = None
+        vars(stand_in)["_around"] = None  # a checkpoint calls it again, in the backward pass
 
 
 class _StandIn:
     """In place of a callable; its class and all other attributes are the callable's."""
 
-    def __init__(self, held: Callable[..., Any], around: Around | None) -> None:
-        self._held, self._around = held, around
+    def __init__(self, held: Callable[..., Any], around: Around) -> None:
+        vars(self).update(_held=held, _around=around)
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> type:  # for isinstance()
         return type(self._held)
 
@@ -53,3 +52,6 @@ class _StandIn:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._held, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._held, name, value)

@@ -4,6 +4,7 @@ The torch code uses the same functions. ``examples/jax_sa2.py`` is an example. T
 ``NoiseSchedule`` and ``TauTable`` as float64 NumPy arrays; convert them to your library's arrays.
 """
 
+from sa_plugin.loss import window_gap
 from sa_plugin.prediction import to_eps, to_x0
 from sa_plugin.reverse import ReverseCoefficients, ReverseMoments, reverse_moments
 from sa_plugin.tau import theorem1_weight
@@ -15,7 +16,6 @@ from sa_plugin.variance import (
     iddpm_variance,
     optimal_variance,
 )
-from sa_plugin.window import window_gap
 
 __all__ = [
     "ReverseCoefficients",

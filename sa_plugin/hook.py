@@ -18,7 +18,7 @@ from sa_plugin._checks import check_recovered, check_steps
 from sa_plugin._interception import intercepted
 from sa_plugin._tensors import Coefficients
 from sa_plugin.hosts import HOSTS, CriterionCall, Host
-from sa_plugin.loss import HostTerms, SALoss
+from sa_plugin.loss import Asked, SALoss
 
 
 def attach(criterion: Any, loss: SALoss, host: Host | None = None) -> Any:
@@ -78,11 +78,11 @@ class _HookedObjective:
         self.replaced = {k: f for k, f in vars(criterion).items() if k == "objective"}
         self._name = f"{type(criterion).__name__}.objective"
         self._coefficients = Coefficients(loss.schedule)
-        self._known = host, criterion, host.predicts(criterion), self._coefficients
+        self._known: tuple[Any, ...] = host, criterion, host.predicts(criterion), self._coefficients
         self._checked = False
 
     def __call__(self, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        found: list[HostTerms] = []
+        asked: list[Asked] = []
 
         def around(network: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
             if len(inputs) != 2:
@@ -90,24 +90,29 @@ class _HookedObjective:
                     f"{self._name} called {self.host.network} with {len(inputs)} positional "
                     "arguments; the hook needs two, x_n and the time"
                 )
-            found.append(self._terms(CriterionCall(network, *inputs, named, *self._known), v))
-            return found[-1].output
+            asked.append(self._ask(CriterionCall(network, *inputs, named, *self._known), v))
+            return asked[-1].output
 
         with intercepted(self.criterion, self.host.network, around):
             value = self._objective(v, *args, **kwargs)
-        if len(found) != 1:
-            raise ValueError(f"{self._name} must call its network once, got {len(found)} calls")
-        simple, sa = found[0].terms
+        if len(asked) != 1:
+            raise ValueError(f"{self._name} must call its network once, got {len(asked)} calls")
+        simple, sa, added = asked[0].terms()
         if torch.is_grad_enabled() and self.loss.lam > 0 and not sa.requires_grad:
             raise ValueError(
                 f"the SA term of {self._name} has no gradient: the noise network is frozen, or "
                 "called without a graph, as a reentrant checkpoint does"
             )
-        self._note(simple_loss=simple.detach().mean(), sa_loss=sa.detach().mean())
-        return value + found[0].added
+        statistics = getattr(self.criterion, "statistics", None)
+        if statistics is not None:  # floats where the host keeps floats, else 0-d tensors
+            floats = float in map(type, statistics.values())
+            for name, term in (("simple_loss", simple), ("sa_loss", sa)):
+                mean = term.detach().mean()
+                statistics[name] = mean.item() if floats else mean
+        return value + added
 
-    def _terms(self, call: CriterionCall, v: Tensor) -> HostTerms:
-        """The host's call, made, with the terms of the windows around its steps."""
+    def _ask(self, call: CriterionCall, v: Tensor) -> Asked:
+        """The host's call, made, with those of the windows around its steps."""
         n, checked = call.steps(), self._checked  # once, as it waits for the device
         if not checked:
             name = f"the steps of {self._name} by {self.host}"
@@ -117,13 +122,6 @@ class _HookedObjective:
         if not checked:
             self._checked = check_recovered(eps, self._name, self.host)
         return self.loss.around(call, v, n, eps)
-
-    def _note(self, **means: Tensor) -> None:
-        """Statistics in the host's own type: floats where it keeps floats, else 0-d tensors."""
-        statistics = getattr(self.criterion, "statistics", None)
-        if statistics is not None:
-            floats = any(isinstance(value, float) for value in statistics.values())
-            statistics.update({k: m.item() if floats else m for k, m in means.items()})
 
 
 def _host_of(criterion: Any, hosts: tuple[Host, ...]) -> Host:

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from sa_plugin._arrays import Numeric
 from sa_plugin._calls import Answer, HostCall, MadeCall, PlainCall
 from sa_plugin._checks import (
     check_choice,
@@ -35,7 +35,7 @@ from sa_plugin._tensors import Coefficients, expand
 from sa_plugin.noise import NOISES, draw
 from sa_plugin.schedule import NoiseSchedule
 from sa_plugin.tau import TauTable
-from sa_plugin.window import BACKPROPS, WINDOWS, Window, check_anchor, down, draw_anchor, window_gap
+from sa_plugin.window import BACKPROPS, WINDOWS, Window, check_anchor, down, draw_anchor
 
 CHOICES = {"window": tuple(WINDOWS), "noise": tuple(NOISES), "backprop": BACKPROPS}
 CHOICES |= {"reduction": ("sum", "mean"), "extra_precision": ("same", "bf16")}
@@ -61,14 +61,11 @@ class SALossOutput:
 
 
 @dataclass(frozen=True)
-class HostTerms:
-    """What ``SALoss.around`` gives.
+class Asked:
+    """What ``SALoss.around`` gives: the host's ``output``, for its own images alone, and the terms.
 
-    The terms are computed when they are asked for, after the host's call: a checkpoint around that
-    call must not find more in it than in its repetition.
-
-    Attributes:
-        output: what the host's call returns, for the host's images alone.
+    ``terms()`` is for after the host's call: a checkpoint around that call would find more in it
+    than in its repetition.
     """
 
     output: Any
@@ -77,22 +74,14 @@ class HostTerms:
     eps: Tensor
     answers: list[Answer]
 
-    @cached_property
-    def terms(self) -> tuple[Tensor, Tensor]:
-        """(L_simple, L_sa) per sample [B]."""
-        return self.loss._terms(self.window, self._errors)
-
-    @property
-    def added(self) -> Tensor:
-        """[B], turns the host's own |e_t|^2 into the SA loss."""
-        simple, sa = self.terms
-        if not self.loss.reuse:
-            return self.loss.lam * sa
-        return self.loss.lam * sa + simple - self.loss._norm2(self._errors[0])
-
-    @cached_property
-    def _errors(self) -> Tensor:
-        return torch.cat([answer.eps() for answer in self.answers]) - self.eps
+    def terms(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(L_simple, L_sa, what turns the host's own |e_t|^2 into the SA loss) per sample [B]."""
+        e = _errors(self.answers, self.eps)
+        simple, sa = self.loss._terms(self.window, e)
+        added = self.loss.lam * sa
+        if self.loss.reuse:
+            added = added + (simple - self.loss._norm2(e[0]))
+        return simple, sa, added
 
 
 @dataclass(eq=False)
@@ -191,8 +180,7 @@ class SALoss:
         eps = self._noises(window, x0, noise, generator)  # [K, B, C, H, W]
         x = self._noised(x0, window.steps, eps)
         call = PlainCall(eps_model, x[0], n.to(x0.device, non_blocking=True), model_kwargs)
-        answers = self._ask(call, x[1:], window.steps)
-        e = torch.cat([answer.eps() for answer in answers]) - eps
+        e = _errors(self._ask(call, x[1:], window.steps), eps)
         simple, sa = self._terms(window, e)
         total = simple.mean() + self.lam * sa.mean()
         return SALossOutput(total, simple.mean(), sa.mean(), n, simple, sa)
@@ -223,8 +211,8 @@ class SALoss:
         call = PlainCall(eps_model, self._noised(x0, time, eps), time, model_kwargs)
         if eps_pred is not None:
             call = MadeCall(eps_model, call.x, time, model_kwargs, eps_pred)
-        given = {"anchor": anchor, "noise": noise, "generator": generator}
-        return self.around(call, x0, n, eps, **given).terms
+        asked = self.around(call, x0, n, eps, anchor=anchor, noise=noise, generator=generator)
+        return asked.terms()[:2]
 
     def around(
         self,
@@ -236,8 +224,8 @@ class SALoss:
         anchor: Tensor | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
-    ) -> HostTerms:
-        """Make a host's own network call, and evaluate the windows around its (x_n, n).
+    ) -> Asked:
+        """Make a host's own network call, and those of the windows around its (x_n, n).
 
         With ``backprop="all"`` and ``stack`` the other rows ride behind the host's in its call.
         Else their calls come before it. Arguments as for ``sa_term``.
@@ -247,7 +235,7 @@ class SALoss:
         eps = self._noises(window, x0, noise, generator, eps)
         others = self._noised(x0, window.steps[1:], eps[1:])
         answers = self._ask(call, others, window.steps)
-        return HostTerms(answers[0].first(), self, window, eps, answers)
+        return Asked(answers[0].first(), self, window, eps, answers)
 
     def _steps(self, batch: int, generator: torch.Generator | None) -> Tensor:
         """Steps [batch], each uniform on 1..N by itself, on the generator's device (none: CPU)."""
@@ -336,6 +324,27 @@ class SALoss:
         """|e|^2 over the dimensions behind the first ``batch``, by the loss's reduction."""
         squares = e.square().flatten(batch)
         return squares.sum(-1) if self.reduction == "sum" else squares.mean(-1)
+
+
+def _errors(answers: list[Answer], eps: Tensor) -> Tensor:
+    """e_s = f(x_s, s) - eps_s [K, B, ...], in at least float32."""
+    eps = eps.float() if eps.dtype.itemsize < 4 else eps
+    e, first = [], 0
+    for a in answers:
+        f = a.call.eps_of(a.output, a.x, a.steps.flatten()).unflatten(0, a.steps.shape)
+        e.append(f - eps[first : first + len(f)])
+        first += len(f)
+    return torch.cat(e)
+
+
+def window_gap(weights: Numeric, errors: Numeric) -> Numeric:
+    """sum_s w_s e_s over a window, [B, ...], for arrays of any library.
+
+    Args:
+        weights: tau_s / K, [K, B]; zero for a step that does not count.
+        errors: e_s, [K, B, ...].
+    """
+    return (weights.reshape((*weights.shape, *[1] * (errors.ndim - 2))) * errors).sum(0)
 
 
 def sequence_aware_loss(

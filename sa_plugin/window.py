@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sa_plugin._arrays import Numeric
 from sa_plugin._checks import look
 
 BACKPROPS = ("all", "one")
@@ -122,11 +121,3 @@ def check_anchor(window: str, backprop: str, K: int, n: Tensor, r: Tensor) -> No
         allowed, rule = allowed | ((r >= 1 - K) & (r < 1)), "n, or in 1-K..0"
     if look(allowed.all()) == [False]:
         raise ValueError(f"anchor must be {rule} (K = {K}), got {r[~allowed][0].item()}")
-
-
-def window_gap(weights: Numeric, errors: Numeric) -> Numeric:
-    """sum_s w_s e_s over a window, [B, ...], by weights tau_s / K [K, B] and errors [K, B, ...].
-
-    For arrays of any library.
-    """
-    return (weights.reshape((*weights.shape, *[1] * (errors.ndim - 2))) * errors).sum(0)

@@ -19,7 +19,7 @@ from sa_plugin._checks import check_choice
 from sa_plugin._extras import explain_absence
 from sa_plugin._interception import intercepted
 from sa_plugin._tensors import Coefficients
-from sa_plugin.loss import HostTerms, SALoss
+from sa_plugin.loss import Asked, SALoss
 from sa_plugin.schedule import NoiseSchedule
 from sa_plugin.wrappers import EpsModel
 
@@ -127,7 +127,7 @@ class SAGaussianDiffusion(GaussianDiffusion):
         """
         noise = torch.randn_like(x_start) if noise is None else noise
         graph, predicts = torch.is_grad_enabled(), OBJECTIVES[self.objective]
-        found: list[HostTerms] = []
+        asked: list[Asked] = []
 
         def around(network: nn.Module, x: Tensor, time: Tensor, condition: Any = None) -> Tensor:
             if graph and not torch.is_grad_enabled():  # for self-conditioning, which comes before
@@ -138,12 +138,12 @@ class SAGaussianDiffusion(GaussianDiffusion):
 
             named = {"condition": condition}
             call = _Call(positional, x, time, named, self._coefficients, predicts)
-            found.append(self.sa_loss.around(call, x_start, t + 1, noise, noise=noises))
-            return found[-1].output
+            asked.append(self.sa_loss.around(call, x_start, t + 1, noise, noise=noises))
+            return asked[-1].output
 
         with intercepted(self, "model", around):
             simple = super().p_losses(x_start, t, noise, offset_noise_strength, "none")
-        sa = self._sa_weight[t] * found[-1].terms[1]
+        sa = self._sa_weight[t] * asked[-1].terms()[1]
         self.statistics = {
             "simple_loss": simple.detach().mean(),
             "sa_loss": sa.detach().mean(),
