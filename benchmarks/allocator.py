@@ -1,7 +1,7 @@
-"""What it gives to keep freed memory (adapters/allocator.py): python -m benchmarks.allocator
+"""The gain of keeping freed memory (adapters/allocator.py): python -m benchmarks.allocator
 
-Two processes make the same training steps in turn, one with glibc's allocator as it is, one that
-keeps what it frees.
+Two processes take turns in making the same training steps. One uses glibc's allocator with its
+defaults, the other keeps freed memory.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.training_steps import NETWORKS, Variant, build_steps
 
 @dataclass(frozen=True)
 class Measured:
-    """One step: s, page faults that needed no disk; and the most memory so far, MiB."""
+    """One step: seconds, page faults that needed no disk, and peak memory so far in MiB."""
 
     seconds: float
     faults: int
@@ -31,7 +31,7 @@ class Measured:
 
 
 class _Stepper:
-    """Makes steps in a process of its own."""
+    """Makes steps in a separate process."""
 
     made = None
 
@@ -58,7 +58,7 @@ def _one_step() -> Measured:
 
 
 def measure(args: argparse.Namespace, variant: Variant) -> tuple[list[Measured], list[Measured]]:
-    """The steps of the two processes, as it is and kept, in turn."""
+    """The steps of the two processes, default and kept, which take turns."""
     spawn = multiprocessing.get_context("spawn")
     pools = [
         ProcessPoolExecutor(1, spawn, initializer=_prepare, initargs=(args, variant, keep))
@@ -78,7 +78,7 @@ def measure(args: argparse.Namespace, variant: Variant) -> tuple[list[Measured],
 
 
 def row(variant: Variant, steps: tuple[list[Measured], list[Measured]]) -> str:
-    """Markdown: medians, the ratio of the seconds taken one after the other, and the peaks."""
+    """Markdown: medians, the ratio of the seconds of consecutive steps, and the peaks."""
     as_is, kept = steps
     figures = [
         *(f"{1e3 * median(m.seconds for m in one):.4g}" for one in steps),
@@ -101,7 +101,8 @@ def main() -> None:
     args.device = "cpu"
     torch.set_num_threads(args.threads)
     print(f"{args.network}, batch {args.batch}; {machine.describe('cpu')}\n")
-    print("| step | ms as it is | ms kept | ratio (quartiles) | faults | kept | MiB | kept |")
+    print("| step | ms, default | ms, kept | ratio (quartiles) ", end="")
+    print("| page faults, default | kept | peak MiB, default | kept |")
     print("|---|" + "--:|" * 7)
     for variant in args.variants:
         print(row(variant, measure(args, variant)), flush=True)

@@ -1,9 +1,9 @@
-"""What an experiment costs before it is run: python -m benchmarks.cost --config configs/FILE.py
+"""The cost of an experiment before it is run: python -m benchmarks.cost --config configs/FILE.py
 
-Network calls, FLOP, bytes, and, given a speed, GPU-hours on several numbers of GPUs. FLOP are
-counted by torch.utils.flop_counter on the "meta" device, where nothing is computed: matrix products
-and convolutions, a multiply-add as two; a backward pass is counted, not guessed. docs/scaling.md
-tells what is counted and what is not.
+Network calls, FLOP, bytes and, if a speed is given, GPU-hours for several numbers of GPUs.
+torch.utils.flop_counter counts the FLOP on the "meta" device, which computes nothing. It counts
+matrix products and convolutions, with a multiply-add as two. Backward passes are counted too, not
+estimated. docs/scaling.md says what is counted and what is not.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from third_party.extended_analytic_dpm.methods import get_method
 MODULE = "benchmarks.cost"
 
 
-# As third_party.common.datasets gives them; the data themselves need not be there.
 @dataclass(frozen=True)
 class Network:
-    """One network's FLOP an image and its size.
+    """One network's FLOP for one image, and its size.
 
     Attributes:
         forward: FLOP of a forward pass.
         step: FLOP of a forward and a backward pass, in training mode.
-        numbers: parameters, and those of them that are trained.
+        numbers: number of parameters.
+        trained: number of trained parameters.
     """
 
     forward: int
@@ -51,7 +51,7 @@ class Network:
 class Part:
     """A stage's cost, in network calls on one image, FLOP and bytes.
 
-    ``moved``: what each GPU sends in training where there are many, in all steps together.
+    ``moved``: bytes that each of many GPUs sends in all training steps together.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Part:
 
 
 def measure_network(config: FrozenConfigDict, method: str) -> Network:
-    """Counted on the meta device for one image."""
+    """Counted on the meta device for one image; the data need not exist."""
     shape, chosen = IMAGE_SHAPES[config.data.name], get_method(method)
     with torch.device("meta"):
         net = build_network(
@@ -108,9 +108,9 @@ def parts_of(config: FrozenConfigDict, adapter: Adapter) -> list[Part]:
 
 
 def training(config: FrozenConfigDict, name: str, net: Network) -> Part:
-    """A training: SA-K makes K calls a step, K of them differentiated, or one ("one").
+    """A training: SA-K makes K calls a step and differentiates K of them, or one ("one").
 
-    The few steps of a window that lie below 1 and are not evaluated are counted as if they were.
+    The few steps of a window below 1 are counted, although they are not evaluated.
     """
     settings, sa = config[name], config.sa
     images = settings.iterations * settings.batch_size
@@ -124,7 +124,7 @@ def training(config: FrozenConfigDict, name: str, net: Network) -> Part:
 
 
 def sampling(config: FrozenConfigDict, plain: Network, second: Network) -> list[Part]:
-    """The images of every row over all its numbers of steps."""
+    """The images of every row, for all its numbers of steps."""
     sample, parts = config.sample, []
     for name in sample.processes:
         net = plain if get_process(name).needs is None else second
@@ -153,7 +153,7 @@ def table(parts: Sequence[Part], rate: float | None, gpus: Sequence[int], pair: 
 
 
 def rate_of(own: argparse.Namespace, net: Network) -> tuple[float | None, str]:
-    """FLOP/s of one GPU, and where it is from, in words."""
+    """FLOP/s of one GPU, and its source in words."""
     if own.tflops is not None and own.images_per_second is not None:
         raise ValueError("--tflops and --images_per_second: give one of them")
     if own.images_per_second is not None:
@@ -168,11 +168,11 @@ def rate_of(own: argparse.Namespace, net: Network) -> tuple[float | None, str]:
 def parser() -> OwnOptions:
     """Our own options."""
     own = OwnOptions(MODULE, add_help=False)
-    own.add_argument("--help_cost", action="help", help="this")
+    own.add_argument("--help_cost", action="help", help="show this text")
     add = own.add_argument
-    add("--tflops", type=_positive, help="of one GPU, in 1e12 FLOP/s: its peak")
-    add("--efficiency", type=_share, default=0.35, help="share of it achieved; default: 0.35")
-    add("--images_per_second", type=_positive, help="measured, of one call of the noise network")
+    add("--tflops", type=_positive, help="peak of one GPU, in 1e12 FLOP/s")
+    add("--efficiency", type=_share, default=0.35, help="achieved share of the peak; default: 0.35")
+    add("--images_per_second", type=_positive, help="measured, for one call of the noise network")
     add("--pair", type=_share, default=1.0, help="efficiency of 2 processes; default: 1.0")
     add("--gpus", type=_numbers, default=(1, 8, 64), help="default: 1,8,64")
     return own
@@ -200,7 +200,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def report(argv: Sequence[str]) -> str:
-    """All that is printed."""
+    """The text that is printed."""
     own, rest = parser().parse_known_args(list(argv[1:]))
     config = read_command_line([argv[0], *rest], (), MODULE).config
     if config.data.name not in IMAGE_SHAPES:

@@ -1,4 +1,4 @@
-"""What can happen to a file, and what somebody may do to one on purpose."""
+"""Damage that can happen to a file, and attacks that somebody may put into one."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from PIL import Image
 
 BOMB = 2**29  # bytes of zeros
 
-# Each is called with the content and two whole numbers >= 0, which say where and what.
 _LARGE = (b"\xff" * 4, b"\xff" * 8, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\0\1" * 2)
+# Called with the content and two whole numbers >= 0, which say where and what.
 Operation = Callable[[bytes, int, int], bytes]
 
 
@@ -31,39 +31,39 @@ def cut(content: bytes, at: int, _: int) -> bytes:
 
 
 def flip(content: bytes, at: int, bit: int) -> bytes:
-    """One bit is the other one."""
+    """One bit is flipped."""
     changed = bytearray(content)
     changed[at % len(content)] ^= 1 << bit % 8
     return bytes(changed)
 
 
 def hole(content: bytes, at: int, length: int) -> bytes:
-    """Some bytes were never written."""
+    """Some bytes are zero, as if never written."""
     start = at % len(content)
     gap = min(1 + length % 512, len(content) - start)
     return content[:start] + bytes(gap) + content[start + gap :]
 
 
 def lose(content: bytes, at: int, length: int) -> bytes:
-    """Some bytes are missing, the rest has moved up."""
+    """Some bytes are missing; the following ones move up."""
     start = at % len(content)
     return content[:start] + content[start + 1 + length % 64 :]
 
 
 def grow(content: bytes, _: int, length: int) -> bytes:
-    """Something stands behind it."""
+    """Bytes are appended."""
     return content + bytes(range(256)) * (1 + length % 4)
 
 
 def claim(content: bytes, at: int, kind: int) -> bytes:
-    """A number of 4 or 8 bytes is as large as can be."""
+    """A number of 4 or 8 bytes becomes very large."""
     number = _LARGE[kind % len(_LARGE)]
     start = at % len(content)
     return content[:start] + number + content[start + len(number) :]
 
 
 def digits(content: bytes, at: int, kind: int) -> bytes:
-    """A written number is another, of as many digits or of many."""
+    """A number in the text becomes another one, with the same number of digits or many."""
     found = list(re.finditer(rb"\d+", content))
     if not found:
         return claim(content, at, kind)
@@ -80,7 +80,7 @@ OUTSIDE: dict[str, Operation] = {
 
 
 def inside(content: bytes, operation: Operation, at: int, what: int) -> bytes:
-    """The operation on what is packed in a zip or gzip file, which gets the right sums again."""
+    """The operation on the content of a zip or gzip file, with the checksums computed anew."""
     if content[:2] == b"\x1f\x8b":
         return gzip.compress(operation(gzip.decompress(content), at, what), 1)
     if content[:2] != b"PK":
@@ -100,7 +100,7 @@ def inside(content: bytes, operation: Operation, at: int, what: int) -> bytes:
 
 
 class Code:
-    """Pickled, it makes a folder when it is unpickled carelessly."""
+    """Its pickle creates a folder when it is unpickled carelessly."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -110,7 +110,7 @@ class Code:
 
 
 def hostile(trace: Path) -> Mapping[str, bytes]:
-    """Files that would make the folder ``trace``, by the ways in which files hold pickles."""
+    """Files that would create the folder ``trace``, one for each way to store a pickle."""
     code, state = Code(trace), {"conv.bias": torch.zeros(4)}
     return {
         "pickle": pickle.dumps(code),
@@ -124,7 +124,7 @@ def hostile(trace: Path) -> Mapping[str, bytes]:
 
 @cache
 def bombs() -> Mapping[str, bytes]:
-    """Small files that unpack to ``BOMB`` bytes and more, or say so."""
+    """Small files that unpack to ``BOMB`` bytes or more, or claim to."""
     zeros = np.broadcast_to(np.uint8(0), BOMB)
     header = {"descr": "|u1", "fortran_order": False, "shape": (2**42, 2, 2, 3)}
     claims = io.BytesIO()
@@ -167,7 +167,7 @@ def _packed(members: Mapping[str, bytes]) -> bytes:
 
 
 def _png_of(width: int, height: int) -> bytes:
-    """A header of that size and next to nothing behind it."""
+    """A header that claims this size, followed by almost no data."""
     file = io.BytesIO()
     Image.new("L", (8, 8)).save(file, "PNG")
     content = bytearray(file.getvalue())

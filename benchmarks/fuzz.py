@@ -1,10 +1,9 @@
-"""Damaged and hostile files by the thousand: python -m benchmarks.fuzz --cases N --seed S
+"""Reads thousands of damaged and hostile files: python -m benchmarks.fuzz --cases N --seed S
 
-Every kind of file that is read is damaged in every way of ``benchmarks.damage``, and read. Each
-runs in a process of its own, whose address space is bounded, and each file has so much time: where
-the process dies, that is a crash. Prints a table in Markdown; exit code 1 where anything is not as
-it should be: a crash, an error that is no ValueError or OSError or does not name the file, damage
-that a format's own sums would have told, or code that was run.
+Every kind of file is damaged in every way of ``benchmarks.damage`` and read. Each kind has its own
+process with a bounded address space, and each file a time limit. Prints a table in Markdown. The
+exit code is 1 if anything is wrong: the process died, an error is no ValueError or OSError or does
+not name the file, damage that the format's checksums reveal was accepted, or code was run.
 """
 
 from __future__ import annotations
@@ -32,24 +31,24 @@ RSS = Path("/proc/self/clear_refs"), Path("/proc/self/status")  # Linux
 
 
 class TooSlow(BaseException):
-    """No Exception, so that no loader takes it for damage."""
+    """Not an Exception, so no loader mistakes it for damage."""
 
 
 @dataclass
 class Tally:
-    """What came of the cases of one loader."""
+    """The results of one loader's cases."""
 
     cases: int = 0
     refused: int = 0
     same: int = 0
     changed: int = 0
-    wrong: list[str] = field(default_factory=list)  # what must not be
-    peak: float = 0.0  # MiB that one case took beyond what the process had before it
+    wrong: list[str] = field(default_factory=list)  # results that must not occur
+    peak: float = 0.0  # largest increase of memory by one case, MiB
     slowest: float = 0.0  # seconds
 
 
 class Trial:
-    """One loader with its sound sample, which is damaged and read again and again."""
+    """One loader with its valid sample, which is damaged and read again and again."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
@@ -62,7 +61,7 @@ class Trial:
         self.expected = fingerprint(self.loader.read(self.path))
 
     def read(self, content: bytes) -> str:
-        """ "refused", "same" or "changed"; another exception than those of damage goes through."""
+        """ "refused", "same" or "changed"; other exceptions than those for damage are raised."""
         self.path.parent.mkdir(exist_ok=True)
         self.path.write_bytes(content)
         try:
@@ -79,7 +78,7 @@ class Trial:
         return "same" if found == self.expected else "changed"
 
     def check(self, content: bytes, *, sums_hold: bool) -> str:
-        """The same, but what the format's own sums tell must not be taken for a sound file."""
+        """The same, but damage that the format's checksums reveal must not be accepted."""
         outcome = self.read(content)
         if outcome == "changed" and self.loader.has_sums and not sums_hold:
             raise AssertionError("damage was read in silence, though the format has sums")
@@ -87,7 +86,7 @@ class Trial:
 
 
 def cases_of(trial: Trial, count: int, seed: int) -> Iterator[tuple[str, bytes, bool]]:
-    """(what it is, content, whether the sums in it are right)."""
+    """(what it is, content, whether its checksums are correct)."""
     yield "empty", b"", False
     for name, content in hostile(trial.trace).items():
         yield f"hostile: {name}", content, True
@@ -109,7 +108,7 @@ def cases_of(trial: Trial, count: int, seed: int) -> Iterator[tuple[str, bytes, 
 
 
 def run_loader(name: str, count: int, seed: int) -> Tally:
-    """All cases of a loader, in this process."""
+    """Run all cases of a loader in this process."""
     tally = Tally()
     with tempfile.TemporaryDirectory() as folder:
         trial = Trial(name, Path(folder) / "own")
@@ -133,7 +132,7 @@ def _too_slow(*_: object) -> NoReturn:
 
 
 def _status(key: str) -> float:
-    """MiB."""
+    """An entry of this process's status, in MiB."""
     lines = RSS[1].read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:")) / 2**10
 
@@ -143,7 +142,7 @@ def _peak() -> float:
 
 
 def _reset_peak() -> float:
-    """Resident memory now, from which the peak is counted."""
+    """Reset the peak; the resident memory now, MiB."""
     RSS[0].write_text("5")
     return _status("VmRSS")
 
@@ -156,7 +155,7 @@ def _child(name: str, count: int, seed: int, answer: Connection) -> None:
 
 
 def in_own_process(name: str, count: int, seed: int) -> Tally:
-    """``run_loader`` where a crash is only its own."""
+    """``run_loader`` in a separate process, which may crash."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(name, count, seed, theirs))
@@ -181,15 +180,17 @@ def row(name: str, tally: Tally) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table; 1 where anything is wrong."""
+    """Print the table; 1 if anything is wrong."""
     parser = argparse.ArgumentParser("benchmarks.fuzz", description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", type=int, default=10_000, help="of all loaders together")
+    parser.add_argument("--cases", type=int, default=10_000, help="number for all loaders together")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=tuple(LOADERS), nargs="*", help="these loaders")
+    parser.add_argument("--only", choices=tuple(LOADERS), nargs="*", help="only these loaders")
     asked = parser.parse_args(argv)
     bombs()  # made once, for all processes
     names = asked.only or list(LOADERS)
-    print("| file | sums | cases | refused | read as before | read otherwise | wrong | MiB | s |")
+    print(
+        "| file | checksums | cases | refused | read as before | read otherwise | wrong | MiB | s |"
+    )
     print("|---|---|--:|--:|--:|--:|--:|--:|--:|")
     tallies = {}
     for name in names:

@@ -1,8 +1,8 @@
-"""How a training step's gradient varies from draw to draw, by variant of the SA loss; digits only.
+"""The variance of a training step's gradient over draws, by variant of the SA loss; digits only.
 
-The weights stay where a short training left them. Every draw has its batch and its seed, which all
-variants share: as far as their laws allow they then see the same steps and noise, and the ratio of
-two of them varies less than either.
+The weights are those after a short training. Each draw has one batch and one seed, which all
+variants share. The variants then see the same steps and noise as far as their distributions allow,
+so the ratio of two variances varies less than either variance.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from third_party.common.datasets import get_dataset
 from third_party.common.ema import EMA
 from third_party.common.schedule import Schedule
 
-TRAINED = 600  # steps before the measurement: at the start the last layer is zero
-EMA_RATE = 0.99  # of the average whose errors stand in for the network's in one row
+TRAINED = 600  # steps before the measurement, because the last layer starts at zero
+EMA_RATE = 0.99  # of the average, which replaces the network in the calls without a graph of a row
 BATCH = 64
-BLOCKS = 10  # parts of the draws: their spread gives the standard errors
+BLOCKS = 10  # parts of the draws; their spread gives the standard errors
 
 
 class Sums:
-    """Sums over draws: of a variant's gradients, and of their differences from the reference's."""
+    """Sums over draws of a variant's gradients and of their differences from the reference."""
 
     def __init__(self) -> None:
         self.draws = 0
@@ -38,7 +38,7 @@ class Sums:
         self.difference_squares = 0.0
 
     def add(self, gradient: Tensor, reference: Tensor) -> None:
-        """Take in one draw, both [P] in float64."""
+        """Add one draw; both gradients are [P] in float64."""
         difference = gradient - reference
         self.draws += 1
         self.total = self.total + gradient
@@ -47,7 +47,7 @@ class Sums:
         self.difference_squares += difference.square().sum().item()
 
     def moments(self) -> Moments:
-        """What the draws say of the gradient's law."""
+        """The estimates from all draws."""
         return Moments(
             self.squares / self.draws - _square_of_mean(self.total, self.squares, self.draws),
             _square_of_mean(self.total, self.squares, self.draws),
@@ -56,7 +56,7 @@ class Sums:
 
 
 def _square_of_mean(total: Tensor, squares: float, draws: int) -> float:
-    """|E g|^2 by the pairs of different draws: unbiased, so it may be negative."""
+    """|E g|^2 from pairs of different draws: unbiased, so the estimate may be negative."""
     return (total.square().sum().item() - squares) / (draws * (draws - 1))
 
 
@@ -71,7 +71,7 @@ class Moments:
 
 @dataclass
 class Variant:
-    """A way to estimate the gradient, and what was measured of it.
+    """A way to estimate the gradient, and its measurements.
 
     ``network``: (x, n) -> eps as the loss calls it; None: the network itself.
     """
@@ -84,16 +84,16 @@ class Variant:
 
 
 def gradient_table(model: nn.Module, host: Schedule, draws: int, bf16: bool = False) -> str:
-    """Markdown: variance, bias and time of every variant, relative to SA-2's or SA-4's "all".
+    """Markdown: variance, bias and time of every variant, relative to "all" of SA-2 or SA-4.
 
     Args:
-        model: the digits network, untrained; it is trained first.
+        model: the untrained digits network; it is trained first.
         host: its schedule.
-        draws: gradients of each variant.
-        bf16: also with bfloat16 for the calls without a graph.
+        draws: number of gradients of each variant.
+        bf16: add a variant with bfloat16 for the calls without a graph.
 
     Raises:
-        ValueError: fewer than two draws a block.
+        ValueError: fewer than two draws in a block.
     """
     if draws < 2 * BLOCKS:
         raise ValueError(f"draws must be at least {2 * BLOCKS}, got {draws}")
@@ -178,7 +178,7 @@ def _with_error(values: Sequence[float], form: str) -> str:
 
 
 def _train(model: nn.Module, loss: SALoss, data: Iterator[Tensor]) -> nn.Module:
-    """Train the model; its average."""
+    """Train the model; return its average."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     ema = EMA({"model": model}, EMA_RATE)
     for _ in range(TRAINED):

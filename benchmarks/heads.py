@@ -1,10 +1,10 @@
-"""Do the second predictions learn the optimal variances? python -m benchmarks.heads
+"""Do the second outputs learn the optimal variances? python -m benchmarks.heads
 
-For x_0 ~ N(mu, S), S diagonal, the optimal reverse variances are known: from t to s they are
-small(s, t) + weight(s, t) Cov[x_0 | x_t], Cov[x_0 | x_t] = cum_beta_t S / (cum_alpha_t S +
-cum_beta_t). The host's criteria train NPR and SN heads on it, on a frozen noise
-network ("simple" and "complex" heads) and jointly with it; what the sampler would use is compared
-with the exact values.
+For x_0 ~ N(mu, S) with diagonal S the optimal reverse variances are known. From t to s they are
+small(s, t) + weight(s, t) Cov[x_0 | x_t], with Cov[x_0 | x_t] = cum_beta_t S / (cum_alpha_t S +
+cum_beta_t). The host's criteria train NPR and SN on this data, as heads on a frozen trunk ("simple"
+and "complex") and jointly with the noise. The variances that the sampler would use are compared
+with the exact ones.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from third_party.extended_analytic_dpm.methods import build_criterion, get_metho
 
 SHAPE = (1, 8, 8)
 STEPS = 10
-METHODS = {  # the variance, the host's method, the head's mode where there is one
+METHODS = {  # the variance, the host's method, the head's mode ("": no head)
     "NPR, simple head": ("npr", "pred_eps_epsc_pretrained", "simple"),
     "SN, simple head": ("sn", "pred_eps_eps2_pretrained", "simple"),
     "NPR, complex head": ("npr", "pred_eps_epsc_pretrained", "complex"),
@@ -42,7 +42,7 @@ METHODS = {  # the variance, the host's method, the head's mode where there is o
 
 @dataclass(frozen=True)
 class Problem:
-    """The data: mean and variance of each pixel, float64 [1, 8, 8]; and how many steps it takes."""
+    """The data: mean and variance of each pixel, float64 [1, 8, 8]; and the number of steps N."""
 
     mu: Tensor
     S: Tensor
@@ -50,7 +50,7 @@ class Problem:
 
     @classmethod
     def two_halves(cls) -> Problem:
-        """A left half that hardly varies beside a right half that does."""
+        """A left half with small variance and a right half with large variance."""
         S = torch.full(SHAPE, 0.02, dtype=torch.float64)
         S[..., SHAPE[-1] // 2 :] = 0.3
         return cls(mu=torch.linspace(-0.5, 0.5, S.numel(), dtype=torch.float64).view(SHAPE), S=S)
@@ -91,7 +91,7 @@ def train(
 ) -> nn.Module:
     """The averaged network of one of the host's methods, in eval mode."""
     torch.manual_seed(seed)
-    np.random.seed(seed)  # noqa: NPY002, the host draws its steps from there
+    np.random.seed(seed)  # noqa: NPY002, the host draws its steps from this state
     config, chosen = get_config(), get_method(method)
     network = build_network(
         config.network.name,
@@ -116,7 +116,7 @@ def train(
 def reverse_variances(
     problem: Problem, network: nn.Module, method: str, variance: str, n_images: int = 1000
 ) -> Tensor:
-    """What the sampler would use, as a mean over x_t: float64 [STEPS, 1, 8, 8], t descending."""
+    """The sampler's variances as means over x_t: float64 [STEPS, 1, 8, 8], t descending."""
     wrapper = DTWrapper(network, get_method(method).typ, N=problem.N)
     x0 = next(problem.batches(n_images, seed=1)).double()
     generator = torch.Generator().manual_seed(2)
@@ -139,10 +139,10 @@ def learnt(
     head_lr: float = 1e-3,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Reverse variances by name: trained heads, DDPM's two fixed ones, and the exact ones.
+    """Reverse variances by name: trained heads, DDPM's two fixed variances, and the exact ones.
 
-    ``iterations`` are those of the noise network under the heads and of joint training;
-    ``head_iterations`` those of each head, by default as many.
+    ``iterations`` counts those of the trunk and of joint training. ``head_iterations`` counts those
+    of each head; default: ``iterations``.
     """
     trunk = None
     if any(METHODS[name][2] for name in names):
@@ -165,7 +165,7 @@ def learnt(
 
 
 def errors(found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Mean over pixels of |log(variance / exact)| at each step, [STEPS]; the noiseless last too."""
+    """Mean over pixels of |log(variance / exact)| at each step, [STEPS], last step included."""
     exact = found["exact"]
     return {
         name: (values / exact).log().abs().flatten(1).mean(1)
@@ -175,9 +175,9 @@ def errors(found: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def table(problem: Problem, found: dict[str, Tensor]) -> str:
-    """Markdown: each method's error at some steps and its mean over all but the last.
+    """Markdown: each method's error at some steps and its mean over all steps but the last.
 
-    The last step, to x_0, has no variance to compare "DDPM small" in.
+    At the last step, to x_0, the variance of "DDPM small" is zero and has no relative error.
     """
     timesteps = [t for t, _ in problem.steps()]
     shown = [0, 2, 4, 6, 8]
@@ -217,7 +217,7 @@ def draw(problem: Problem, found: dict[str, Tensor], path: Path) -> None:
 
 
 def _style(name: str) -> dict[str, str]:
-    """Black for what is not learnt; a colour for each way of training, dashes for SN."""
+    """Black for variances that are not learnt, one colour per way of training, dashes for SN."""
     known = {"exact": "-", "DDPM small": ":", "DDPM big": "--"}
     if name in known:
         return {"color": "black", "linestyle": known[name]}
@@ -230,8 +230,8 @@ def _style(name: str) -> dict[str, str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.heads", description=__doc__)
-    parser.add_argument("--iterations", type=int, default=600, help="of a noise network")
-    parser.add_argument("--head_iterations", type=int, help="of a head; default: --iterations")
+    parser.add_argument("--iterations", type=int, default=600, help="for a noise network")
+    parser.add_argument("--head_iterations", type=int, help="for a head; default: --iterations")
     parser.add_argument("--head_lr", type=float, default=1e-3)
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--out", type=Path, default=Path("docs/figures/heads_gaussian.png"))

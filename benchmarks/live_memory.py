@@ -1,9 +1,9 @@
 """Memory that tensors of a training step hold at once: python -m benchmarks.live_memory
 
-Every tensor that an operator returns counts from then until its storage is released, forward and
-backward, with the weights, their average and Adam's state. Steps are made on PyTorch's "meta"
-device, which computes shapes alone: any batch of any network in seconds, the same numbers on every
-machine. What is not counted: the workspaces of kernels, and what an allocator keeps in reserve.
+Every tensor that an operator returns counts until its storage is released, in the forward and the
+backward pass. The weights, their average and Adam's state are added. Steps run on PyTorch's "meta"
+device, which computes only shapes. So any batch of any network takes seconds, and the numbers are
+the same on every machine. Workspaces of kernels and an allocator's reserve are not counted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from third_party.extended_analytic_dpm.methods import build_criterion
 
 
 class LiveMemory(TorchDispatchMode):
-    """Within it: ``peak``, the most bytes that tensors made meanwhile held at once."""
+    """In this context, ``peak`` is the most bytes that newly made tensors held at once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,16 +60,16 @@ class LiveMemory(TorchDispatchMode):
 
 
 def peak_of(evaluate: Callable[[], Tensor], model: nn.Module) -> int:
-    """Bytes held at most while ``evaluate()`` is made and differentiated, with what stays."""
+    """Peak bytes of ``evaluate()`` and its backward pass, with weights and optimiser state."""
     model.zero_grad(set_to_none=True)
     with LiveMemory() as memory:
         evaluate().mean().backward()
     weights = sum(p.nbytes for p in model.parameters())
-    return memory.peak + 4 * weights  # themselves, their average, Adam's two moments
+    return memory.peak + 4 * weights  # the weights, their average, Adam's two moments
 
 
 def step_peak(row: Variant, network: str, batch: int) -> int:
-    """Bytes of a training step of the port's criterion."""
+    """Peak bytes of a training step of the port's criterion."""
     model = make_network(network, "meta")
     criterion = build_criterion("pred_eps", HOST, model)
     v = torch.zeros(batch, *NETWORKS[network][1], device="meta")

@@ -1,4 +1,4 @@
-"""Every kind of file that is read, as a small sound sample and the call that reads it."""
+"""Every kind of file that is read: a small valid sample, and the call that reads it."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ class Loader:
     """A kind of file.
 
     Attributes:
-        file: where it lies below a folder.
-        write: makes a sound one at that path, and what belongs to it.
-        read: reads the one at that path.
-        has_sums: whether its format holds sums, so that no change of a bit may go unnoticed.
+        file: its path below a folder.
+        write: writes a valid file at that path, and other files that it needs.
+        read: reads the file at that path.
+        has_sums: whether its format has checksums, so that every changed bit must be noticed.
     """
 
     file: str
@@ -68,7 +68,7 @@ class Loader:
 
 
 def fingerprint(value: Any) -> str:
-    """Equal for equal contents, bit by bit; of tensors, arrays and what holds them."""
+    """Equal if the contents are equal bit by bit: tensors, arrays and containers of them."""
     digest = hashlib.sha256()
     _feed(digest, value)
     return digest.hexdigest()

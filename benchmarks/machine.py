@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine in words, its matrix peak, networks, spread."""
+"""Code that the benchmarks share: the machine in words, its matrix peak, networks, statistics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from adapters.registry import build_network
 from configs import cifar10, digits
 
-# Image shapes as the data have them; the sizes of the networks come from the configurations.
+# Image shapes are those of the data; network sizes come from the configurations.
 NETWORKS = {
     "cifar10": (cifar10, (3, 32, 32)),
     "digits": (digits, (1, 8, 8)),
@@ -28,7 +28,7 @@ NETWORKS = {
 
 
 class Loop(nn.Module):
-    """A network that costs next to nothing, for images of the digits' size: the loop alone."""
+    """A network of almost no cost for images of the digits' size, to time the loop alone."""
 
     def forward(self, x: Tensor, n: Tensor) -> Tensor:
         """A tenth of x."""
@@ -43,14 +43,14 @@ def network(name: str, device: str, seed: int = 0) -> tuple[nn.Module, tuple[int
     chosen = module.experiment("sn").network
     torch.manual_seed(seed)
     built = build_network(chosen.name, chosen.args.to_dict(), shape, trunk_channels=shape[0])
-    for parameter in built.parameters():  # the last layers start at zero, which NaN checks like
+    for parameter in built.parameters():  # the last layers start at zero: give them values
         if not parameter.any():
             nn.init.normal_(parameter, std=0.01)
     return built.to(device).eval(), shape
 
 
 def synchronise(device: str) -> None:
-    """Wait for what has been launched."""
+    """Wait for all work that was launched on the device."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -59,9 +59,9 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def seconds_of(work: Any, device: str, clock: str = "wall") -> float:
-    """Time of ``work()``, in seconds: "wall", or "cpu", the work of this process's threads.
+    """Time of ``work()`` in seconds: "wall", or "cpu", the CPU time of this process's threads.
 
-    The latter leaves out the time in which other processes had the cores, but not what they do to
+    "cpu" leaves out the time in which other processes used the cores, but not their effect on
     caches and clock rates.
     """
     now = CLOCKS[clock]
@@ -92,7 +92,7 @@ def peak_memory(device: str) -> float:
     """MiB: the device's peak since the last reset, or the whole process's on the CPU."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    status = Path("/proc/self/status")  # getrusage's figure may be that of the starting process
+    status = Path("/proc/self/status")  # getrusage may report the parent process
     if status.exists():
         (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
         return float(line.split()[1]) / 2**10
@@ -124,12 +124,12 @@ def quartiles(values: Sequence[float], form: str = "{:.3f}") -> str:
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """A 95 % interval of the median from the values' ranks alone: no law is assumed.
+    """A 95 % interval of the median from the ranks of the values, for any distribution.
 
-    Fewer than six values cannot give one: the least and the largest, whatever that is worth.
+    Fewer than six values give no 95 % interval; then the smallest and the largest value.
     """
     n, ordered = len(values), sorted(values)
-    rank, below = 0, 0.5**n  # below: the chance that at most ``rank`` values lie under the median
+    rank, below = 0, 0.5**n  # below: probability that at most ``rank`` values are below the median
     while below <= 0.025:
         rank += 1
         below += comb(n, rank) * 0.5**n
@@ -138,6 +138,6 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def spread(values: Sequence[float], form: str = "{:.3f}") -> str:
-    """median (least to largest)."""
+    """median (smallest to largest)."""
     low, high = min(values), max(values)
     return f"{form.format(median(values))} ({form.format(low)} to {form.format(high)})"

@@ -1,16 +1,16 @@
 """FID and Inception Score of 32x32 images in one pass against files: python -m benchmarks.metrics
 
-In one run, the ways taken in turn, round after round. Each loads its network, and compares with
-statistics made beforehand; the weights are random, in the layout of the published file.
+In one run the ways take turns, round after round. Each way loads its network and compares with
+statistics made beforehand. The weights are random, in the layout of the published file.
 
     one pass     ours without files: FID, and the score of the same pass (``is_inception``)
     both inputs  ours without files: FID, and the Inception Score of torch-fidelity's own input,
-                 which is a second pass (and gives a second distance)
+                 which needs a second pass (and gives a second distance)
     files        the images written as PNG files, then pytorch-fid and torch-fidelity in turn
 
-The distance between two covariances costs the same for any number of images and is measured beside
-them, so that the time for --at images can be told from a smaller number: some hundreds, so that the
-passes take longer than the distances.
+The distance between two Gaussians costs the same for any number of images. It is measured
+separately, so that the time for --at images follows from the time for a smaller number of images.
+Use some hundreds, so that the passes take longer than the distances.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ FEATURES = {"one pass": ("inception",), "both inputs": ("inception", "inception_
 def random_weights() -> dict[str, Tensor]:
     """Random tensors under the names and in the shapes of pytorch-fid's weights file.
 
-    He's variance for the convolutions, or else nothing of the image would reach the last layer.
+    The convolutions have He's variance; otherwise no signal would reach the last layer.
     """
     from pytorch_fid import inception as package
 
@@ -77,7 +77,7 @@ def random_images(count: int, channels: int = 3, size: int = 32, seed: int = 0) 
 
 
 class Comparison:
-    """The ways to the same numbers; each returns (FID, Inception Score)."""
+    """The ways to compute the same numbers; each returns (FID, Inception Score)."""
 
     def __init__(self, folder: Path, args: argparse.Namespace) -> None:
         self.folder, self.args = folder, args
@@ -90,7 +90,7 @@ class Comparison:
             Statistics.of(moments[name], name).save(folder / f"{name}.npz")
 
     def ours(self, names: tuple[str, ...]) -> tuple[float, float]:
-        """Batches into the metrics, as ``adapters.sample --format metrics`` does."""
+        """Feed batches to the metrics, as ``adapters.sample --format metrics`` does."""
         extractors = build_extractors(names, device=self.args.device)
         stored = {name: Statistics.load(self.folder / f"{name}.npz") for name in names}
         reference: Summary = statistics_summary(stored, extractors)
@@ -99,7 +99,7 @@ class Comparison:
         return metrics["fid"], metrics[score]
 
     def files(self) -> tuple[float, float]:
-        """PNG files, and the two packages on their folder."""
+        """Write PNG files and run the two packages on their folder."""
         import torch_fidelity
         from pytorch_fid import fid_score
 
@@ -119,20 +119,20 @@ class Comparison:
                 cuda=torch.device(self.args.device).type == "cuda",
                 cache=False,
                 verbose=False,
-                save_cpu_ram=True,  # no workers: PNG files this small are read in no time
+                save_cpu_ram=True,  # no workers: reading such small PNG files takes no time
                 feature_extractor_weights_path=os.environ[WEIGHTS_VARIABLE],
             )
         return float(fid), score["inception_score_mean"]
 
     def distance(self, compute: Callable[..., float]) -> float:
-        """Between two Gaussians as the ways have them."""
+        """The distance between the two Gaussians on disk."""
         one = Statistics.load(self.folder / "inception.npz")
         two = Statistics.load(self.folder / "inception_tf.npz")
         return float(compute(one.mu, one.sigma, two.mu, two.sigma))
 
 
 def ways_of(comparison: Comparison) -> dict[str, Callable[[], object]]:
-    """All that is timed."""
+    """The functions that are timed."""
     from pytorch_fid import fid_score
 
     theirs = fid_score.calculate_frechet_distance
@@ -148,7 +148,7 @@ def ways_of(comparison: Comparison) -> dict[str, Callable[[], object]]:
 def measure(
     ways: dict[str, Callable[[], object]], args: argparse.Namespace
 ) -> tuple[dict[str, list[float]], dict[str, object]]:
-    """Seconds by way and round, and what each way gave."""
+    """Seconds by way and round, and the result of each way."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     results: dict[str, object] = {}
 
@@ -164,7 +164,7 @@ def measure(
 
 def report(seconds: dict[str, list[float]], results: dict, args: argparse.Namespace) -> None:
     """A table in Markdown; times are medians with quartiles, ratios are taken within a round."""
-    print("| way | seconds | images/s | files / it | FID, score |")
+    print("| way | seconds | images/s | time of files / its time | FID, score |")
     print("|---|---:|---:|---:|---|")
     for name in (*FEATURES, "files"):
         times = seconds[name]
@@ -177,12 +177,12 @@ def report(seconds: dict[str, list[float]], results: dict, args: argparse.Namesp
     print(f"\nThe distance alone: ours {fixed['ours']:.1f} s, ", end="")
     print(f"pytorch-fid's {fixed['pytorch-fid']:.1f} s, for any number of images.")
 
-    def told(name: str, apart: float) -> float:
+    def scaled(name: str, apart: float) -> float:
         return apart + (median(seconds[name]) - apart) * args.at / args.images
 
-    slow = told("files", fixed["pytorch-fid"])
-    once, twice = told("one pass", fixed["ours"]), told("both inputs", 2 * fixed["ours"])
-    print(f"At {args.at:,} images, were the rest in proportion: ", end="")
+    slow = scaled("files", fixed["pytorch-fid"])
+    once, twice = scaled("one pass", fixed["ours"]), scaled("both inputs", 2 * fixed["ours"])
+    print(f"At {args.at:,} images, if the rest grows in proportion: ", end="")
     print(f"files / one pass {slow / once:.2f}, files / both inputs {slow / twice:.2f}.")
 
 
@@ -195,7 +195,7 @@ def main() -> None:
     parser.add_argument(
         "--clock", choices=sorted(machine.CLOCKS), default="wall", help="cpu: on a shared machine"
     )
-    parser.add_argument("--at", type=int, default=10_000, help="images to tell the ratio for")
+    parser.add_argument("--at", type=int, default=10_000, help="number of images to extrapolate to")
     args = parser.parse_args()
     if args.images < SPLITS or args.rounds < 1 or args.batch < 1:
         parser.error(f"--images must be at least {SPLITS}, --rounds and --batch at least 1")
@@ -204,7 +204,7 @@ def main() -> None:
         f"{args.clock} time\n"
     )
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # few images, singular covariances: expected here
+        warnings.simplefilter("ignore")  # few images give singular covariances: expected here
         folder = Path(name)
         path = folder / "hub" / "checkpoints" / NAME  # where pytorch-fid looks
         path.parent.mkdir(parents=True)
@@ -218,7 +218,7 @@ def main() -> None:
 
 
 def sqrtm_of_old() -> Callable[..., object]:
-    """SciPy's own, with the argument ``disp`` that pytorch-fid gives and SciPy 1.18 took away."""
+    """SciPy's ``sqrtm`` with ``disp``, which pytorch-fid passes and SciPy 1.18 removed."""
     import scipy.linalg
 
     current = scipy.linalg.sqrtm

@@ -1,6 +1,6 @@
 """How far float32, bfloat16 and float16 are from float64: python -m benchmarks.numerics
 
-The loss, the table of tau and the sampler on one input in every precision, the network included;
+The loss, the table of tau and the sampler on one input in every precision, including the network:
 the numbers in docs/numerics.md. It takes some seconds and needs no GPU.
 """
 
@@ -26,7 +26,7 @@ PAIRED = ("npr", "sn", "iddpm")
 
 
 def network(variance: str) -> Callable[[Tensor, Tensor], Any]:
-    """A smooth stand-in for a network, in its input's dtype, with the output ``variance`` needs."""
+    """A smooth function as network, in its input's dtype, with the output ``variance`` needs."""
 
     def call(x: Tensor, n: Tensor) -> Any:
         eps = 0.8 * torch.sin(1.7 * x + 0.003 * n.to(x.dtype).reshape(-1, 1, 1, 1)) + 0.1 * x
@@ -65,7 +65,7 @@ def sampler_errors(schedule: NoiseSchedule, steps: int) -> Iterator[tuple[str, s
     for forward in FORWARDS:
         for variance in VARIANCES:
             if forward == "ddim" and variance in ("big", "iddpm"):
-                continue  # refused: neither belongs to DDIM
+                continue  # refused: DDIM has neither
             more = {"gamma": gamma} if variance == "analytic" else {}
             sampler = Sampler(
                 network(variance), schedule, forward=forward, variance=variance, steps=steps, **more

@@ -1,9 +1,9 @@
 """One process against two that share the images: python -m benchmarks.processes
 
-The whole command adapters.sample on the digits network with random weights, start-up included, in
-turn; each process has as many threads as OMP_NUM_THREADS says. Efficiency: time of one over twice
-the time of two. A run of 64 images tells the start-up, which the second figure leaves out: make
-the run several times as long.
+Both take turns in running the whole command adapters.sample on the digits network with random
+weights, start-up included. OMP_NUM_THREADS sets the threads of each process. Efficiency is the time
+of one process over twice the time of two. A run of 64 images per process measures the start-up,
+which the second figure leaves out; the full run should take several times as long.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> None:
             start_one, start_two = (seconds(args, folder, p, 64 * p) for p in (1, 2))
             print(f"one {one:.2f} s (64: {start_one:.2f}), two {two:.2f} s (128: {start_two:.2f})")
             whole.append(one / two / 2)
-            # Of the images beyond the first 64 of each process.
+            # Rates of the images beyond the first 64 of each process.
             rate_one = (args.images - 64) / (one - start_one)
             rate_two = (args.images - 128) / (two - start_two)
             inner.append(rate_two / rate_one / 2)

@@ -1,14 +1,14 @@
-"""The sampler against other loops round the same network: python -m benchmarks.sampling
+"""The sampler against other loops with the same network: python -m benchmarks.sampling
 
-In one run, the ways taken in turn, round after round, in another order each time, so that a change
-of the machine's speed hits all of them; a ratio is taken within a round. Where the 95 % interval of
-its median is wider than what is to be told apart, --rounds must grow. The ways:
+In one run the ways take turns, round after round, each time in another order. A change of the
+machine's speed then affects all of them. Ratios are taken within a round. If the 95 % interval of
+the median ratio is too wide for the comparison, increase --rounds. The ways:
 
-    sampler    sa_plugin's, DDPM small and DDIM
-    host       the hosts' way of looping: float32, coefficients from NumPy at each step, two
+    sampler    that of sa_plugin, DDPM small and DDIM
+    host       the loop of the hosts: float32, coefficients from NumPy at each step, two
                statistics of each step read back
-    diffusers  DDPMScheduler and DDIMScheduler, where that package is installed
-    calls      the network alone, as often
+    diffusers  DDPMScheduler and DDIMScheduler, if that package is installed
+    calls      the same number of calls of the network, without a loop around them
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ BASE = {"ddpm": "sampler ddpm", "ddim": "sampler ddim"}
 def host_loop(
     net: Network, schedule: NoiseSchedule, timesteps: list[int], x: Tensor, forward: str
 ) -> Tensor:
-    """A step as the hosts take it: scalars from NumPy tables, statistics to the host each time."""
+    """The hosts' steps: scalars from NumPy tables, statistics read back to the CPU each time."""
     statistics = []
     for t, s in zip(timesteps[::-1], [*timesteps[-2::-1], 0], strict=True):
         n = torch.from_numpy(np.full(len(x), t)).to(x.device)
@@ -58,7 +58,7 @@ def host_loop(
 
 
 def diffusers_loop(net: Network, steps: int, x: Tensor, forward: str) -> Tensor:
-    """The loop of diffusers' documentation round the same network (t = n - 1)."""
+    """The loop of diffusers' documentation with the same network (timestep = n - 1)."""
     from diffusers import DDIMScheduler, DDPMScheduler
 
     options = {"num_train_timesteps": N, "beta_schedule": "linear", "clip_sample": True}
@@ -108,7 +108,7 @@ def measure(
             work()  # warm up, compile
         gc.disable()
         for k in range(args.rounds):
-            first = k // 2 % len(names)  # each way in each place, before and after each other one
+            first = k // 2 % len(names)  # each way in each place, before and after every other way
             order = names[first:] + names[:first]
             for name in order if k % 2 == 0 else order[::-1]:
                 if cuda:
@@ -121,7 +121,7 @@ def measure(
 
 
 def report(seconds: dict[str, list[float]], memory: dict, args: argparse.Namespace) -> None:
-    """A table in Markdown: images per second, and time over the sampler's in the same round."""
+    """A table in Markdown: images per second, and time relative to the sampler's in that round."""
     print("| way | images/s | ms a step | time / sampler's: median (quartiles) ", end="")
     print("| 95 % of the median | over bare calls, %: median (quartiles) |")
     print("|---|---:|---:|---:|---:|---:|")
@@ -182,7 +182,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=0, help="default: PyTorch's choice")
     for name in ("channels_last", "bf16", "compile"):
-        parser.add_argument(f"--{name}", action="store_true", help="of the sampler and the calls")
+        parser.add_argument(f"--{name}", action="store_true", help="for the sampler and the calls")
     args = parser.parse_args()
     for name in ("batch", "steps", "rounds"):
         if getattr(args, name) < 1:
@@ -191,5 +191,5 @@ def parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    keep_freed_memory()  # as the commands do, and for every row
+    keep_freed_memory()  # as in the commands, and for every row
     main()

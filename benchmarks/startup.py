@@ -1,7 +1,7 @@
-"""What the plugin adds before the first step: python -m benchmarks.startup
+"""Time that the plug-in adds before the first step: python -m benchmarks.startup
 
-Import: fresh interpreters, each timing torch and, after it, sa_plugin. Tables: NoiseSchedule and
-TauTable for N steps, with everything a loss derives from them.
+Import: each fresh interpreter times torch and then sa_plugin. Tables: NoiseSchedule and TauTable
+for N steps, with all tables that a loss derives from them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def import_seconds() -> tuple[float, float]:
 
 
 def table_seconds(N: int) -> float:
-    """Time of building a linear schedule's tables and the loss on top of them."""
+    """Time to build a linear schedule's tables and the loss that uses them."""
     from sa_plugin import NoiseSchedule, SALoss
 
     start = time.perf_counter()

@@ -1,14 +1,13 @@
 """Step times of training, as ratios to our plain step: python -m benchmarks.training
 
-One run, the variants in turn (A B C A B C ...), so that whatever else the machine does meets all of
+In one run the variants take turns (A B C A B C ...), so other work on the machine affects all of
 them. A step is everything from the batch in memory to the averaged weights: noise, network calls,
 backward pass, Adam, EMA. "Official style" is the SA loss as its paper trains it: the window's calls
-in series, float32, all differentiated. "Host-style" is the plain step of the hosts as hosts.md
-describes it: NCHW, steps as NumPy arrays, statistics turned into floats at each step, Adam and the
-average weight by weight.
+in series, in float32, all differentiated. "Host-style" is the plain step of the hosts: NCHW, steps
+as NumPy arrays, statistics converted to floats at each step, Adam and average weight by weight.
 
-Peak memory: on CUDA what PyTorch held at once in a step of the variant, less the other variants'
-weights; on the CPU that of a process of its own, which makes the variant's step alone.
+Peak memory: on CUDA the most that PyTorch held in a step of the variant, less the other variants'
+weights; on the CPU the peak of a separate process that makes only the variant's steps.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ from benchmarks.training_steps import (
 
 
 def parse_variants(text: str) -> list[Variant]:
-    """ "one,all:2+bf16" as variants; ArgumentTypeError names what is unknown."""
+    """ "one,all:2+bf16" as variants; ArgumentTypeError names an unknown part."""
     return [_parse_variant(word.strip()) for word in text.split(",")]
 
 
@@ -62,7 +61,7 @@ def _parse_variant(word: str) -> Variant:
 
 
 def chosen_variants(args: argparse.Namespace) -> list[Variant]:
-    """The rows: our plain step, to which all ratios are, and what was asked for."""
+    """The rows: our plain step, the reference of all ratios, and the requested variants."""
     common = frozenset(name for name in OPTIONS if getattr(args, name))
     rows = [Variant("plain", options=common)]
     for variant in args.variants:
@@ -99,7 +98,7 @@ def some_images(args: argparse.Namespace) -> Tensor:
 
 
 def memory_on_cpu(args: argparse.Namespace) -> dict[Variant, float]:
-    """Peak memory in MiB of a process that makes nothing but the steps of one variant."""
+    """Peak memory in MiB of a process that makes only the steps of one variant."""
     spawn = multiprocessing.get_context("spawn")  # a fork would have this process's memory
     peak = {}
     for row in chosen_variants(args):
@@ -111,13 +110,13 @@ def memory_on_cpu(args: argparse.Namespace) -> dict[Variant, float]:
 def _memory_alone(args: argparse.Namespace, row: Variant, threads: int) -> float:
     torch.set_num_threads(threads)
     ((step, _),) = build_steps([row], args.network, args.device).values()
-    for _ in range(2):  # the optimiser's state is there from the second step on
+    for _ in range(2):  # the optimiser's state exists from the second step on
         step(some_images(args))
     return machine.peak_memory("cpu")
 
 
 def timed(step: Step, v: Tensor) -> tuple[float, float]:
-    """Seconds of one step, and the most memory in MiB that it held (CUDA only, else 0)."""
+    """Seconds of one step, and its peak memory in MiB (CUDA only, else 0)."""
     cuda = v.device.type == "cuda"
     if cuda:
         torch.cuda.synchronize()
@@ -131,10 +130,10 @@ def timed(step: Step, v: Tensor) -> tuple[float, float]:
 
 
 def table(results: dict[Variant, tuple[list[float], float]]) -> str:
-    """Markdown: times, and their ratios to our plain step's (the first row).
+    """Markdown: times, and their ratios to our plain step (the first row).
 
-    The ratio is of medians; beside it the 95 % interval for the median of the rounds' own ratios,
-    which a change of the machine's speed from round to round does not touch.
+    The ratio is that of medians. The brackets give the 95 % interval of the median of the ratios
+    within each round, which a change of the machine's speed between rounds does not affect.
     """
     memory = any(peak for _, peak in results.values())
     plain, plain_peak = next(iter(results.values()))
@@ -149,7 +148,7 @@ def table(results: dict[Variant, tuple[list[float], float]]) -> str:
 
 
 def _interval(seconds: list[float], plain: list[float]) -> str:
-    """Of the median over rounds of the ratio; nothing for the plain step itself."""
+    """The interval of the median ratio within rounds; empty for the plain step itself."""
     if seconds is plain:
         return ""
     ratios = [s / p for s, p in zip(seconds, plain, strict=True)]
@@ -162,16 +161,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--network", choices=sorted(NETWORKS), default="cifar10")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, help="default: 8 on a CPU, 128 elsewhere")
-    parser.add_argument("--repeats", type=int, help="default: 7; of --variance 400")
+    parser.add_argument("--repeats", type=int, help="default: 7; with --variance 400")
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--K", type=int, nargs="+", default=[2, 3, 4])
     parser.add_argument(
         "--variants",
         type=parse_variants,
         default="plain,host,official,all,one",
-        help=f"some of {', '.join((*PLAIN_VARIANTS, *SA_VARIANTS))}; those of the SA loss for each "
-        f"--K, or for one, as one:4; with +{', +'.join(OPTIONS)}, as one:4+bf16+compile, of ours; "
-        "plain is always measured (default: %(default)s)",
+        help=f"some of {', '.join((*PLAIN_VARIANTS, *SA_VARIANTS))}; variants of the SA loss run "
+        f"for each --K, or for one K, as in one:4; our variants take +{', +'.join(OPTIONS)}, as in "
+        "one:4+bf16+compile; plain is always measured (default: %(default)s)",
     )
     parser.add_argument("--memory", action="store_true", help="peak memory too, weights included")
     parser.add_argument(
@@ -196,5 +195,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    keep_freed_memory()  # as the commands do, and for every row
+    keep_freed_memory()  # as in the commands, and for every row
     main()

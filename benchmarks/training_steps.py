@@ -1,4 +1,4 @@
-"""The training steps that benchmarks.training compares, each with the network that it trains."""
+"""The training steps that benchmarks.training compares, each with its network."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ HOST = NamedSchedule("linear", 1000)
 LOSS_SCHEDULE = NoiseSchedule.from_betas(HOST.betas[1:])
 PLAIN_VARIANTS = ("plain", "host")
 SA_VARIANTS = ("official", "series", "all", "one", "one_series")
-AS_THEY_ARE = ("host", "official")  # no option changes them
+AS_THEY_ARE = ("host", "official")  # they take no options
 OPTIONS = ("channels_last", "compile", "bf16")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to make the step: its name, K (0: all of --K) and the OPTIONS that it has."""
+    """A way to make the step: its name, K (0: every K of --K) and its OPTIONS."""
 
     name: str
     K: int = 0
@@ -68,7 +68,7 @@ class Variant:
 
 
 def make_network(name: str, device: str) -> nn.Module:
-    """The network of a configuration, as training starts with it."""
+    """The network of a configuration, as at the start of training."""
     experiment, shape = NETWORKS[name]
     network = experiment("sn").network
     torch.manual_seed(0)
@@ -78,10 +78,10 @@ def make_network(name: str, device: str) -> nn.Module:
 
 @dataclass(frozen=True)
 class Weights:
-    """A network with its optimiser and its average: one for all variants of a memory layout.
+    """A network with its optimiser and its average; variants with one memory layout share it.
 
-    The variants train it in turn. Nothing is restored between them: times do not depend on the
-    weights' values.
+    The variants take turns in training it. Nothing is restored between them, because times do not
+    depend on the values of the weights.
     """
 
     model: nn.Module
@@ -89,7 +89,7 @@ class Weights:
     average: nn.Module
 
     def nbytes(self) -> int:
-        """Of the weights, their gradients, averages and the optimiser's state."""
+        """Bytes of the weights, their gradients and averages, and the optimiser's state."""
         own = [*self.model.parameters(), *self.average.parameters()]
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         states = [v for s in self.optimizer.state.values() for v in s.values()]
@@ -131,11 +131,11 @@ class OurSteps:
         self.weights = Weights(model, criterion.optimizers["all"], self._ema.models["model"])
 
     def step(self, options: StepOptions, loss: SALoss | None) -> Step:
-        """A step with a criterion of its own, with the SA term attached if there is one."""
+        """A step with its own criterion, with the SA term attached if ``loss`` is given."""
         criterion = build_criterion("pred_eps", HOST, self.weights.model)
         criterion.optimizers = self._first.optimizers
         criterion.lr_schedulers = self._first.lr_schedulers
-        criterion.configure(replace(options, compile=False))  # compiled above, if it is to be
+        criterion.configure(replace(options, compile=False))  # __init__ has compiled it if wanted
         if loss is not None:
             attach(criterion, loss)
 
@@ -149,7 +149,7 @@ class OurSteps:
 def build_steps(
     rows: Sequence[Variant], network: str, device: str
 ) -> dict[Variant, tuple[Step, Weights]]:
-    """(step, what it trains) of every row."""
+    """(step, the weights that it trains) of every row."""
     shared: dict[tuple[bool, bool], OurSteps] = {}
 
     def build(row: Variant) -> tuple[Step, Weights]:

@@ -1,1 +1,1 @@
-"""Experiments as ml_collections files: numbers and strings only."""
+"""Experiments as ml_collections files that hold only numbers and strings."""

@@ -1,9 +1,9 @@
 """CelebA 64x64, linear schedule.
 
-Network: DDIM's (arXiv 2010.02502), as in the published checkpoints (78.7M parameters); its steps
-are counted from 0. SA-2 with lambda 1 and the noise network's training: arXiv 2312.12431. Heads and
-evaluation: arXiv 2206.07309. The number of iterations is not among the facts known of the SA
-paper's training; it is the host's default.
+Network: DDIM's (arXiv 2010.02502), as in the published checkpoints (78.7M parameters); its time is
+n - 1. SA-2 with lambda 1 and the noise network's training: arXiv 2312.12431. Heads and evaluation:
+arXiv 2206.07309. The number of iterations in the SA paper's training is not known, so it is the
+host's default.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """CelebA-HQ 256x256: SA-2 with lambda 0.1 and the noise network's training of arXiv 2312.12431.
 
-Not among the known facts: the network's sizes, which are those of LSUN bedroom (same family, same
-image size), the number of iterations and the heads' training, which are the host's defaults but for
-the batch size.
+Not known: the network's sizes, the number of iterations and the heads' training. The sizes are
+those of LSUN bedroom (same family, same image size). The others are the host's defaults, except the
+batch size.
 """
 
 from __future__ import annotations

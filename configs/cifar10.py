@@ -1,7 +1,7 @@
 """CIFAR10, the linear (LS) and the cosine (CS) schedule of arXiv 2201.06503 and 2206.07309.
 
 Network: arXiv 2102.09672, as in the published checkpoints (52.5M parameters). SA-2 with lambda 1:
-arXiv 2312.12431, Table 4. Its other two rows are
+arXiv 2312.12431, Table 4. The other two rows of that table are
 
     --config.sa.K=3 --config.sa.lam=0.3
     --config.sa.K=4 --config.sa.lam=0.2

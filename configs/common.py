@@ -1,7 +1,7 @@
-"""What the experiments of all datasets share: the name, the tables' rows, the SA paper's training.
+"""Settings shared by all datasets: the name, the tables' rows, the SA paper's training.
 
-Where a dataset's file sets nothing, base_config() holds: the training defaults of the host of
-NPR-DPM and SN-DPM, and the evaluation of arXiv 2201.06503 and 2206.07309.
+Keys that a dataset's file does not set keep their values of base_config(): the training defaults of
+the host of NPR-DPM and SN-DPM, and the evaluation of arXiv 2201.06503 and 2206.07309.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ def experiment(name: str, method: str) -> ConfigDict:
     """The experiment NAME_METHOD: base_config() with a table of the DDPM and DDIM rows.
 
     Args:
-        name: of the data, and of the schedule where there are several.
-        method: "analytic", "npr" or "sn", whose optimal variance is compared.
+        name: the name of the data, with the schedule if there are several.
+        method: "analytic", "npr" or "sn": the optimal variance that is compared.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")
@@ -30,7 +30,7 @@ def experiment(name: str, method: str) -> ConfigDict:
 
 
 def use_cosine_schedule(config: ConfigDict) -> None:
-    """The cosine schedule, and the noise clip that goes with it (arXiv 2201.06503)."""
+    """The cosine schedule, and the noise clip that belongs to it (arXiv 2201.06503)."""
     config.schedule.name = "cosine"
     config.sample.clip_pixel_ddpm = 1.0
 

@@ -1,8 +1,8 @@
-"""Every key that a comparison has, and the parts from which the papers' tables are put together.
+"""All keys of a comparison, and the parts from which the papers' tables are built.
 
-A comparison is a grid: trainings x seeds x reverse processes x steps, each cell computed once.
-Cells lie in a store by what decides them, so that comparisons of one store share them. Numbers and
-strings only.
+A comparison is a grid: trainings x seeds x reverse processes x steps. Each cell is computed once
+and stored under the settings that determine it, so comparisons with one store share their cells.
+Values are numbers and strings.
 """
 
 from __future__ import annotations
@@ -28,24 +28,25 @@ COLUMNS = (10, 25, 50, 100, 200, 1000)
 
 
 def base_comparison() -> ConfigDict:
-    """An empty comparison of an experiment still to be named."""
+    """An empty comparison, for an experiment to be set."""
     config = ConfigDict(
         {
-            "name": "",  # of the report
+            "name": "",  # name of the report
             "title": "",
-            "store": "",  # trainings and cells lie in runs/compare/STORE
-            # What all trainings share; its sections `seed` and `sample.seed` are set by `seeds`.
+            "store": "",  # trainings and cells are in runs/compare/STORE
+            # The common settings of all trainings; `seeds` sets its `seed` and `sample.seed`.
             "experiment": base_config(),
-            "seeds": (0,),  # of weights, data order and noise in training, and of the samples
-            # key -> {"title": ..., "set": keys of the experiment that differ}
+            "seeds": (0,),  # for weights, data order and noise in training, and for the samples
+            # key -> {"title": ..., "set": the keys of the experiment that differ}
             "trainings": {},
-            # How cells are sampled: key -> {"title", "set": keys of experiment.sample that differ,
-            # "eps_scale": the predicted eps is multiplied by it; 0: by the constant fitted below}
+            # How cells are sampled: key -> {"title", "set": the keys of experiment.sample that
+            # differ, "eps_scale": factor of the predicted eps; 0: the constant fitted below}
             "samplings": {"default": sampling("")},
             # key -> {"title", "lines", "processes", "steps"}; see part().
             "parts": {},
-            "tables": (),  # the parts to compute, in the report's order
-            # The constant that minimises the first metric of one cell, on images of another seed.
+            "tables": (),  # the parts to compute, in the order of the report
+            # The fitted constant: it minimises the first metric of one cell on images of another
+            # seed.
             "eps_scale": {
                 "process": "ddpm_small",
                 "steps": 10,
@@ -54,11 +55,11 @@ def base_comparison() -> ConfigDict:
                 "high": 1.05,
                 "evaluations": 10,
             },
-            # Figure 4: the total gap from x_start, for these trainings.
+            # Figure 4: the total gap from x_start for these trainings.
             "gap": {"trainings": (), "start": 300, "n_images": 256, "batch_size": 64},
-            # Other people's numbers: key -> {"title", "metric", "source", "values": {"10": ...}}
+            # Published numbers: key -> {"title", "metric", "source", "values": {"10": ...}}
             "published": {},
-            # Metrics that the report has tables of; (): all that were measured.
+            # Metrics for which the report has tables; (): all measured ones.
             "metrics": (),
         }
     )
@@ -66,21 +67,21 @@ def base_comparison() -> ConfigDict:
 
 
 def training(title: str, **sections: dict) -> dict:
-    """A training and the keys of the experiment in which it differs."""
+    """A training, given by the keys of the experiment that it changes."""
     return {"title": title, "set": sections}
 
 
 def sampling(title: str, *, eps_scale: float = 1.0, **keys: object) -> dict:
-    """A way to sample and the keys of experiment.sample in which it differs."""
+    """A way to sample, given by the keys of experiment.sample that it changes."""
     return {"title": title, "eps_scale": eps_scale, "set": keys}
 
 
 def part(
     title: str, lines: tuple[str, ...], processes: tuple[str, ...], steps: tuple[int, ...]
 ) -> dict:
-    """A table: each process with each line, a training or "TRAINING/SAMPLING", over the steps.
+    """A table: each reverse process with each line, a training or "TRAINING/SAMPLING", by steps.
 
-    The first line is what the others are compared with.
+    The other lines are compared with the first line.
     """
     return {"title": title, "lines": lines, "processes": processes, "steps": steps}
 
@@ -97,14 +98,14 @@ def equal_compute(iterations: int, K: int = 2) -> dict:
 
 
 def sa(K: int = 2, lam: float = 1.0, **keys: object) -> dict:
-    """SA-K; ``keys`` of the section sa."""
+    """SA-K; ``keys`` are further keys of the section sa."""
     options = "".join(f", {name} {value}" for name, value in keys.items())
     title = f"SA-{K}" + (f", lambda {lam:g}" if lam != 1.0 else "") + options
     return training(title, sa={"K": K, "lam": lam, **keys})
 
 
 def control_samplings() -> dict[str, dict]:
-    """The ways to sample that tell SA from simpler causes."""
+    """The ways to sample that separate the effect of SA from simpler causes."""
     return {
         "default": sampling(""),
         "scaled": sampling("eps scaled by a fitted constant", eps_scale=0.0),
@@ -113,7 +114,7 @@ def control_samplings() -> dict[str, dict]:
 
 
 def paper_table(name: str, title: str, experiment: ConfigDict, metric: str) -> ConfigDict:
-    """Table 1 ("fid") or 2 ("inception_score") of the data that ``name``, TABLE_DATA, ends in."""
+    """Table 1 ("fid") or 2 ("inception_score") of DATA; ``name`` is TABLE_DATA."""
     data = name.split("_", 1)[1]
     config = base_comparison()
     config.name, config.title, config.store = name, title, data
@@ -129,7 +130,7 @@ def paper_table(name: str, title: str, experiment: ConfigDict, metric: str) -> C
 def tables_1_and_2(
     config: ConfigDict, experiment: ConfigDict, steps: tuple[int, ...] = COLUMNS
 ) -> None:
-    """B and SA in all rows, and the controls in DDPM's and DDIM's."""
+    """B and SA in all rows, and the controls in the rows of DDPM and DDIM."""
     K, lam = experiment.sa.K, experiment.sa.lam
     config.experiment = experiment
     config.trainings = {
@@ -156,7 +157,7 @@ def tables_1_and_2(
 
 
 def published(data: str) -> dict[str, dict]:
-    """FIDs of 50,000 images that other papers print; the SA paper's own are to be had there."""
+    """FIDs of 50,000 images from other papers; for the SA paper's own FIDs see that paper."""
     gmflow = "GMFlow, appendix, Table 5, quoting Guo et al. 2023 (schedule not named)"
     sani = "SANI (2026), Table 2"
     rows = {

@@ -1,7 +1,7 @@
 """scikit-learn's 8x8 handwritten digits, linear schedule: minutes on two cores.
 
-No paper has it; the sizes (0.2M parameters) and the length are ours. The averages are short:
-after a thousand iterations nine tenths of the hosts' 0.9999 would be the initial weights.
+No paper uses it; the sizes (0.2M parameters) and the length are ours. The averages are short: after
+a thousand iterations the hosts' rate of 0.9999 would leave nine tenths of the initial weights.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""One backward pass a step against all of them, on digits: five seeds, equal iterations or time.
+"""backprop "one" against "all" on digits: five seeds, equal iterations or equal time.
 
-A step with ``backprop="one"`` took 0.78 of the time of one with ``"all"`` (docs/performance.md):
-1.25 times the iterations are within the time of ``"all"``. Shares its store with
-configs/digits_tables.py: what that has computed is not computed again.
+A step with ``backprop="one"`` took 0.78 of the time of a step with ``"all"`` (docs/performance.md),
+so 1.25 times the iterations fit into the time of ``"all"``. This comparison shares its store with
+configs/digits_tables.py; cells computed there are not computed again.
 """
 
 from configs import digits_tables

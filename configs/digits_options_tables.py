@@ -1,6 +1,7 @@
-"""Options of the SA loss against SA-2 as it is: less variance, an easier start; digits, five seeds.
+"""Options of the SA loss against plain SA-2: less variance, an easier start; digits, five seeds.
 
-Shares its store with configs/digits_tables.py: what that has computed is not computed again.
+This comparison shares its store with configs/digits_tables.py; cells computed there are not
+computed again.
 """
 
 from configs import digits_tables

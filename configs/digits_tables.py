@@ -1,4 +1,4 @@
-"""Tables 1 and 2 on scikit-learn's digits, with controls and gap curves: 33 minutes, two cores."""
+"""Tables 1 and 2 on scikit-learn's digits, with controls and gap curves; 33 minutes on 2 cores."""
 
 from configs import digits
 from configs.comparison import (
@@ -26,7 +26,7 @@ def get_config():
     }
     config.samplings = control_samplings()
     steps = tuple(config.experiment.sample.steps)
-    few = steps[:-1]  # the controls' last column would cost as much as the others together
+    few = steps[:-1]  # the last column of the controls would cost as much as all others
     unclipped = ("b/unclipped", "sa/unclipped")
     config.parts = {
         "main": part("Equal iterations", ("b", "sa"), ROWS, steps),

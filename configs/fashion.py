@@ -1,12 +1,12 @@
 """Fashion-MNIST at 32x32, linear schedule: an experiment of this project for about one GPU hour.
 
-No paper has it; the sizes (13.2M parameters) and the length are ours. The hour is an estimate from
-the number of operations, 3.3e12 a training step of SA-2: on a slower GPU shorten it by
+No paper uses it; the sizes (13.2M parameters) and the length are ours. The hour is an estimate from
+the number of operations, 3.3e12 in a training step of SA-2. On a slower GPU shorten it with
 
     --config.base.iterations=5000 --config.head.iterations=1000 --config.sample.n_images=2000
 
-and to see every stage run on a CPU, with 0.1M parameters in three minutes (too short to learn: the
-images are noise), by
+To run every stage on a CPU in three minutes, use these options. They give 0.1M parameters and a
+training too short to learn: the images are noise.
 
     --config.network.args.model_channels=16 --config.network.args.num_groups=8
     --config.network.args.num_res_blocks=1 --config.network.args.channel_mult="(1,2)"
@@ -14,7 +14,7 @@ images are noise), by
     --config.base.iterations=200 --config.head.iterations=100 --config.head.batch_size=32
     --config.gamma.n_images=10 --config.sample.n_images=200 --config.sample.steps="(10,)"
 
-The reference is compared in pixels, for which nothing has to be downloaded; for FID give
+The evaluation compares pixels, which needs no download. For FID give
 --config.evaluate.features="('inception','pixels')".
 """
 

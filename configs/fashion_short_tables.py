@@ -1,7 +1,7 @@
-"""Rows of Table 1 on Fashion-MNIST, shortened for a CPU: half an hour of two cores.
+"""Rows of Table 1 on Fashion-MNIST, shortened for a CPU: half an hour on two cores.
 
-0.2M parameters and 25,600 images of training are too few for good pictures, and two seeds for a
-verdict (docs/results/fashion_short.md). The experiment in full is configs/fashion_tables.py.
+0.2M parameters and 25,600 training images are too few for good pictures. Two seeds are too few to
+draw a conclusion (docs/results/fashion_short.md). configs/fashion_tables.py is the full experiment.
 """
 
 from configs import digits, fashion

@@ -1,4 +1,4 @@
-"""Tables 1 and 2 on Fashion-MNIST at 32x32, with controls: about a day of one GPU (an estimate)."""
+"""Tables 1 and 2 on Fashion-MNIST at 32x32, with controls: about a day on one GPU (estimated)."""
 
 from configs import fashion
 from configs.comparison import base_comparison, tables_1_and_2

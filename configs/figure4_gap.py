@@ -1,4 +1,4 @@
-"""Figure 4 of arXiv 2312.12431 on CIFAR10: the total gap from x_300 of B and SA-2, 3, 4."""
+"""Figure 4 of arXiv 2312.12431 on CIFAR10: the total gap from x_300 for B and SA-2, 3, 4."""
 
 from configs import cifar10
 from configs.comparison import base_comparison, baseline, sa

@@ -1,11 +1,11 @@
 """ImageNet 64x64, cosine schedule.
 
-Network: arXiv 2102.09672, as in the published checkpoint (121.1M parameters, some of them for
+Network: arXiv 2102.09672, as in the published checkpoint (121.1M parameters; some of them predict
 variances, which are not used here). NPR's head is simple, SN's complex, as in arXiv 2206.07309.
 
-Not among the known facts, so left at the defaults: the number of steps N (to sample from a
-published checkpoint give the N that it was trained with, --config.schedule.N=...), the noise
-network's training, and K and lambda, as the SA paper has no ImageNet.
+These settings are not known and keep their defaults: the number of steps N, the noise network's
+training, K and lambda (the SA paper does not use ImageNet). To sample from a published checkpoint,
+give the N of its training with --config.schedule.N=...
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """LSUN bedroom 256x256: network and SN's complex head as in arXiv 2206.07309.
 
-Not among the known facts, so left at the defaults: NPR's head (simple), the noise network's
-training, and K and lambda, as the SA paper has no LSUN (its lambda for CelebA-HQ, of the same size,
-is 0.1).
+These settings are not known and keep their defaults: NPR's head (simple), the noise network's
+training, K and lambda. The SA paper does not use LSUN; its lambda for CelebA-HQ, of the same size,
+is 0.1.
 """
 
 from __future__ import annotations

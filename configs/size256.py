@@ -1,4 +1,4 @@
-"""What the experiments at 256x256 share: LSUN bedroom and CelebA-HQ, linear schedule."""
+"""Settings that the experiments at 256x256 share: LSUN bedroom and CelebA-HQ, linear schedule."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from configs import common
 
 
 def experiment(name: str, method: str) -> ConfigDict:
-    """The experiment of a method on the data of that name.
+    """The experiment of a method on the data called ``name``.
 
     Network: that of the published LSUN bedroom checkpoint (DDIM's, arXiv 2010.02502; 113.7M
-    parameters); its steps are counted from 0.
+    parameters); its time is n - 1.
     """
     config = common.experiment(name, method)
     config.data.name = name
@@ -24,6 +24,6 @@ def experiment(name: str, method: str) -> ConfigDict:
         "attn_resolutions": (16,),
         "dropout": 0.0,
     }
-    # For memory: the images do not depend on it.
+    # To save memory; the images do not depend on it.
     config.gamma.batch_size = config.sample.batch_size = 50
     return config

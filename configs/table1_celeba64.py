@@ -1,4 +1,4 @@
-"""Table 1 of arXiv 2312.12431: FID of B and SA with every reverse process, and controls."""
+"""Table 1 of arXiv 2312.12431: FID of B and SA for all reverse processes, with controls."""
 
 from configs import celeba64
 from configs.comparison import paper_table

@@ -1,4 +1,4 @@
-"""Table 2 of arXiv 2312.12431: the Inception Score, of the same cells as Table 1."""
+"""Table 2 of arXiv 2312.12431: the Inception Score of the same cells as Table 1."""
 
 from configs import celeba64
 from configs.comparison import paper_table

@@ -1,6 +1,6 @@
 """Table 4 of arXiv 2312.12431 on CIFAR10: K = 2, 3, 4 with lambdas around 1, 0.3, 0.2.
 
-The published settings are those three; the ones around them, half and double, are ours.
+These three settings are published; half and double of each lambda are ours.
 """
 
 from configs import cifar10

@@ -1,8 +1,8 @@
-"""diffusers' unconditional training on scikit-learn's digits, with the SA loss in place of its own.
+"""diffusers' unconditional training on scikit-learn's digits, with the SA loss instead of its own.
 
-    accelerate launch examples/diffusers_unconditional.py       (or plainly: python examples/...)
+    accelerate launch examples/diffusers_unconditional.py       (or just: python examples/...)
 
-Writes a pipeline for each of the variances "small" and "analytic", and a grid of images of both.
+Writes a pipeline and a grid of images for each of the variances "small" and "analytic".
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sa_plugin.integrations.diffusers import (
     unet_model,
 )
 
-SIZE = 8  # two resolutions of a UNet take the digits as they are
+SIZE = 8  # large enough for the two resolutions of the UNet
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -39,7 +39,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--channels", type=int, default=16, help="a multiple of 8")
     parser.add_argument("--train_timesteps", type=int, default=1000)
-    parser.add_argument("--K", type=int, default=2, help="network calls in a window")
+    parser.add_argument("--K", type=int, default=2, help="number of steps in a window")
     parser.add_argument("--lam", type=float, default=1.0, help="0: the plain loss")
     parser.add_argument("--gamma_images", type=int, default=32)
     parser.add_argument("--inference_steps", type=int, default=50)

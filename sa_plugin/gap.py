@@ -204,7 +204,7 @@ def _gaps(
     gamma_{1,i} (x_0 predicted - x_0).
     """
     schedule = sampler.schedule
-    tau = TauTable(schedule).values
+    tau = TauTable(schedule, "theorem1").values
     ours, kept = gamma_1(schedule), gamma_2(schedule)
     gap = torch.zeros_like(x0, dtype=torch.float64)
     distance = torch.zeros_like(gap)
@@ -247,9 +247,9 @@ def _weighted(schedule: NoiseSchedule, errors: Tensor) -> Tensor:
             f"errors must have M+1 entries with M in 2..{schedule.N}, got shape "
             f"{tuple(errors.shape)}"
         )
-    tau = torch.from_numpy(TauTable(schedule).values[2 : len(errors)].copy()).to(errors.device)
+    tau = TauTable(schedule, "theorem1").values[2 : len(errors)].copy()
     used = errors[2:].double()
-    return expand(tau, used) * used
+    return expand(torch.from_numpy(tau).to(errors.device), used) * used
 
 
 def _mean_square(values: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from sa_plugin._calls import HostCall
 from sa_plugin._tensors import Coefficients
+from sa_plugin.calls import HostCall
 
 
 @dataclass(frozen=True)

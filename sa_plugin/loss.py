@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sa_plugin._arrays import Numeric
-from sa_plugin._calls import Answer, HostCall, MadeCall, PlainCall
 from sa_plugin._checks import (
     check_choice,
     check_images,
@@ -32,6 +31,7 @@ from sa_plugin._checks import (
 )
 from sa_plugin._execution import without_graph
 from sa_plugin._tensors import Coefficients, expand
+from sa_plugin.calls import Answer, HostCall, MadeCall, PlainCall
 from sa_plugin.noise import NOISES, draw
 from sa_plugin.schedule import NoiseSchedule
 from sa_plugin.tau import TauTable
@@ -256,12 +256,12 @@ class SALoss:
         N = self.schedule.N
         self._tau = tau = self._tau.to(n.device)  # moved once
         if self.lam == 0:  # the own row alone
-            return down(torch.zeros_like(tau), 1, n, n, torch.zeros_like(n))
+            return down(torch.zeros_like(tau), 1, n, n, None)
         if anchor is None:
             anchor = draw_anchor(self.window, self.backprop, N, self.K, n, generator)
         else:
             check_anchor(self.window, self.backprop, self.K, n, anchor)
-        j = torch.zeros_like(n) if self.backprop == "all" else (anchor - n).abs()
+        j = None if self.backprop == "all" else (anchor - n).abs()
         window = WINDOWS[self.window](tau, self.K, n, anchor, j)
         return window.relative() if self.tau.relative else window
 
@@ -312,12 +312,12 @@ class SALoss:
             return weights.to(e.device, e.dtype, non_blocking=True)
 
         simple = self._norm2(e[0])
-        if self.reuse:
+        if self.reuse and window.shares is not None:
             simple = (on(window.shares) * self._norm2(e, 2)).sum(0)
         sa = self._norm2(window_gap(on(window.weights), e))
-        if self.backprop == "one" and self.lam > 0:
+        if window.value_scale is not None:
             fixed = sa.detach()
-            sa = on(window.value_scale) * fixed + on(window.gradient_scale) * (sa - fixed)
+            sa = on(window.value_scale) * fixed + window.gradient_scale * (sa - fixed)
         return simple, sa
 
     def _norm2(self, e: Tensor, batch: int = 1) -> Tensor:
@@ -334,7 +334,7 @@ def _errors(answers: list[Answer], eps: Tensor) -> Tensor:
         f = a.call.eps_of(a.output, a.x, a.steps.flatten()).unflatten(0, a.steps.shape)
         e.append(f - eps[first : first + len(f)])
         first += len(f)
-    return torch.cat(e)
+    return torch.cat(e) if len(e) > 1 else e[0]
 
 
 def window_gap(weights: Numeric, errors: Numeric) -> Numeric:

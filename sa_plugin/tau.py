@@ -6,6 +6,7 @@ along one sampling chain the total gap is d(x_0) = sum_{i=2}^N tau_i e_i, e_i = 
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,6 +27,7 @@ class TauTable:
         weighting:
             ``"theorem1"``: the exact tau_i, zero outside 2..N. Their mean square is 8.487e-8 for
             the linear schedule with N = 1000: at lambda near 1 the SA term is numerically absent.
+            It is the default here, with a warning: the default of ``SALoss`` is ``"uniform"``.
             ``"uniform"``: 1 at every step 1..N, as in the published code.
             ``"relative"``: ``values`` are theorem1's; a loss divides them by the largest of each
             window, which keeps the ratios between neighbours at the scale of ``"uniform"``.
@@ -40,11 +42,18 @@ class TauTable:
     """
 
     schedule: NoiseSchedule
-    weighting: str | ArrayLike = "theorem1"
+    weighting: str | ArrayLike | None = None
     values: FloatArray = field(init=False, repr=False)
     relative: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if self.weighting is None:
+            warnings.warn(
+                "TauTable(schedule) is Theorem 1's table, SALoss(schedule) weighs every step by 1; "
+                'name the weighting: TauTable(schedule, "theorem1")',
+                stacklevel=3,
+            )
+            object.__setattr__(self, "weighting", "theorem1")
         values = self._values()
         values.flags.writeable = False
         object.__setattr__(self, "values", values)
@@ -52,7 +61,7 @@ class TauTable:
         object.__setattr__(self, "relative", is_relative)
 
     def _values(self) -> FloatArray:
-        if not isinstance(self.weighting, str):
+        if self.weighting is not None and not isinstance(self.weighting, str):
             return _custom(self.weighting, self.schedule.N)
         if self.weighting in ("theorem1", "relative"):
             return closed_form(self.schedule)

@@ -27,17 +27,17 @@ class Window:
         steps: int64 [K, B] in 1..N. A step outside is replaced by the nearest one; its weight is 0.
         positions: int64 [K, B], the position of each row.
         weights: float64 [K, B], tau_s / K; zero for steps that do not count.
-        shares: float64 [K, B], of |e_s|^2 in L_simple where every row estimates it (``reuse``).
-        value_scale, gradient_scale: float64 [B], factors of L_sa under "one" that make its value
-            and its gradient unbiased.
+        shares: float64 [K, B], of |e_s|^2 in L_simple where every row estimates it ("all").
+        value_scale, gradient_scale: float64 [B] and a number, factors of L_sa that make its value
+            and its gradient unbiased ("one").
     """
 
     steps: Tensor
     positions: Tensor
     weights: Tensor
-    shares: Tensor
-    value_scale: Tensor
-    gradient_scale: Tensor
+    shares: Tensor | None = None
+    value_scale: Tensor | None = None
+    gradient_scale: float = 1.0
 
     def relative(self) -> Window:
         """The same with each window's tau divided by its largest."""
@@ -45,45 +45,48 @@ class Window:
         return replace(self, weights=torch.where(largest > 0, self.weights / largest, 0.0))
 
 
-def down(tau: Tensor, K: int, n: Tensor, r: Tensor, j: Tensor) -> Window:
+def down(tau: Tensor, K: int, n: Tensor, r: Tensor, j: Tensor | None) -> Window:
     """Steps r, r-1, ..., r-K+1 that are >= 1, r in 1..N: the published code's windows.
 
     Shares: step s lies in the windows of n = s, ..., min(s+K-1, N), so 1 / min(K, N+1-s). Scales:
     L_sa is a mean over r in 1..N, and min(r, K) pairs (n, j) lead to r with probability 1 / (N K)
     each, so K / min(r, K); the own row has 1 / K of the gradient on average, so K.
     """
-    positions = _outward(K, j)
+    positions = _outward(K, n, j)
     steps = r - positions
-    shares = (steps >= 1) / (len(tau) - steps).clamp(1, K).double()
-    pairs = r.clamp(max=K).double()
-    weights = _weights(tau, steps, (steps >= 1) & (r < len(tau)))
-    scales = K / pairs, torch.full_like(pairs, K)
-    return Window(steps.clamp(1, len(tau) - 1), positions, weights, shares, *scales)
+    inside = steps >= 1
+    counted = steps.clamp(1, len(tau) - 1), positions, _weights(tau, steps, inside & (r < len(tau)))
+    if j is None:
+        return Window(*counted, inside / (len(tau) - steps).clamp(1, K).double())
+    return Window(*counted, None, K / r.clamp(max=K).double(), K)
 
 
-def paper(tau: Tensor, K: int, n: Tensor, r: Tensor, j: Tensor) -> Window:
+def paper(tau: Tensor, K: int, n: Tensor, r: Tensor, j: Tensor | None) -> Window:
     """Steps r, r+1, ..., r+K-1 in 2..N, r in 1-K..N: the windows of Theorem 2.
 
     With "all", r < 1 leaves the own row to L_simple alone. Shares: each step lies in K of the N+K
     windows, and with probability 1 / N in the own row of the K below 1, so (N+K) / (K (N+1)).
     Scales: as for ``down`` with c = K N / (N+K), so c / pairs and c.
     """
-    N, positions = len(tau) - 1, _outward(K, j)
+    N, positions = len(tau) - 1, _outward(K, n, j)
     steps = torch.cat([n[None], r + positions[1:]])
-    shares = ((steps >= 1) & (steps <= N)).double() * (N + K) / (K * (N + 1))
-    pairs = ((r + K - 1).clamp(max=N) - r.clamp(min=1) + 1).double()
-    c = torch.full_like(pairs, K * N / (N + K))
-    weights = _weights(tau, steps, r + positions >= 2)
-    return Window(steps.clamp(1, N), positions, weights, shares, c / pairs, c)
+    counted = steps.clamp(1, N), positions, _weights(tau, steps, r + positions >= 2)
+    if j is None:
+        inside = (steps >= 1) & (steps <= N)
+        return Window(*counted, inside.double() * (N + K) / (K * (N + 1)))
+    pairs, c = (r + K - 1).clamp(max=N) - r.clamp(min=1) + 1, K * N / (N + K)
+    return Window(*counted, None, c / pairs.double(), c)
 
 
 WINDOWS = {"down": down, "paper": paper}
 
 
-def _outward(K: int, own: Tensor) -> Tensor:
-    """Positions by row, [K, B]: own, own+1, ..., K-1, then own-1, ..., 0."""
-    row = torch.arange(K, device=own.device)[:, None]
-    return torch.where(own + row < K, own + row, K - 1 - row)
+def _outward(K: int, n: Tensor, j: Tensor | None) -> Tensor:
+    """Positions by row, [K, B]: j, j+1, ..., K-1, then j-1, ..., 0; j = 0 where None."""
+    row = torch.arange(K, device=n.device)[:, None]
+    if j is None:
+        return row.expand(K, len(n))
+    return torch.where(j + row < K, j + row, K - 1 - row)
 
 
 def _weights(tau: Tensor, steps: Tensor, counts: Tensor) -> Tensor:

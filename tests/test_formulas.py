@@ -45,7 +45,7 @@ def test_theorem1_weights(library):
     s = SCHEDULE
     tables = (s.betas[2:], s.cum_alphas[1:-1], s.cum_betas[1:-1], s.cum_alphas[2:], s.cum_betas[2:])
     tau = formulas.theorem1_weight(s.betas[1].item(), *(make(t.copy()) for t in tables))
-    check(tau, kind, TauTable(s).values[2:])
+    check(tau, kind, TauTable(s, "theorem1").values[2:])
 
 
 def test_window_gap_is_the_weighted_sum(library):

@@ -133,7 +133,7 @@ def test_a_known_bias_has_a_known_gap():
     bias = 0.1 + 0.05 * np.arange(SCHEDULE.N + 1)
     x0 = X0[:1].expand(SHAPE)
     curve = gap_along_chain(biased(x0, bias), SCHEDULE, x0, start=START, clip_x0=False)
-    tau = TauTable(SCHEDULE).values
+    tau = TauTable(SCHEDULE, "theorem1").values
     expected = 2 * np.cumsum((tau * bias)[START:1:-1])
     np.testing.assert_allclose(curve.mean, expected, rtol=1e-9)
     assert curve.stderr.max() < 1e-9
@@ -259,7 +259,7 @@ def test_theorem_2_by_enumeration(betas, K, seed, flat):
     N, K = schedule.N, min(K, schedule.N)
     shape = (N + 1, 3) if flat else (N + 1, 3, 1, 2)
     errors = normal(seed, *shape)
-    tau = TauTable(schedule).values
+    tau = TauTable(schedule, "theorem1").values
     total = 0.0
     for begin in range(1 - K, N + 1):
         gap = torch.zeros(shape[1:], dtype=torch.float64)
@@ -281,7 +281,7 @@ def test_theorem_2_by_enumeration(betas, K, seed, flat):
 
 def test_errors_that_cancel_have_no_lower_bound_and_a_smaller_sa():
     """What L_sa sees and the plain loss does not: the signs."""
-    tau = torch.from_numpy(TauTable(SCHEDULE).values.copy())
+    tau = torch.from_numpy(TauTable(SCHEDULE, "theorem1").values.copy())
     signs = torch.tensor([0, 0] + [(-1) ** n for n in range(2, 12)], dtype=torch.float64)
     errors = torch.zeros(12, 1, dtype=torch.float64)
     errors[2:, 0] = signs[2:] / tau[2:12]

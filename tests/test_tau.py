@@ -14,19 +14,21 @@ REFERENCE = read_npz("tau")
 
 @pytest.mark.parametrize("name", sorted(REFERENCE))
 def test_theorem1_equals_the_reference(name):
-    values = TauTable(schedule_of(name)).values
+    values = TauTable(schedule_of(name), "theorem1").values
     np.testing.assert_allclose(values, REFERENCE[name], rtol=1e-12, atol=0)
 
 
 def test_mean_square_for_the_linear_schedule():
-    values = TauTable(NoiseSchedule.linear(1000)).values
+    values = TauTable(NoiseSchedule.linear(1000), "theorem1").values
     assert np.mean(values[1:] ** 2) == pytest.approx(8.487e-8, rel=1e-4)
 
 
 @given(st.lists(st.floats(1e-5, 0.99), min_size=1, max_size=40))
 def test_closed_form_equals_product_form(betas):
     schedule = NoiseSchedule.from_betas(betas)
-    np.testing.assert_allclose(TauTable(schedule).values, product_form(schedule), rtol=1e-10)
+    np.testing.assert_allclose(
+        TauTable(schedule, "theorem1").values, product_form(schedule), rtol=1e-10
+    )
 
 
 def test_total_gap_is_how_far_a_sampling_chain_ends_from_the_true_one():
@@ -42,7 +44,7 @@ def test_total_gap_is_how_far_a_sampling_chain_ends_from_the_true_one():
     for i in range(schedule.N, 1, -1):
         signal, sigma = np.sqrt(schedule.cum_alphas[i]), np.sqrt(schedule.cum_betas[i])
         network = np.tanh(ours + 0.1 * i)
-        gap += TauTable(schedule).values[i] * (network - (ours - signal * x0) / sigma)
+        gap += TauTable(schedule, "theorem1").values[i] * (network - (ours - signal * x0) / sigma)
         noise = np.sqrt(schedule.tilde_beta(i - 1, i)) * draws[i]
         predicted = (ours - sigma * network) / signal
         ours = gamma_1(schedule)[i] * predicted + gamma_2(schedule)[i] * ours + noise
@@ -74,3 +76,11 @@ def test_bad_custom_weights_are_refused(weights):
 def test_unknown_weighting_is_refused_with_the_allowed_names():
     with pytest.raises(ValueError, match=r"uniform.*theorem1.*relative.*'snr'"):
         TauTable(NoiseSchedule.linear(100), "snr")
+
+
+def test_the_default_that_differs_from_the_loss_is_told():
+    with pytest.warns(UserWarning, match=r"SALoss\(schedule\) weighs every step by 1; name the"):
+        table = TauTable(NoiseSchedule.linear(50))
+    np.testing.assert_array_equal(
+        table.values, TauTable(NoiseSchedule.linear(50), "theorem1").values
+    )

@@ -1,1 +1,1 @@
-"""Ports of host training codes. Knows nothing of ``sa_plugin``; see README.md in this folder."""
+"""Ports of host training codes. They do not import ``sa_plugin``; see README.md in this folder."""

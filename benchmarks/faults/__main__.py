@@ -1,4 +1,4 @@
-"""python -m benchmarks.faults --runs 200 --seed 0: the table of docs/reliability.md, and lines."""
+"""python -m benchmarks.faults --runs 200 --seed 0: lines and the table of docs/reliability.md."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.faults.report import Outcome, table
 
 _SINGLE = ("training", "Gamma", "sampling", "grid")
 _TWO = ("training, 2 processes", "sampling, 2 processes")
-# How often each pair comes in a round: grids, which take longest, less often.
+# How often each pair occurs in a round. Grids take longest, so they occur less often.
 ROUND: dict[str, tuple[str, ...]] = {
     "SIGKILL": (*_SINGLE, *_TWO, "training", "Gamma", "sampling", "grid, 2 workers"),
     "SIGTERM": (*_SINGLE, *_TWO, "training", "Gamma", "sampling", "grid, 2 workers"),
@@ -36,14 +36,14 @@ ROUND: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Reference:
-    """What a job leaves that nothing disturbs, and how long it takes."""
+    """The results of an undisturbed job, and how long it takes."""
 
     results: dict[str, bytes]
     seconds: float
 
 
 class Campaign:
-    """Faults one after another; each continued until done and compared with the undisturbed."""
+    """Causes faults one after another, continues each run and compares it with the reference."""
 
     def __init__(self, scratch: Path, seed: int, kinds: Sequence[str]) -> None:
         self.scratch = scratch
@@ -53,7 +53,7 @@ class Campaign:
         self._references: dict[str, Reference] = {}
 
     def run(self, faults: int) -> Iterator[Outcome]:
-        """So many faults; a command that had ended before its fault is not one of them."""
+        """Cause ``faults`` faults; a command that ended before its fault does not count."""
         count = 0
         while count < faults:
             pairs = [(kind, job) for kind in self.kinds for job in ROUND[kind]]
@@ -77,14 +77,14 @@ class Campaign:
             try:
                 equal = self._continue(case, reference)
             finally:
-                for _ in generator:  # it cleans up
+                for _ in generator:  # the generator cleans up
                     pass
         return Outcome(
             kind, job.name, in_time, equal, case.refusals, case.ended, tuple(case.complaints)
         )
 
     def _continue(self, case: Case, reference: Reference) -> bool:
-        """Continue the run, and a fault may meet that too; whether the same is left in the end."""
+        """Continue the run, sometimes with one more kill; whether the results are equal."""
         if case.rng.random() < 1 / 4:
             again = case.launch()
             case.wait_a_moment()
@@ -122,13 +122,11 @@ def _scratch(keep: Path | None) -> Iterator[Path]:
 
 
 def main() -> int:
-    """0: every run was continued to the same bytes, and every command ended as it must."""
+    """0 if every run was continued to the same bytes and every command ended as it must."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=200, help="faults")
+    parser.add_argument("--runs", type=int, default=200, help="number of faults")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--keep", type=Path, help="new folder of all that is written; default: none"
-    )
+    parser.add_argument("--keep", type=Path, help="new folder that keeps all files; default: none")
     parser.add_argument("--kind", action="append", choices=tuple(ROUND), help="default: all")
     args = parser.parse_args()
     preload()

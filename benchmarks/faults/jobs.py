@@ -1,4 +1,4 @@
-"""What the faults meet: real commands on 8x8 digits, small enough to be run hundreds of times."""
+"""The commands under test: real ones on 8x8 digits, small enough to run hundreds of times."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TRAINING = (
 
 
 def _network(section: str = "") -> tuple[str, ...]:
-    """The smallest, as options."""
+    """The smallest network, as options."""
     return tuple(f"--config.{section}network.args.{k}={v}" for k, v in _NETWORK.items())
 
 
@@ -53,12 +53,12 @@ _GRID = (
 
 @dataclass(frozen=True)
 class Job:
-    """A command, and what it needs and leaves.
+    """A command, and the files it needs.
 
     Attributes:
-        command: in a folder.
-        prepare: lays into a folder what the command starts from.
-        shared: two of it may be at work in one folder.
+        command: the command for a folder.
+        prepare: writes the files that the command starts from into a folder.
+        shared: two of these commands may work in one folder.
     """
 
     name: str
@@ -68,9 +68,9 @@ class Job:
 
 
 def results(folder: Path) -> dict[str, bytes]:
-    """Everything that a finished command leaves and that is decided by its configuration.
+    """All files of a finished command that its configuration determines.
 
-    Locks, reports, TensorBoard's events (named by time) and caches are not.
+    Locks, reports, TensorBoard's events (named by time) and caches are left out.
     """
     skipped = {"locks", "reports", "tensorboard", "cache", "failed"}
     found = {}
@@ -85,12 +85,12 @@ def _content(path: Path) -> bytes:
     if path.suffix != ".json":
         return path.read_bytes()
     content = json.loads(path.read_text())
-    content.pop("seconds", None)  # a cell's
+    content.pop("seconds", None)  # measured in a cell
     return json.dumps(content, sort_keys=True).encode()
 
 
 def all_jobs(scratch: Path) -> dict[str, Job]:
-    """The jobs by name; what several of them start from is made in ``scratch``."""
+    """The jobs by name; the files that several of them start from are made in ``scratch``."""
     weights, trained = scratch / "weights.pth", scratch / "trained"
     _save_weights(weights)
     _train_for_gamma(trained)
@@ -126,7 +126,7 @@ def _gamma(argv: tuple[str, ...]) -> int:
 
 
 def _grid(argv: tuple[str, ...]) -> int:
-    # The command starts its workers as new interpreters: from here, forks spare their imports.
+    # The command starts its workers as new interpreters. Forks of this process skip the imports.
     get_context = multiprocessing.get_context
     multiprocessing.get_context = lambda _: get_context("fork")
     return compare.main(argv)
@@ -163,7 +163,7 @@ def _train_for_gamma(folder: Path) -> None:
 
 
 def _save_weights(path: Path) -> None:
-    """Random ones, of the network that the sampling asks for."""
+    """Random weights of the network that the sampling needs."""
     from configs import digits
     from third_party.common.nets import UNetModel
 

@@ -1,9 +1,9 @@
-"""The faults: each meets one run of a job at a random moment.
+"""The faults: each occurs in one run of a job at a random moment.
 
-A kind is a generator: it runs a case's job until the fault has had its effect, and yields whether
-it came in time, before the job had ended. What an interrupted command must do is checked with
-``Case.expect``. Where it has yielded, the campaign continues the run and compares; afterwards it
-cleans up.
+A kind is a generator. It runs a case's job until the fault has had its effect and checks with
+``Case.expect`` what an interrupted command must do. It then yields whether the fault came in time,
+before the job had ended. The campaign continues the run and compares the results. Afterwards the
+generator cleans up.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from benchmarks.faults.launch import POLL_SECONDS, Launched
 STOPPED = "another process of the run has stopped"
 AT_WORK = "another run is at work in"
 _YEAR = 365 * 24 * 3600
-_BLOCK = 4096  # bytes: a file takes whole ones
+_BLOCK = 4096  # bytes; a file takes whole blocks
 
 
 @dataclass
 class Case:
-    """One run of a job that meets a fault.
+    """One run of a job with a fault.
 
     Attributes:
-        seconds: what the job takes undisturbed.
-        room: the bytes of a disk that what it leaves takes.
-        complaints: what the commands did otherwise than they must.
+        seconds: time that the undisturbed job takes.
+        room: bytes on disk that its results take.
+        complaints: what the commands did wrong.
         ended: the longest wait for a command's end, s.
-        refusals: commands that refused to work, as they must.
+        refusals: number of commands that correctly refused to work.
     """
 
     job: Job
@@ -53,22 +53,22 @@ class Case:
     _commands: int = 0
 
     def launch(self, prepare: Callable[[], None] = lambda: None) -> Launched:
-        """The job's command in the folder."""
+        """Start the job's command in the folder."""
         self._commands += 1
         log = self.folder.with_name(f"{self.folder.name}.{self._commands}.log")
         return Launched(self.job.command(self.folder), log, prepare)
 
     def wait_a_moment(self) -> None:
-        """Some part of the time that the job takes."""
+        """Wait a random part of the time that the job takes."""
         time.sleep(self.rng.uniform(0.02, 0.98) * self.seconds)
 
     def wait_for_lock(self, launched: Launched) -> None:
-        """Until its processes have met and the folder is theirs."""
+        """Wait until its processes have connected and hold the lock of the folder."""
         while not (self.folder / LOCK_FILE).exists() and launched.is_at_work():
             time.sleep(POLL_SECONDS)
 
     def expect(self, launched: Launched, codes: set[int], words: str = "") -> None:
-        """Wait for the end; complain unless the exit codes and the words are as they must be.
+        """Wait for the end; record a complaint if an exit code or the output is not as it must be.
 
         Args:
             words: a regular expression that the output must match somewhere.
@@ -83,12 +83,12 @@ class Case:
             self.complaints.append(f"exit codes {found}, not of {sorted(codes)}: {said[-2000:]}")
         elif not re.search(words, said):
             self.complaints.append(f"does not say {words!r}: {said[-2000:]}")
-        elif re.search("^Traceback", said, re.MULTILINE):  # a report quotes them, indented
+        elif re.search("^Traceback", said, re.MULTILINE):  # a report quotes tracebacks indented
             self.complaints.append(f"a traceback: {said[-2000:]}")
 
 
 def room_for(files: dict[str, bytes]) -> int:
-    """The bytes that files take of a tmpfs, where folders take none."""
+    """The bytes that files take on a tmpfs; folders take none."""
     return _BLOCK * sum(-(-len(content) // _BLOCK) for content in files.values())
 
 
@@ -103,16 +103,17 @@ def killed(case: Case) -> Iterator[bool]:
 
 
 def signalled(number: int) -> Kind:
-    """A signal for the command, or for each process where there are two."""
+    """A signal for the command, or for each of its two processes."""
 
     def fault(case: Case) -> Iterator[bool]:
         launched = case.launch()
         case.wait_a_moment()
         launched.send(number)
-        # 0: it came after the last thing that could be stopped.
+        # 0: the signal came after the last work that it could stop.
         codes = {0, 128 + number}
         if len(launched.pids) > 1:
-            # One may see the other's end before its own signal; one that waits for it ends at once.
+            # A process may see the other's end before its own signal (code 1). A process that waits
+            # for the other ends at once (the negative signal number).
             codes |= {1, -number}
         case.expect(launched, codes)
         yield 0 not in launched.codes.values()
@@ -121,7 +122,7 @@ def signalled(number: int) -> Kind:
 
 
 def one_dies(case: Case) -> Iterator[bool]:
-    """SIGKILL for one of two that have met: the other must end, with a line that says why."""
+    """SIGKILL for one of two connected processes: the other must end and say why in one line."""
     launched = case.launch()
     case.wait_for_lock(launched)
     case.wait_a_moment()
@@ -147,7 +148,7 @@ def one_worker_dies(case: Case) -> Iterator[bool]:
 
 
 def one_is_told(case: Case) -> Iterator[bool]:
-    """SIGTERM for one of two that train: both must stop after the same step."""
+    """SIGTERM for one of two training processes: both must stop after the same step."""
     launched = case.launch()
     case.wait_for_lock(launched)
     case.wait_a_moment()
@@ -157,7 +158,7 @@ def one_is_told(case: Case) -> Iterator[bool]:
 
 
 def full_disk(case: Case) -> Iterator[bool]:
-    """No room for all that the job leaves; more when it is continued."""
+    """Too little space for the job's results; more space for the continuation."""
     given = room_for(results(case.folder))
     room = given + int((case.room - given) * case.rng.uniform(0.05, 0.95))
     with _small_disk(case.folder, room) as (mounted, prepare):
@@ -173,7 +174,7 @@ def full_disk(case: Case) -> Iterator[bool]:
 
 
 def read_only(case: Case) -> Iterator[bool]:
-    """The run is killed; before it is continued, the disk has become read-only for a while."""
+    """The run is killed; the disk is read-only for a while before the run is continued."""
     with _small_disk(case.folder, None) as (mounted, _):
         case.job.prepare(case.folder)
         (in_time,) = killed(case)
@@ -187,7 +188,7 @@ def read_only(case: Case) -> Iterator[bool]:
 
 
 def backward_clock(case: Case) -> Iterator[bool]:
-    """A clock that runs backwards, a kill, and the files' times moved by years."""
+    """A clock that runs backwards, a kill, and file times moved by years."""
     launched = case.launch(_turn_the_clock)
     case.wait_a_moment()
     in_time = launched.kill()
@@ -199,7 +200,7 @@ def backward_clock(case: Case) -> Iterator[bool]:
 
 
 def two_at_once(case: Case) -> Iterator[bool]:
-    """A second command in the folder while the first one is at work there."""
+    """A second command in the folder while the first one is running."""
     first = case.launch()
     case.wait_a_moment()
     in_time = first.send(signal.SIGSTOP)  # so that it stays at work
@@ -210,7 +211,7 @@ def two_at_once(case: Case) -> Iterator[bool]:
         case.expect(first, {0})
         case.expect(second, {0})
     else:
-        # Where the first was stopped before it had the lock, the second may have done all.
+        # If the first was stopped before it had the lock, the second may have done all the work.
         case.expect(second, {0, 2})
         if second.wait() == [2]:
             case.expect(second, {2}, AT_WORK)
@@ -222,9 +223,9 @@ def two_at_once(case: Case) -> Iterator[bool]:
 
 @contextmanager
 def _small_disk(folder: Path, room: int | None) -> Iterator[tuple[bool, Callable[[], None]]]:
-    """A disk of ``room`` bytes at ``folder`` where we may mount one; else a limit on files.
+    """A disk of ``room`` bytes at ``folder`` if we may mount one, otherwise a limit on file size.
 
-    Yields whether it is a disk, and what each process must call first.
+    Yields whether a disk is mounted, and a function that each process must call first.
     """
     folder.mkdir(exist_ok=True)
     size = "64m" if room is None else str(room)
@@ -260,7 +261,7 @@ def _unwritable(folder: Path, mounted: bool) -> Iterator[None]:
 
 
 def _turn_the_clock() -> None:
-    """``time.time`` of this process goes backwards from here, an hour each second."""
+    """From now on ``time.time`` of this process runs backwards, one hour per second."""
     began, monotonic = time.time(), time.monotonic
     start = monotonic()
     time.time = lambda: began - 3600 * (monotonic() - start)

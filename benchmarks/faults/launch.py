@@ -1,7 +1,8 @@
 """A command as processes forked from this one.
 
-A new interpreter needs five seconds for its imports, in which nothing can be lost. A fork of one
-that has them runs the same ``main`` from its first line and ends like a process of its own.
+A new interpreter needs five seconds for its imports, and a fault in this time can lose nothing. A
+fork of a process that has the imports runs the same ``main`` from its first line and ends like a
+separate process.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-HUNG = 120.0  # seconds after which a command that should end is called hanging
+HUNG = 120.0  # seconds after which a command that should end counts as hanging
 POLL_SECONDS = 0.005
 _LATE_IMPORTS = (
     "adapters.analytic_dpm",
@@ -39,7 +40,7 @@ _LATE_IMPORTS = (
 
 @dataclass(frozen=True)
 class Command:
-    """``main(argv)`` in so many processes; ``argv`` begins with the program's name."""
+    """``main(argv)`` in ``processes`` processes; ``argv`` begins with the program's name."""
 
     main: Callable[[Sequence[str]], int]
     argv: tuple[str, ...]
@@ -47,20 +48,20 @@ class Command:
 
 
 def preload() -> None:
-    """Import here what every command would import, and stay a process of one thread."""
+    """Import the modules that the commands need; the process must keep a single thread."""
     torch.set_num_threads(1)
     for name in _LATE_IMPORTS:
         importlib.import_module(name)
     threads = len(os.listdir("/proc/self/task"))
     if threads != 1:
-        raise RuntimeError(f"{threads} threads here, of which a fork has one: OMP_NUM_THREADS=1")
+        raise RuntimeError(f"{threads} threads, but a fork keeps only one: set OMP_NUM_THREADS=1")
 
 
 class Launched:
-    """A command under way; ``codes`` are its processes' exit codes, minus a signal's number.
+    """A running command; ``codes`` are its processes' exit codes, or minus the signal's number.
 
     Args:
-        log: where its output goes.
+        log: file for its output.
         prepare: called first in each process.
     """
 
@@ -97,7 +98,7 @@ class Launched:
             os._exit(code)
 
     def send(self, number: int, process: int | None = None) -> bool:
-        """Signal all its processes, or one; whether all of them were still there."""
+        """Signal all its processes, or one; whether all of them were still running."""
         chosen = self.pids if process is None else [self.pids[process]]
         self._collect()
         there = [pid for pid in chosen if pid not in self.codes]
@@ -106,7 +107,7 @@ class Launched:
         return len(there) == len(chosen)
 
     def kill(self) -> bool:
-        """SIGKILL for all, and for the processes that they have started."""
+        """SIGKILL for all its processes and for those that they have started."""
         self._collect()
         there = [pid for pid in self.pids if pid not in self.codes]
         for pid in there:
@@ -125,7 +126,7 @@ class Launched:
         return [int(pid) for pid in path.read_text().split()] if path.exists() else []
 
     def wait(self, limit: float = HUNG) -> list[int] | None:
-        """The exit codes by process; None where it hangs, and is killed."""
+        """The exit codes by process; None if the command hung and was killed."""
         until = time.monotonic() + limit
         while len(self.codes) < len(self.pids) and time.monotonic() < until:
             self._collect()
@@ -149,7 +150,7 @@ class Launched:
 
 
 def _group(processes: int) -> list[dict[str, str]]:
-    """What torchrun puts into the environment of each process."""
+    """The environment variables that torchrun sets for each process."""
     if processes == 1:
         return [{}]
     with socket.socket() as free:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one fault.
+    """The outcome of one fault.
 
     Attributes:
-        in_time: it came before the command had ended; else there was nothing to disturb.
-        equal: what was left after the continuation is that of an undisturbed run, byte for byte.
-        refusals: commands that refused to work in the folder meanwhile, as they must.
+        in_time: whether the fault came before the command had ended.
+        equal: after the continuation the results equal those of an undisturbed run byte for byte.
+        refusals: number of commands that correctly refused to work in the folder.
         ended: the longest wait for a command's end, s.
-        complaints: exit codes or words that were not as they must be, hanging commands.
+        complaints: wrong exit codes, wrong output, hanging commands.
     """
 
     kind: str
@@ -28,11 +28,11 @@ class Outcome:
 
     @property
     def is_good(self) -> bool:
-        """Whether nothing was lost and everything was as it must be."""
+        """Whether nothing was lost and no command was wrong."""
         return self.equal and not self.complaints
 
     def line(self) -> str:
-        """For the log."""
+        """One line for the log."""
         state = "equal" if self.equal else "lost"
         words = [state if self.in_time else "too late", f"{self.ended:.1f} s", *self.complaints]
         return f"{self.kind}, {self.job}: {'; '.join(words)}"

@@ -17,10 +17,10 @@ from ..common.wrapper import DTWrapper
 class DDPMDSM(Criterion):
     """|eps - eps_pred|^2 at one random step an image (arXiv 2006.11239, equation 14).
 
-    betas              [N+1], betas[0] = 0; kept beside `cum_alphas` and `cum_betas`
-    rescale_timesteps  `eps_model` receives t = n times 1000/N rather than n
-    models             the one network, under any name; `eps_model` is what the objective calls
-    shift1             `eps_model` counts its steps from 0: checkpoints of the DDIM line
+    betas              [N+1], betas[0] = 0; kept together with `cum_alphas` and `cum_betas`
+    rescale_timesteps  `eps_model` receives the time n times 1000/N rather than n
+    models             the one network, under any name; the objective calls `eps_model`
+    shift1             `eps_model` receives n - 1: checkpoints of the DDIM line
     stratified         how steps are drawn, see `Schedule`
     """
 
@@ -48,7 +48,7 @@ class DDPMDSM(Criterion):
     def objective(self, v: Tensor) -> Tensor:
         """The loss of each image of `v`, [B]."""
         n, eps, xn = self._schedule.sample(v)
-        # Looked up at each call: a hook may stand in for the network.
+        # Looked up at each call, because a hook may have replaced `eps_model`.
         eps_model = DTWrapper(
             self.eps_model, "eps", self.rescale_timesteps, self.shift1, self._schedule.N
         )
@@ -74,7 +74,7 @@ def build_criterion(
     """The criterion for `model`, with Adam.
 
     grad_clip   largest norm of the gradient, None for no limit
-    lr_warmup   steps over which the rate rises to `lr`; 0, as in the host: constant
+    lr_warmup   steps over which the rate rises to `lr`; 0: constant, as in the host
     """
     optimizers, lr_schedulers = adam(model, lr, grad_clip, lr_warmup)
     criterion = DDPMDSM(

@@ -3,11 +3,11 @@
     ckpts/IT.ckpt/it.pth  best_val_loss.pth
                   models_states/NAME.pth      ema_models_states/NAME.pth
                   optimizers_states/NAME.pth  lr_schedulers_states/NAME.pth
-                  resume.pth                  (not the host's: what an exact continuation needs)
-                  interim                     (not the host's: this one goes when the next is there)
+                  resume.pth                  (not in the host's: needed to continue exactly)
+                  interim                     (not in the host's: removed after the next one)
 
 A folder is written under a temporary name and renamed when it is complete. Every file is read with
-`weights_only=True`, so that a checkpoint from elsewhere cannot run code.
+`weights_only=True`, so an untrusted checkpoint cannot run code.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 PARTS = ("models", "ema_models", "optimizers", "lr_schedulers")
 INTERIM = "interim"  # an empty file in the folder
-TEMPORARY = ".tmp"  # ends the name of a folder that is not whole
+TEMPORARY = ".tmp"  # ends the name of a folder that is not complete
 _FOLDER = re.compile(r"(\d+)\.ckpt")
 
 
@@ -48,13 +48,13 @@ class Checkpoint:
     states: dict[str, dict[str, Any]]  # one of PARTS -> name -> state dict
     best_val_loss: float = float("inf")
     resume: dict[str, Any] | None = field(default=None)  # None: not written by us
-    interim: bool = False  # of a run that was asked to stop between two regular checkpoints
+    interim: bool = False  # saved because the run was stopped between two regular checkpoints
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write `folder`/IT.ckpt and return its path; one of that name is replaced.
+    """Write `folder`/IT.ckpt and return its path; a checkpoint of that name is replaced.
 
-    Where there is no room, an OSError; what was written of it is taken away again.
+    If the disk is full, an OSError is raised and the incomplete checkpoint is removed.
     """
     path = folder / f"{checkpoint.iteration}.ckpt"
     with _whole(path) as temporary:
@@ -63,7 +63,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
 
 
 def copy_checkpoint(path: Path, folder: Path) -> Path:
-    """Copy the checkpoint `path` into `folder`, whole or not at all, and return its path."""
+    """Copy the checkpoint `path` into `folder`, completely or not at all; return the new path."""
     copy = folder / path.name
     with _whole(copy) as temporary:
         shutil.copytree(path, temporary)
@@ -74,7 +74,7 @@ def copy_checkpoint(path: Path, folder: Path) -> Path:
 
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
-    """A folder that becomes `path` when it has been filled; taken away where there is no room."""
+    """A folder that is renamed to `path` once it is complete; removed on an OSError."""
     temporary = path.with_name(path.name + TEMPORARY)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -83,7 +83,7 @@ def _whole(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     if path.exists():
-        # Only a damaged one is ever replaced: an intact one would have been continued from.
+        # Only a damaged checkpoint is ever replaced: the run would have continued an intact one.
         shutil.rmtree(path)
     temporary.rename(path)
     _sync(path.parent)
@@ -125,7 +125,7 @@ def read_checkpoint(path: Path, names: Mapping[str, Iterable[str]]) -> Checkpoin
 
 
 def checkpoint_paths(folder: Path) -> dict[int, Path]:
-    """The checkpoints in `folder` by iteration, the newest first; complete or not."""
+    """The checkpoints in `folder` by iteration, newest first, damaged ones included."""
     entries = folder.iterdir() if folder.is_dir() else ()
     found = {int(m[1]): path for path in entries if (m := _FOLDER.fullmatch(path.name))}
     return dict(sorted(found.items(), reverse=True))
@@ -134,10 +134,10 @@ def checkpoint_paths(folder: Path) -> dict[int, Path]:
 def newest_checkpoint(
     folder: Path, names: Mapping[str, Iterable[str]], limit: int
 ) -> tuple[Path, Checkpoint] | None:
-    """The newest readable checkpoint of at most `limit` iterations, None where there is none.
+    """The newest readable checkpoint of at most `limit` iterations; None if there is no checkpoint.
 
-    A damaged one is reported and the one before is used; if all are damaged, the run is not
-    silently started anew.
+    A damaged checkpoint is reported and the one before it is used. If all are damaged, an error is
+    raised instead of starting the run anew.
     """
     paths = [path for iteration, path in checkpoint_paths(folder).items() if iteration <= limit]
     for path in paths:
@@ -156,8 +156,8 @@ def newest_checkpoint(
 def prune(folder: Path, keep: int | None, upto: int) -> None:
     """Remove all but the `keep` newest checkpoints of at most `upto` iterations; None keeps all.
 
-    Interim ones of fewer iterations go in any case, and what a killed run left half written or
-    half removed.
+    Interim checkpoints of fewer iterations are always removed, and so are incomplete folders that a
+    killed run left.
     """
     _remove_temporary(folder)
     there = {it: path for it, path in checkpoint_paths(folder).items() if it <= upto}
@@ -174,7 +174,7 @@ def _remove_temporary(folder: Path) -> None:
 
 
 def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """A plain state dict from one file, such as the published checkpoints are."""
+    """A plain state dict from one file; published checkpoints have this form."""
     file = Path(path).absolute()
     if not file.is_file():
         raise ValueError(f"no checkpoint at {file}: give the path of a state dict saved as .pth")
@@ -197,11 +197,11 @@ def _save(value: Any, path: Path) -> None:
     with open(path, "wb") as file:
         try:
             torch.save(value, file)
-        except RuntimeError as error:  # how torch tells that a write has failed, without the reason
+        except RuntimeError as error:  # torch's error for a failed write; it lacks the reason
             said = _first_line(error)
             raise OSError(f"{path} cannot be written; is the disk full? ({said})") from error
         file.flush()
-        os.fsync(file.fileno())  # else a power cut after the rename could leave empty files
+        os.fsync(file.fileno())  # or a power cut after the rename could leave empty files
 
 
 def _sync(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One optimiser step on an objective: the part that every criterion of these hosts shares."""
+"""One optimiser step on an objective: the common part of all criteria of these hosts."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .step_options import StepOptions
 class Criterion(ABC):
     """Networks, their optimisers, and an objective.
 
-    `statistics` holds what the last step measured, as detached 0-d tensors that stay on their
-    device: who logs them turns them into numbers, so that a step never waits for the device.
+    `statistics` holds the measurements of the last step as detached 0-d tensors on their device.
+    The logging code converts them to numbers, so a step never waits for the device.
     """
 
     def __init__(
@@ -44,22 +44,22 @@ class Criterion(ABC):
         """The loss of each image of `v` [B,C,H,W] in [-1, 1], [B]."""
 
     def configure(self, options: StepOptions) -> None:
-        """Compute the steps from now on as `options` say."""
+        """Use `options` for all steps from now on."""
         self.options = options
         for model in self.models.values():
             if options.channels_last:
                 model.to(memory_format=torch.channels_last)
             if options.compile:
-                model.compile()  # in place: the names of the weights stay
+                model.compile()  # in place: the names of the weights do not change
         fp16 = options.precision == "fp16"
         self.scaler = torch.amp.GradScaler(self.device.type) if fp16 else None
 
     def parallelise(self) -> None:
-        """Average gradients over the processes of the group: once a step, during its backward."""
+        """Average gradients over the processes of the group, once a step in the backward pass."""
 
         def wrap(model: nn.Module) -> nn.Module:
             devices = None if self.device.type == "cpu" else [self.device]
-            # Buffers differ between processes as they would between batches.
+            # Buffers may differ between processes as they differ between batches.
             parallel = DistributedDataParallel(model, devices, broadcast_buffers=False)
             self._parallel.append(parallel)
             return parallel
@@ -90,16 +90,16 @@ class Criterion(ABC):
         return next(next(iter(self.models.values())).parameters()).device
 
     def _backward(self, v: Tensor, share: float = 1.0) -> Tensor:
-        """Add `share` of the gradient of the mean loss of `v`; that mean, detached."""
+        """Add `share` of the gradient of the mean loss of `v`; return this mean, detached."""
         dtype = self.options.dtype
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            loss = self.objective(v).mean()  # through the instance: a hook may have replaced it
+            loss = self.objective(v).mean()  # looked up on self: a hook may have replaced it
         scaled = loss * share
         (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
         return loss.detach()
 
     def _backward_in_parts(self, parts: tuple[Tensor, ...]) -> None:
-        """The parts' gradients added up, reduced over processes with the last one; mean figures."""
+        """Add up the parts' gradients, reduce over processes at the last part; mean statistics."""
         images = sum(map(len, parts))
         means: dict[str, Tensor] = {}
         for i, part in enumerate(parts):
@@ -117,14 +117,14 @@ class Criterion(ABC):
             for optimizer in self.optimizers.values() if self.scaler is not None else ():
                 self.scaler.unscale_(optimizer)
             self._clip_gradients(self.grad_clip)
-        elif self.scaler is None:  # a scaler's gradients are scaled, and may overflow
+        elif self.scaler is None:  # with a scaler the gradients are scaled and may overflow
             gradients = [p.grad for p in self._parameters() if p.grad is not None]
             self.statistics["grad_norm"] = nn.utils.get_total_norm(gradients).detach()
         for optimizer in self.optimizers.values():
             if self.scaler is None:
                 optimizer.step()
             else:
-                self.scaler.step(optimizer)  # left out where a gradient overflowed
+                self.scaler.step(optimizer)  # skipped if a gradient overflowed
         if self.scaler is not None:
             self.scaler.update()
 
@@ -147,9 +147,9 @@ def sum_squares(x: Tensor) -> Tensor:
 def adam(
     model: nn.Module, lr: float, grad_clip: float | None, lr_warmup: int = 0
 ) -> tuple[dict[str, Optimizer], dict[str, LRScheduler]]:
-    """Adam on what is trainable and a constant rate, under the hosts' names.
+    """Adam on the trainable parameters and a constant rate, under the hosts' names.
 
-    The rate rises to `lr` over the first `lr_warmup` steps; the hosts have no such steps.
+    The rate rises to `lr` over the first `lr_warmup` steps; the hosts have no warm-up.
     """
     if not lr > 0:
         raise ValueError(f"lr={lr!r}: must be > 0")
@@ -164,5 +164,5 @@ def adam(
 
 def _rise(steps: int) -> Callable[[int], float]:
     """1/steps, 2/steps, ..., 1, 1, ...: the factor of the rate by the number of steps made."""
-    # A plain function: its state is not saved, and the hosts' checkpoints load as they are.
+    # A plain function has no saved state, so the hosts' checkpoints load unchanged.
     return lambda made: min(1.0, (made + 1) / steps) if steps else 1.0

@@ -1,10 +1,10 @@
-"""Batches without end, in an order that depends on the seed and the position alone.
+"""Endless batches, in an order that depends only on the seed and the position.
 
-Images are in [-1, 1], float32, [B,C,H,W]. The order is one permutation an epoch; a batch may run
-over the end of an epoch, so that all batches are full and every image is seen once an epoch.
+Images are in [-1, 1], float32, [B,C,H,W]. Each epoch is one permutation. A batch may continue past
+the end of an epoch, so all batches are full and every image is seen once an epoch.
 
-A dataset is `Images`, held in memory, or a subclass of `StoredImages`, read as it is needed; both
-are an `ImageDataset`.
+A dataset is `Images` (held in memory) or a subclass of `StoredImages` (read on demand). Both are an
+`ImageDataset`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-WORTH_WORKERS = 1000  # images; fewer are read before processes have started
+WORTH_WORKERS = 1000  # images; fewer are read faster than worker processes start
 
 
 class ImageDataset(Protocol):
-    """What every dataset can tell of itself, wherever its images lie."""
+    """The interface of every dataset, in memory or stored."""
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -46,7 +46,7 @@ class Images:
     """A dataset held in memory: uint8 in 0..255, or floating point in [-1, 1], [M,C,H,W]."""
 
     images: Tensor
-    labels: Tensor | None = None  # [M], for evaluation; training does not look at them
+    labels: Tensor | None = None  # [M], for evaluation; training does not use them
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or len(self.images) == 0:
@@ -70,10 +70,10 @@ class Images:
 
 
 class StoredImages(Dataset[Tensor], ABC):
-    """A map-style dataset of uint8 images [C,H,W], each read when it is asked for.
+    """A map-style dataset of uint8 images [C,H,W], each read on demand.
 
-    A subclass gives `image_shape`, `__len__` and `__getitem__`. It is handed to worker processes:
-    what cannot be pickled, or should not be (an open file, a mapped array), it opens on demand.
+    A subclass defines `image_shape`, `__len__` and `__getitem__`. It is passed to worker processes,
+    so it must open on demand what cannot or should not be pickled (an open file, a mapped array).
     """
 
     @property
@@ -88,7 +88,7 @@ class StoredImages(Dataset[Tensor], ABC):
     def __getitem__(self, i: int) -> Tensor: ...
 
     def prepare(self) -> None:
-        """Done once before images are read, by one process for all: nothing here."""
+        """Called once before images are read, by one process for all; does nothing here."""
 
     def uint8_batches(self, batch_size: int) -> Iterator[Tensor]:
         """All images in order, uint8 [B,C,H,W]; the last batch may be smaller."""
@@ -98,7 +98,7 @@ class StoredImages(Dataset[Tensor], ABC):
 
     def _read_in_order(self, batch_size: int) -> Iterator[Tensor]:
         workers = default_workers() if len(self) >= WORTH_WORKERS else 0
-        generator = torch.Generator().manual_seed(0)  # else the loader draws from the global one
+        generator = torch.Generator().manual_seed(0)  # or the loader would use the global one
         return _plain_errors(
             DataLoader(
                 self,
@@ -111,7 +111,7 @@ class StoredImages(Dataset[Tensor], ABC):
 
 
 def default_workers() -> int:
-    """Processes that read images: up to 4, as many as there are cores."""
+    """Processes that read images: the number of cores, at most 4."""
     return min(4, os.cpu_count() or 1)
 
 
@@ -123,17 +123,17 @@ def to_unit_range(images: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Floating point in [-1, 1] to uint8, rounded and cut off; uint8 stays as it is."""
+    """Floating point in [-1, 1] to uint8, rounded and clamped; uint8 is returned unchanged."""
     if images.dtype == torch.uint8:
         return images
     return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 class InfiniteShuffle(Sampler[int]):
-    """The numbers 0..length-1 without end, each once an epoch, from the `start`-th on.
+    """The numbers 0..length-1 in an endless sequence, each once an epoch, from the `start`-th on.
 
-    Epoch e is the permutation of NumPy's default generator seeded by (seed, e): any place of the
-    sequence is found without drawing what comes before it.
+    Epoch e is the permutation of NumPy's default generator seeded by (seed, e), so any place of the
+    sequence is found without drawing the places before it.
     """
 
     def __init__(self, length: int, seed: int, start: int = 0) -> None:
@@ -154,7 +154,7 @@ class InfiniteShuffle(Sampler[int]):
             place += self.length - offset
 
     def take(self, start: int, count: int) -> npt.NDArray[np.int64]:
-        """The `count` numbers from the `start`-th of the sequence on."""
+        """`count` numbers of the sequence, from the `start`-th on."""
         parts = []
         while count > 0:
             epoch, offset = divmod(start, self.length)
@@ -171,13 +171,14 @@ class InfiniteShuffle(Sampler[int]):
 
 
 class BatchStream(Iterator[Tensor]):
-    """Batches of `dataset` on `device`; `position` counts those given out and can be set.
+    """Batches of `dataset` on `device`; `position` counts the batches returned and can be set.
 
-    dataset   Images or a tensor like it: kept on the device, a batch is one index operation.
-              Otherwise a map-style dataset of images [C,H,W], or tuples that begin with one: read
-              by `workers` processes (default: `default_workers()`). It must give
+    dataset   Images, or a tensor of the same form: kept on the device; a batch is one index
+              operation. Otherwise a map-style dataset of images [C,H,W], or of tuples that begin
+              with one, read by `workers` processes (default: `default_workers()`). It must return
               the same image for the same index, or a continued run differs from an unbroken one.
-    part      (rank, world): of every batch only the rank-th of so many equal parts is given out
+    part      (rank, world): each batch is split into `world` equal parts; this stream returns only
+              the rank-th
     """
 
     def __init__(
@@ -206,7 +207,7 @@ class BatchStream(Iterator[Tensor]):
 
     @property
     def position(self) -> int:
-        """How many batches were given out."""
+        """The number of batches returned."""
         return self._position
 
     @position.setter
@@ -214,7 +215,7 @@ class BatchStream(Iterator[Tensor]):
         if position < 0:
             raise ValueError(f"position={position!r}: must not be negative")
         self._position = position
-        self._loader = None  # its workers have already read ahead from elsewhere
+        self._loader = None  # its workers have read ahead from the old position
 
     def __next__(self) -> Tensor:
         batch = self._gather() if self._images is not None else self._load()
@@ -247,8 +248,8 @@ class BatchStream(Iterator[Tensor]):
             sampler=self._part(self._position),
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
-            # Without one of its own the loader would draw from the global generator, and a
-            # continued run, which starts one loader more, would see other noise.
+            # Otherwise the loader would draw from the global generator. A continued run starts one
+            # more loader and would then see other noise.
             generator=torch.Generator().manual_seed(self._shuffle.seed),
             worker_init_fn=_outlive_signals,
         )
@@ -258,7 +259,7 @@ class BatchStream(Iterator[Tensor]):
 class _Part(Sampler[int]):
     """The indices of one part of every batch, from the `start`-th batch on.
 
-    It does not hold the stream: the loader's workers end when nothing refers to them.
+    It holds no reference to the stream: the loader's workers end when nothing refers to them.
     """
 
     def __init__(
@@ -270,7 +271,7 @@ class _Part(Sampler[int]):
         self.start = start
 
     def indices(self, position: int) -> npt.NDArray[np.int64]:
-        """Which images of the `position`-th batch."""
+        """The indices of the images of this part of the `position`-th batch."""
         rank, size = self.part[0], self.batch_size // self.part[1]
         return self.shuffle.take(position * self.batch_size + rank * size, size)
 
@@ -280,7 +281,7 @@ class _Part(Sampler[int]):
 
 
 def _outlive_signals(_: int) -> None:
-    """For a loader's worker: to stop is its run's affair, which may need some batches more.
+    """Let a loader's worker survive signals: its run stops it and may still need some batches.
 
     Terminals and batch systems signal all processes of a job.
     """
@@ -297,7 +298,7 @@ def _end_for_the_run_alone() -> None:
 
 
 def _plain_errors(loader: DataLoader[Any]) -> Iterator[Any]:
-    """The loader's batches; of a worker's ValueError the message, without its traceback."""
+    """The loader's batches; a worker's ValueError is raised with its message only."""
     batches = iter(loader)
     try:
         yield from batches
@@ -306,15 +307,15 @@ def _plain_errors(loader: DataLoader[Any]) -> Iterator[Any]:
         message = str(error).strip()
         if not re.match(r"Caught \w+ in DataLoader worker", message):
             raise
-        # The error refers to the loader's iterator. If that lived on, workers forked later would
-        # try to end this one's, and wait for them in vain.
+        # The error refers to the loader's iterator. If the iterator stayed alive, workers forked
+        # later would try to end its workers and wait for them for ever.
         error.__traceback__ = None
     del batches
-    raise ValueError(message.splitlines()[-1].partition(": ")[2])  # behind the error's class
+    raise ValueError(message.splitlines()[-1].partition(": ")[2])  # after the error's class
 
 
 def check_world(batch_size: int, world: int) -> None:
-    """ValueError unless so many processes can share a batch equally."""
+    """ValueError unless `world` processes can share a batch equally."""
     if batch_size % world:
         raise ValueError(
             f"batch_size={batch_size!r}: must be a multiple of the number of processes, {world}"

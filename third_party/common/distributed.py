@@ -1,7 +1,7 @@
-"""Several processes that train one network: what `torchrun` starts, seen from one of them.
+"""Several processes that train one network, started by `torchrun`: the view of one process.
 
-Without it every function here is that of a single process. Files are written by the first process
-alone; all must see the same folders.
+Without `torchrun` all functions act for a single process. Only the first process writes files; all
+processes must see the same folders.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ def start(device: torch.device | str) -> None:
         return
     device = torch.device(device)
     if device.type == "cuda":
-        # NCCL exchanges objects on the current device, which would be the first one for all.
+        # NCCL exchanges objects on the current device, by default the first one in all processes.
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
 def stop() -> None:
-    """Leave the other processes, once all have come this far."""
+    """Leave the group after all processes have reached this call."""
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
@@ -52,7 +52,7 @@ def is_first() -> bool:
 
 
 def local_device(device: str) -> str:
-    """The accelerator of this process, where only its kind is named."""
+    """The device of this process; "cuda" alone becomes the one of its local rank."""
     if world_size() > 1 and device == "cuda":
         return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     return device
@@ -68,7 +68,7 @@ def gather(value: T) -> list[T]:
 
 
 def on_first(function: Callable[..., None], *arguments: Any) -> None:
-    """Let the first process do it while the others wait; its ValueError is raised in all."""
+    """Call `function` in the first process while the others wait; all raise its ValueError."""
     refusal = None
     if is_first():
         try:
@@ -81,11 +81,11 @@ def on_first(function: Callable[..., None], *arguments: Any) -> None:
 
 
 class Agreement:
-    """Lets all processes learn at the same step that one of them wants to stop.
+    """Tells all processes at the same step that one of them wants to stop.
 
-    A step starts an exchange between the hosts and reads that of the step before, which has had a
-    step's time to arrive. Nothing waits for a device; a host waits for another one only where it is
-    a whole step ahead.
+    Each step starts an exchange on the CPU and reads the exchange of the previous step, which has
+    had one step of time to arrive. Nothing waits for a device. A process waits for another one only
+    if it is a whole step ahead.
     """
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ class Agreement:
         self._under_way: tuple[dist.Work, torch.Tensor] | None = None
 
     def __call__(self, wanted: bool) -> bool:
-        """Whether all stop here; every process must ask after every step."""
+        """Whether all processes stop here; each process must call this after each step."""
         if self._group is None:
             return wanted
         before, flag = self._under_way, torch.tensor([int(wanted)])
@@ -107,7 +107,7 @@ class Agreement:
 
 @contextmanager
 def peers() -> Iterator[None]:
-    """Within, the end of another process is a ConnectionError of one line."""
+    """In this context the end of another process raises a ConnectionError of one line."""
     try:
         yield
     except RuntimeError as error:
@@ -117,12 +117,12 @@ def peers() -> Iterator[None]:
 
 
 def _is_of_the_connection(error: RuntimeError) -> bool:
-    # gloo raises plain RuntimeErrors, which begin with the file of its that found the end.
+    # gloo raises plain RuntimeErrors that begin with the name of the gloo source file.
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
 def own_seed(seed: int) -> int:
-    """A seed for this process alone; the first one's is `seed` itself."""
+    """A separate seed for this process; the first process uses `seed` itself."""
     if is_first():
         return seed
     return int(np.random.SeedSequence([seed % 2**32, rank()]).generate_state(1)[0])

@@ -1,4 +1,4 @@
-"""The exponential moving average of the weights, with which images are drawn (arXiv 2006.11239)."""
+"""The exponential moving average of the weights, used for sampling (arXiv 2006.11239)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class EMA:
     """Averaged copies of networks: average <- rate * average + (1 - rate) * weight, each update.
 
     `models` maps names to networks; `self.models` maps the same names to the copies, which are in
-    eval mode and need no gradient. Buffers (running statistics, counters) are copied as they are.
+    eval mode and need no gradient. Buffers (running statistics, counters) are copied unchanged.
     """
 
     def __init__(self, models: Mapping[str, nn.Module], rate: float = 0.9999) -> None:
@@ -25,7 +25,7 @@ class EMA:
             for name, model in models.items()
         }
         self._sources = dict(models)
-        # Listed once: walking a network takes longer than averaging a small one.
+        # Listed once: walking through a network takes longer than averaging a small network.
         self._pairs = [
             (list(self.models[name].parameters()), list(model.parameters()))
             for name, model in models.items()
@@ -33,7 +33,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the networks' present weights."""
+        """Update the averages with the networks' current weights."""
         for averages, weights in self._pairs:
             torch._foreach_lerp_(averages, weights, weight=1 - self.rate)
         for name, average in self.models.items():

@@ -1,6 +1,6 @@
-"""The random states that a training step draws from, as data that `weights_only` loading accepts.
+"""The random states that a training step uses, as data that `weights_only` loading accepts.
 
-The step's number n comes from NumPy's global state, noise and dropout from PyTorch's generators.
+The step n is drawn from NumPy's global state, noise and dropout from PyTorch's generators.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 
-# The host draws from the global state, and a port must, for hooks to meet the same behaviour.
+# The host draws from the global state. A port does the same, so that hooks see equal behaviour.
 # ruff: noqa: NPY002
 
 
 def seed_everything(seed: int) -> None:
-    """Start NumPy's global state and PyTorch's generators on all devices at `seed`."""
+    """Seed NumPy's global state and PyTorch's generators on all devices."""
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def capture() -> dict[str, Any]:
-    """The present states, as tensors and plain numbers."""
+    """The current states, as tensors and plain numbers."""
     _, keys, pos, has_gauss, cached = np.random.get_state()
     return {
         "numpy_keys": torch.from_numpy(keys.astype(np.int64)),
@@ -34,7 +34,7 @@ def capture() -> dict[str, Any]:
 
 
 def restore(states: dict[str, Any]) -> None:
-    """Go back to states that `capture` gave; those of devices that are not here are left out."""
+    """Restore the states of `capture`; states of missing devices are ignored."""
     keys = states["numpy_keys"].numpy().astype(np.uint32)
     np.random.set_state(("MT19937", keys, *states["numpy_rest"]))
     torch.set_rng_state(states["torch"])
@@ -45,7 +45,7 @@ def restore(states: dict[str, Any]) -> None:
 
 @contextmanager
 def preserved() -> Iterator[None]:
-    """What happens inside draws from the states, but leaves them as they were."""
+    """Code in this context may draw; the states are restored afterwards."""
     before = capture()
     try:
         yield

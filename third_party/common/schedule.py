@@ -1,8 +1,8 @@
 """The forward process q(x_n | x_0) as float64 tables, n = 0..N with betas[0] = 0.
 
 x_n = sqrt(cum_alphas[n]) x_0 + sqrt(cum_betas[n]) eps,  eps ~ N(0, I).
-Sources: linear betas, arXiv 2006.11239; cosine, arXiv 2102.09672, equation 17; the variance
-preserving SDE, arXiv 2011.13456, appendix B.
+Sources: linear betas, arXiv 2006.11239; cosine, arXiv 2102.09672, equation 17;
+variance-preserving SDE, arXiv 2011.13456, appendix B.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ VP_BETA_MIN, VP_BETA_MAX = 0.1, 20.0
 class Schedule:
     """Tables of a forward process given by `betas` ([N+1], betas[0] = 0, the others in [0, 1)).
 
-    stratified  `sample` draws one step from each of B equal parts of 1..N rather than B independent
-                ones, as the hosts do; each is uniform by itself
+    stratified  `sample` draws one step from each of B equal parts of 1..N; each step alone is
+                uniform. False: B independent steps, as in the hosts
     """
 
     def __init__(self, betas: npt.ArrayLike, stratified: bool = False) -> None:
@@ -41,10 +41,10 @@ class Schedule:
         """The number of steps."""
         return len(self.betas) - 1
 
-    # The two tables of pairs hold (N+1)^2 numbers each and training needs neither: built on demand.
+    # These tables hold (N+1)^2 numbers each and training does not need them: built on demand.
     @cached_property
     def skip_alphas(self) -> FloatArray:
-        """[s, t]: alphas[s+1] ... alphas[t]; 1, the empty product, where s >= t."""
+        """[s, t]: alphas[s+1] ... alphas[t]; 1 (the empty product) for s >= t."""
         table = np.ones((self.N + 1, self.N + 1))
         for s in range(self.N):
             np.cumprod(self.alphas[s + 1 :], out=table[s, s + 1 :])
@@ -79,7 +79,7 @@ class Schedule:
     def _draw_steps(self, batch: int) -> IntArray:
         if not self.stratified:
             return np.random.randint(1, self.N + 1, size=batch, dtype=np.int64)  # noqa: NPY002
-        # Of batch * N places, `batch` belong to a step and N to a part.
+        # batch * N places: `batch` places for each step, N places for each part.
         offsets = np.random.randint(self.N, size=batch, dtype=np.int64)  # noqa: NPY002
         places = np.arange(batch, dtype=np.int64) * self.N + offsets
         return np.random.permutation(places // batch + 1)  # noqa: NPY002
@@ -99,7 +99,7 @@ class NamedSchedule(Schedule):
 
 
 def per_image(values: FloatArray, like: Tensor) -> Tensor:
-    """One number an image, [B], in the dtype and on the device of `like`, shaped [B,1,...,1]."""
+    """`values` [B], one for each image, as [B,1,...,1] with the dtype and device of `like`."""
     column = torch.from_numpy(values).to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
     return column.to(like.device, non_blocking=True)
 
@@ -108,7 +108,7 @@ def _check_betas(betas: FloatArray) -> None:
     if betas.ndim != 1 or len(betas) < 2:
         raise ValueError(f"betas has shape {betas.shape}: must be [N+1] with N >= 1")
     if betas[0] != 0:
-        raise ValueError(f"betas[0]={betas[0]}: must be 0, for steps count from 1")
+        raise ValueError(f"betas[0]={betas[0]}: must be 0, as steps count from 1")
     wrong = np.flatnonzero(~((betas >= 0) & (betas < 1)))
     if len(wrong):
         raise ValueError(f"betas[{wrong[0]}]={betas[wrong[0]]}: must lie in [0, 1)")

@@ -1,4 +1,4 @@
-"""How a training step is computed, whatever its objective: layout, precision, parts of a batch."""
+"""How a training step is computed, for any objective: layout, precision, parts of a batch."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ PRECISIONS: dict[str, torch.dtype | None] = {
 
 @dataclass(frozen=True)
 class StepOptions:
-    """Options of `Criterion.configure`; the defaults are the host's own step.
+    """Options of `Criterion.configure`; the defaults give the host's own step.
 
-    channels_last  weights and images lie channel by channel within a pixel: the same names and
-                   shapes, sums in another order
-    compile        the network by torch.compile
+    channels_last  memory layout of weights and images with the channels of a pixel side by side:
+                   the same names and shapes, sums in another order
+    compile        compile the network with torch.compile
     precision      "float32", or autocast to "bf16" or "fp16" (with a gradient scaler); weights,
                    optimiser and loss stay float32
-    accumulate     parts that a batch is cut into, one after the other: less memory, the same
-                   gradient to rounding (not where the objective looks at the whole batch, as the
+    accumulate     number of parts of a batch, computed one after the other: less memory, the same
+                   gradient up to rounding (except if the objective uses the whole batch, as the
                    "adaptive" ratio does)
     """
 
@@ -42,11 +42,11 @@ class StepOptions:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """What autocast casts to; None: it is off."""
+        """The dtype of autocast; None: autocast is off."""
         return PRECISIONS[self.precision]
 
     def check_batch(self, batch_size: int) -> None:
-        """ValueError unless the batch of one process can be cut into equal parts."""
+        """ValueError unless the batch of one process can be split into equal parts."""
         if batch_size % self.accumulate:
             raise ValueError(
                 f"accumulate={self.accumulate}: must divide the batch of a process, {batch_size}"

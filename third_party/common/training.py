@@ -1,9 +1,9 @@
-"""The training loop of the hosts: steps, average, log, checkpoints, and continuing from them.
+"""The training loop of the hosts: steps, average, log, checkpoints, and continuation.
 
-A run that was stopped anywhere continues from its newest checkpoint; on the CPU its weights are
-byte for byte those of a run that was never stopped. The same holds for several processes (see
-distributed.py): each has its own random states and its own part of every batch. A run that is asked
-to stop leaves a checkpoint of the step it stopped at, until the next regular one.
+A stopped run continues from its newest checkpoint. On the CPU its weights are then byte for byte
+those of a run that was never stopped. The same holds for several processes (see distributed.py):
+each has its own random states and its own part of every batch. When a run is asked to stop, it
+saves a checkpoint of its last step. This checkpoint is removed after the next regular one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class Batches(Protocol):
-    """An endless iterator whose `position` counts the batches given out."""
+    """An endless iterator whose `position` counts the batches returned."""
 
     position: int
 
@@ -46,7 +46,7 @@ class TrainingDiverged(ValueError):
 
 
 class TrainingStopped(KeyboardInterrupt):
-    """The run was asked to stop; `path` is the checkpoint that continues it."""
+    """The run was asked to stop; it continues from the checkpoint `path`."""
 
     def __init__(self, iteration: int, path: Path) -> None:
         self.iteration = iteration
@@ -61,12 +61,12 @@ class Trainer:
     log_every      steps between calls of on_log(iteration, {name: mean since the last call}); after
                    a continuation the iterations since the checkpoint are reported again
     before_step    called as before_step(iteration) before each step; iterations count from 1
-    on_checkpoint  called as on_checkpoint(iteration, path) after each checkpoint; neither callback
-                   disturbs the random states, so they may draw as they like
-    stop           asked after each step: whether to save and raise TrainingStopped. Where several
-                   processes train, one that wants to is enough, and all stop after the same step
-    seed           of the random states of a run that starts anew
-    keep           how many checkpoints stay (the newest); None for all, as the host does
+    on_checkpoint  called as on_checkpoint(iteration, path) after each checkpoint; on_log and
+                   on_checkpoint may draw random numbers: the random states are restored
+    stop           called after each step; True: save and raise TrainingStopped. With several
+                   processes one True is enough, and all stop after the same step
+    seed           seed of the random states of a new run
+    keep           number of checkpoints kept (the newest); None for all, as in the host
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Trainer:
         self._last_good: Path | None = None
 
     def run(self) -> None:
-        """Train up to `n_iters`, from the newest checkpoint on; a finished run is only loaded."""
+        """Train from the newest checkpoint up to `n_iters`; a finished run is only loaded."""
         start = self._continue()
         self._set_train()
         agreement = distributed.Agreement()
@@ -126,7 +126,7 @@ class Trainer:
                 stop = agreement(self.stop is not None and self.stop())
                 self._after_step(iteration, progress, stop)
                 if stop and iteration < self.n_iters:
-                    distributed.gather(None)  # none leaves before the first has written
+                    distributed.gather(None)  # no process leaves before the first has written
                     raise TrainingStopped(iteration, self._last_good)
 
     def _after_step(self, iteration: int, progress: Any, stop: bool) -> None:
@@ -145,7 +145,7 @@ class Trainer:
             self._call(self.on_checkpoint, iteration, self._last_good)
 
     def _stop_if_not_finite(self) -> None:
-        """Raise in all processes where the loss, or the gradient's norm, of any was not finite."""
+        """Raise in all processes if any had a loss or gradient norm that is not finite."""
         watched = ["loss"] if self.criterion.scaler is not None else ["loss", "grad_norm"]
         self._window.read("loss")
         found = self._window.first_bad
@@ -185,7 +185,7 @@ class Trainer:
         return path
 
     def _continue(self) -> int:
-        """Load the newest checkpoint, if there is one, and return its iteration, else 0."""
+        """Load the newest checkpoint and return its iteration; 0 if there is no checkpoint."""
         self._window = Window()
         parts = self._parts()
         found = newest_checkpoint(self.ckpts, parts, limit=self.n_iters)
@@ -206,7 +206,7 @@ class Trainer:
         return checkpoint.iteration
 
     def _resume(self, path: Path, checkpoint: Checkpoint) -> None:
-        """Go back to the states beside the weights, if the checkpoint holds those of this run."""
+        """Restore the states other than the weights if the checkpoint has them for this run."""
         resume = checkpoint.resume or {}
         states = [resume, *resume.get("others", [])] if resume else []
         if len(states) != distributed.world_size():
@@ -242,7 +242,7 @@ class Trainer:
         if callback is not None and distributed.is_first():
             with random_states.preserved():
                 callback(*arguments)
-            self._set_train()  # it may have looked at the network in eval mode
+            self._set_train()  # the callback may have set the network to eval mode
 
 
 def _is_finite(model: nn.Module) -> bool:

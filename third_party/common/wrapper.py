@@ -1,7 +1,7 @@
-"""Between the steps n = 1..N of a schedule and a network that was trained with its own habits.
+"""Converts the steps n = 1..N of a schedule to the times that a network was trained with.
 
-The network receives t = n (n - 1 where `shift1`: checkpoints of the DDIM line), times 1000/N where
-`rescale_timesteps`, so that a network of any N sees times on the same scale.
+The time is n, or n - 1 with `shift1` (checkpoints of the DDIM line). With `rescale_timesteps` it is
+multiplied by 1000/N, so networks of any N receive times on the same scale.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class DTWrapper:
     """A network as a function of (x_n, n); `typ` says what it predicts.
 
     eps        the noise                 x0         the image
-    eps_eps2   the noise and its square  eps_epsc   the noise and the squared error of that
+    eps_eps2   the noise and its square  eps_epsc   the noise and its squared prediction error
     eps_iddpm  the noise and the position between the two extreme log variances
     """
 
@@ -45,7 +45,7 @@ class DTWrapper:
     def __call__(self, xn: Tensor, n: Any) -> Tensor | tuple[Tensor, Tensor]:
         """The network's output for `xn` [B,C,H,W] at step `n` (a number, or [B] of any kind).
 
-        Where `typ` names two predictions, the output's two channel halves.
+        If `typ` names two predictions, the two channel halves of the output.
         """
         out = self.model(xn, self._times(xn, n))
         if "_" not in self.typ:

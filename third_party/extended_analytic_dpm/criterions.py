@@ -1,9 +1,11 @@
 """The objectives of the host of SN-DPM and NPR-DPM (arXiv 2206.07309), in discrete time.
 
 DTDSM      the plain noise prediction of DDPM (arXiv 2006.11239, equation 14)
-DTDSDM     SN: a second output learns E[eps^2 | x_n] (arXiv 2206.07309, section 3.2)
-DTDSDMErr  NPR: a second output learns E[(eps - eps_pred)^2 | x_n] (section 3.3)
-Norms are sums over the dimensions of an image.
+DTDSDM     SN-DPM: optimal covariance by predicting E[eps^2 | x_n] (arXiv 2206.07309)
+DTDSDMErr  NPR-DPM: optimal covariance by predicting the squared noise prediction residual
+           (eps - eps_pred)^2 (arXiv 2206.07309)
+
+The second output learns this prediction. Norms are sums over the dimensions of an image.
 """
 
 from __future__ import annotations
@@ -65,8 +67,8 @@ class DTDSM(Criterion):
 class DTDSDM(DTDSM):
     """|eps - eps_pred|^2 + ratio |eps^2 - eps2_pred|^2.
 
-    `ratio` is a number >= 0, or "adaptive": what makes the two parts of equal size in this batch,
-    taken as a constant.
+    `ratio` is a number >= 0, or "adaptive". The adaptive ratio makes the two parts equal in size in
+    this batch and counts as a constant for the gradient.
     """
 
     typ: ClassVar[str] = "eps_eps2"
@@ -95,7 +97,7 @@ class DTDSDM(DTDSM):
         }
 
     def second_target(self, eps: Tensor, eps_pred: Tensor) -> Tensor:
-        """What the second output learns the mean of."""
+        """The quantity whose mean the second output learns."""
         return eps.square()
 
     def combine(self, dsm: Tensor, ddm: Tensor) -> Tensor:
@@ -111,5 +113,5 @@ class DTDSDMErr(DTDSDM):
     typ: ClassVar[str] = "eps_epsc"
 
     def second_target(self, eps: Tensor, eps_pred: Tensor) -> Tensor:
-        """What the second output learns the mean of; the noise prediction learns nothing by it."""
+        """The quantity whose mean the second output learns; no gradient reaches `eps_pred`."""
         return (eps - eps_pred).detach().square()

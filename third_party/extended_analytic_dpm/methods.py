@@ -1,7 +1,7 @@
 """The host's method names: what a network predicts under each, and the criterion that trains it.
 
-`*_pretrained` (arXiv 2206.07309, section 3): the noise network is loaded and stays as it is, a head
-for the second prediction learns on its features. Without it both predictions learn together.
+`*_pretrained` (arXiv 2206.07309): the noise network is loaded and frozen; a head for the second
+prediction learns on its features. The other methods train both predictions together.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from .criterions import DTDSDM, DTDSM, DTDSDMErr
 
 @dataclass(frozen=True)
 class Method:
-    """One way to train: the criterion (which knows the `typ` of its wrapper) and the network."""
+    """One way to train: the criterion (which has the `typ` of its wrapper) and the network."""
 
     criterion: type[DTDSM]
     pretrained: bool = False
 
     @property
     def typ(self) -> str:
-        """What the network predicts, in the wrapper's terms."""
+        """What the network predicts, as a `typ` of the wrapper."""
         return self.criterion.typ
 
     def trunk_channels(self, image_channels: int) -> int:
-        """Channels that the trunk gives."""
+        """Output channels of the trunk."""
         joint = issubclass(self.criterion, DTDSDM) and not self.pretrained
         return 2 * image_channels if joint else image_channels
 
     def head_channels(self, image_channels: int) -> int:
-        """Channels of the head beside the trunk; 0 where the network has none."""
+        """Output channels of the head; 0 if the network has no head."""
         return image_channels if self.pretrained else 0
 
 
@@ -70,12 +70,12 @@ def build_criterion(
     rescale_timesteps: bool = True,
     shift1: bool = False,
 ) -> DTDSM:
-    """The criterion of a method for `model`, with Adam on what is trainable.
+    """The criterion of a method for `model`, with Adam on the trainable parameters.
 
     trunk       the noise network's weights (a file, or a state dict): needed by `*_pretrained`
     ratio       weight of the second prediction's loss, or "adaptive"
     grad_clip   largest norm of the gradient, None for no limit
-    lr_warmup   steps over which the rate rises to `lr`; 0, as in the host: constant
+    lr_warmup   steps over which the rate rises to `lr`; 0: constant, as in the host
     """
     chosen = get_method(method)
     if chosen.pretrained and trunk is None:
@@ -100,8 +100,8 @@ def build_criterion(
 def load_trunk(model: nn.Module, trunk: str | os.PathLike[str] | Mapping[str, Tensor]) -> None:
     """Load a noise network's weights into the frozen part of `model`; its head may be missing.
 
-    A frozen parameter without a value would stay random for ever, and a value without a parameter
-    belongs to another network: both are refused.
+    A frozen parameter without a value would always stay random. A value without a parameter belongs
+    to another network. Both are refused.
     """
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}

@@ -3,15 +3,15 @@
     digits          8x8 handwritten digits, which come with scikit-learn
     cifar10         32x32 colour photographs
     fashion         28x28 pieces of clothing, padded to 32x32
-    celeba64        aligned CelebA, its middle at 64x64
+    celeba64        the middle of aligned CelebA at 64x64
     celebahq256     CelebA-HQ at 256x256
     imagenet64      downsampled ImageNet, 64x64
     lsun_bedroom    bedrooms at 256x256
     folder, npz     images of any kind
 
-What fits into memory is `Images`; the rest is `StoredImages`, read by worker processes. Both have
-`image_shape` and `uint8_batches(batch_size)`. No file is unpickled but CIFAR10's, and there only
-arrays are rebuilt.
+Datasets that fit into memory are `Images`; the others are `StoredImages`, read by worker processes.
+Both have `image_shape` and `uint8_batches(batch_size)`. Only CIFAR10's files are unpickled, and
+only arrays are rebuilt from them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..data import ImageDataset
 
 DEFAULT_ROOT = "data"
 
-# (C, H, W) of the datasets that come in one size: known without their files.
+# (C, H, W) of the datasets with a fixed size: known without their files.
 IMAGE_SHAPES = {
     "digits": (1, 8, 8),
     "fashion": (1, 32, 32),
@@ -56,7 +56,7 @@ def get_dataset(
 ) -> ImageDataset:
     """The dataset called `name`, from files below `root` (default: the folder `data`).
 
-    `folder` and `npz` take `root` itself for the folder or the file.
+    For `folder` and `npz`, `root` itself is the folder or the file.
     """
     if name not in DATASETS:
         raise ValueError(f"dataset={name!r}: must be one of {', '.join(sorted(DATASETS))}")
@@ -69,5 +69,5 @@ def get_dataset(
     return loader(Path(DEFAULT_ROOT if root is None else root).expanduser().absolute(), **options)
 
 
-# These enter themselves above, so they come last.
+# These modules register themselves above, so the import comes last.
 from . import archives, cifar10, digits, fashion, folders  # noqa: E402, F401

@@ -1,4 +1,4 @@
-"""What the datasets share: refusals in one line, and files that are never seen half written."""
+"""Code that the datasets share: errors of one line, and files that are never seen incomplete."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def check_choice(argument: str, value: Any, allowed: Sequence[Any]) -> None:
 
 
 def not_found(dataset: str, places: Sequence[Path], advice: str) -> ValueError:
-    """The error of a dataset that is at none of `places`; `advice` says how to get it."""
+    """The error for a dataset that is at none of `places`; `advice` says how to get it."""
     looked = " nor at ".join(map(str, places))
     return ValueError(f"dataset {dataset!r} is not at {looked}: {advice}")
 
@@ -30,13 +30,13 @@ def first_folder(dataset: str, places: Sequence[Path], advice: str) -> Path:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's text, or its type where it has none."""
+    """An error's text, or its type if it has no text."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextmanager
 def written_atomically(path: Path) -> Iterator[BinaryIO]:
-    """A file open for writing that bears the name `path` once it is complete."""
+    """A file open for writing that gets the name `path` once it is complete."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("wb") as file:

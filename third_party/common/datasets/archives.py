@@ -1,4 +1,4 @@
-"""Images in .npz files: downsampled ImageNet, and any other. Pickles are never read."""
+"""Images in .npz files: downsampled ImageNet, and any others. Pickles are never read."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def imagenet64(root: Path, *, split: str = "train") -> NpzParts:
     """Downsampled ImageNet (arXiv 1707.08819), [3,64,64], from its npz files in `imagenet64`.
 
     train_data_batch_1.npz, ... or val_data.npz, each with `data`, uint8 [M,12288]; the labels are
-    not read. When images are first asked for, the arrays are unpacked beside the files.
+    not read. The first read unpacks the arrays into the folder of the files.
     """
     check_choice("split", split, ("train", "val"))
     folder = first_folder("imagenet64", (root / "imagenet64",), IMAGENET64_ADVICE)
@@ -61,8 +61,8 @@ def imagenet64(root: Path, *, split: str = "train") -> NpzParts:
 def npz(root: Path, *, layout: str = "auto") -> Images:
     """The images of one npz file, held in memory: `root` itself, or images.npz in it.
 
-    Its array `arr_0` or `images` is uint8, [M,H,W,C] or [M,C,H,W] with C = 1 or 3; `layout` tells
-    which where the shape does not. An array `labels` [M] is taken over.
+    Its array `arr_0` or `images` is uint8, [M,H,W,C] or [M,C,H,W] with C = 1 or 3. `layout` selects
+    one if the shape fits both. An array `labels` [M] is read too.
     """
     check_choice("layout", layout, LAYOUTS)
     path = root if root.is_file() else root / NPZ_NAME
@@ -96,8 +96,8 @@ def _channels_first(images: npt.NDArray[np.uint8], layout: str) -> npt.NDArray[n
 class NpzParts(StoredImages):
     """The images of several npz files: under `key`, uint8 [M,C,H,W] or [M,C*H*W].
 
-    An array inside an npz file cannot be mapped, so each is unpacked once, beside its file, as
-    STEM-KEY-CHECKSUM.npy.
+    An array inside an npz file cannot be mapped, so each array is unpacked once into the folder of
+    its file, as STEM-KEY-CHECKSUM.npy.
     """
 
     def __init__(self, paths: Sequence[Path], key: str, image_shape: tuple[int, ...]) -> None:
@@ -119,7 +119,7 @@ class NpzParts(StoredImages):
         return self._open()[i]
 
     def prepare(self) -> None:
-        """Unpack what is not unpacked yet."""
+        """Unpack the arrays that are not unpacked yet."""
         self._open()
 
     def _open(self) -> MappedArrays:
@@ -130,7 +130,7 @@ class NpzParts(StoredImages):
 
 
 def _count(path: Path, key: str, image_shape: tuple[int, ...]) -> int:
-    """How many images an npz file holds under `key`, from the array's header."""
+    """The number of images in an npz file under `key`, from the array's header."""
     with reading(path, "cannot be used") as file, open_npz(file) as arrays:
         shape, columns_first, dtype = arrays.header(key)
     flat = (int(np.prod(image_shape)),)
@@ -143,7 +143,7 @@ def _count(path: Path, key: str, image_shape: tuple[int, ...]) -> int:
 
 
 def _unpack(path: Path, key: str) -> Path:
-    """The npy file with the array of an npz file, written if it is not there."""
+    """The npy file with the array of an npz file, written if it does not exist."""
     with reading(path, "cannot be unpacked beside itself") as file, open_npz(file) as arrays:
         target = path.with_name(f"{path.stem}-{key}-{arrays.checksum(key):08x}.npy")
         if target.is_file() and target.stat().st_size == arrays.size(key):

@@ -21,8 +21,8 @@ from ._common import check_choice, not_found
 def cifar10(root: Path, *, split: str = "train", check_md5: bool = True) -> Images:
     """CIFAR10 (Krizhevsky 2009): 50,000 training or 10,000 test images, unflipped, [3,32,32].
 
-    Read from the folder `cifar-10-batches-py` below `root`, or else from the archive, which need
-    not be unpacked. `check_md5=False` accepts files of the same format with other contents.
+    Read from the folder `cifar-10-batches-py` below `root` or, if it does not exist, from the
+    packed archive. `check_md5=False` accepts files of the same format with other contents.
     """
     from torchvision.datasets import CIFAR10  # knows the files, their sums and their source
 

@@ -14,7 +14,7 @@ from . import register
 def digits(root: Path) -> Images:
     """scikit-learn's 1,797 handwritten digits, [1,8,8], pixels 0..16 (UCI, Alpaydin and Kaynak).
 
-    They come with scikit-learn: nothing is read below `root`.
+    They come with scikit-learn; `root` is not used.
     """
     from sklearn.datasets import load_digits
 

@@ -23,7 +23,7 @@ ADVICE = (
     "torchvision.datasets.FashionMNIST(ROOT, download=True) with this data's root"
 )
 FILES = {"train": "train", "test": "t10k"}
-# Of the unpacked files. The published sums are of the .gz files, whose headers differ by source.
+# md5 of the unpacked files. The published sums are for the .gz files; their headers vary by source.
 SUMS = {
     "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
     "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
@@ -37,9 +37,9 @@ PADDING = 2  # on each side: 28 + 4 = 32, which halves often enough for a UNet
 def fashion(root: Path, *, split: str = "train", check_md5: bool = True) -> Images:
     """Fashion-MNIST (arXiv 1708.07747): 60,000 training or 10,000 test images, [1,32,32].
 
-    The 28x28 grey images are padded to 32x32 with black. Read, packed (.gz) or not, from
-    `FashionMNIST/raw` below `root` (where torchvision keeps them), from `fashion-mnist` below
-    `root`, or from where the Debian package dataset-fashion-mnist puts them. `check_md5=False`
+    The 28x28 grey images are padded to 32x32 with black. The files, packed (.gz) or not, are read
+    from `FashionMNIST/raw` below `root` (where torchvision keeps them), from `fashion-mnist` below
+    `root`, or from the folder of the Debian package dataset-fashion-mnist. `check_md5=False`
     accepts files of the same format with other contents.
     """
     check_choice("split", split, tuple(FILES))

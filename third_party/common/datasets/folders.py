@@ -1,4 +1,4 @@
-"""Folders of images: CelebA, CelebA-HQ, exported LSUN, and any other."""
+"""Folders of images: CelebA, CelebA-HQ, exported LSUN, and any others."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _CACHED_AT_ONCE = 256
 def celeba64(root: Path, *, cache_limit: int = CACHE_LIMIT) -> ImageFolder:
     """Aligned CelebA (Liu et al. 2015): rows 57..185 and columns 25..153 of 218x178, at 64x64.
 
-    Every image of the folder is taken: the published split is not looked at.
+    All images of the folder are used; the published split is ignored.
     """
     advice = (
         "download img_align_celeba.zip from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html and "
@@ -64,7 +64,8 @@ def folder(
 ) -> ImageFolder:
     """The images in the folder `root` itself and below it.
 
-    size       the middle square of each, resized to that; None: as they are, all of one size
+    size       height and width to which the middle square of each image is resized; None: the
+               images are not changed and must all have one size
     channels   3, or 1 for grey
     """
     first_folder("folder", (root,), "give the folder that holds the images as the root")
@@ -74,10 +75,10 @@ def folder(
 class ImageFolder(StoredImages):
     """The images in a folder and below it, in the order of their names.
 
-    cache_limit   up to so many bytes of prepared images are kept in a file beside the folder, made
-                  when images are first asked for; above it each file is decoded every time. The
-                  cache's name stands for the files (names, sizes, times) and the preparation:
-                  where they change, a new one is made.
+    cache_limit   if the prepared images take at most this many bytes, the first read writes them to
+                  a cache file next to the folder; otherwise each file is decoded every time. The
+                  cache's name depends on the files (names, sizes, times) and the preparation; if
+                  they change, a new cache is made.
     """
 
     def __init__(self, folder: Path, preparation: Preparation, *, cache_limit: int = 0) -> None:
@@ -108,7 +109,7 @@ class ImageFolder(StoredImages):
         if tuple(image.shape) != self._shape:
             raise ValueError(
                 f"image {path} has the shape {tuple(image.shape)}, the first one {self._shape}: "
-                "all must have one, or a size be given"
+                "all must have the same, or give a size"
             )
         return image
 
@@ -117,7 +118,7 @@ class ImageFolder(StoredImages):
         return self.folder / os.fsdecode(bytes(self._names[i]))
 
     def prepare(self) -> None:
-        """Open the cache, making it first if it is not there."""
+        """Open the cache; make it first if it does not exist."""
         if not self._to_cache or self._cache is not None:
             return
         path = self._cache_path()
@@ -141,7 +142,7 @@ class ImageFolder(StoredImages):
     def _write_cache(self, path: Path) -> None:
         logger.info("writing %s, once", path)
         header = {"descr": "|u1", "fortran_order": False, "shape": (len(self), *self._shape)}
-        # Written, not mapped: on a full disk a mapped file ends the process instead of raising.
+        # Written, not mapped: on a full disk a mapped file would end the process without an error.
         with written_atomically(path) as file:
             np.lib.format.write_array_header_1_0(file, header)
             with tqdm(total=len(self), unit="img", desc=self.folder.name, disable=None) as progress:
@@ -153,8 +154,8 @@ class ImageFolder(StoredImages):
 def _list_images(folder: Path) -> npt.NDArray[np.bytes_]:
     """The images' names relative to the folder, sorted.
 
-    One array of bytes: a list of millions of strings would be copied into every worker, as reading
-    an object writes its reference count.
+    One array of bytes: a list of millions of strings would be copied into every worker, because
+    reading an object changes its reference count.
     """
     names: list[bytes] = []
     try:

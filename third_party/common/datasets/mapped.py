@@ -1,4 +1,4 @@
-"""Arrays of images in .npy files, mapped rather than read."""
+"""Arrays of images in .npy files, mapped into memory rather than read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..files.reading import reading
 class MappedArrays(StoredImages):
     """The images of several .npy files, one after another: uint8 of [M,C,H,W] or [M,C*H*W].
 
-    Each process maps the files for itself when it first reads.
+    Each process maps the files at its first read.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class MappedArrays(StoredImages):
         return torch.from_numpy(np.array(image))
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_arrays": None}  # pickled, a mapped array would be a whole copy
+        return self.__dict__ | {"_arrays": None}  # a pickled mapped array would be a full copy
 
     def _map(self, path: Path, count: int) -> npt.NDArray[np.uint8]:
         with reading(path, "is damaged: delete it, it will be made anew") as file:

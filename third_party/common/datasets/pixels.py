@@ -1,4 +1,4 @@
-"""Image files decoded by Pillow, cut and resized: path -> uint8 [C,H,W]."""
+"""Image files decoded by Pillow, cropped and resized: path -> uint8 [C,H,W]."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ MODES = {1: "L", 3: "RGB"}  # Pillow's names for images of 1 and 3 channels of 8
 
 @dataclass(frozen=True)
 class Preparation:
-    """What is done with a decoded image.
+    """How a decoded image is prepared.
 
-    crop       the part that is kept, (left, upper, right, lower); None: the middle square if there
-               is a `size`, else everything
-    size       height and width of the result, resized to bilinearly with antialiasing (as
+    crop       the part that is kept, (left, upper, right, lower); None: the middle square if `size`
+               is given, otherwise the whole image
+    size       height and width of the result, by bilinear resizing with antialiasing (as
                torchvision's Resize does); None: not resized
     expected   width and height that every file must have; None: any
     channels   3, or 1 for grey
@@ -44,7 +44,7 @@ class Preparation:
             raise ValueError(f"size={self.size!r}: must be at least 1, or None")
 
     def apply(self, image: Image.Image) -> Image.Image:
-        """The image of 8 bits a channel, upright, cut and resized."""
+        """The image with 8 bits a channel, upright, cropped and resized."""
         if image.mode.startswith(("I", "F")):
             raise ValueError(f"it has more than 8 bits a channel (mode {image.mode})")
         image = ImageOps.exif_transpose(image)
@@ -67,7 +67,7 @@ def read_image(path: Path, preparation: Preparation) -> Tensor:
 
 
 def decode_image(file: BinaryIO, preparation: Preparation) -> Tensor:
-    """The prepared image of an encoded one, uint8 [C,H,W]; on damaged bytes it raises anything."""
+    """The prepared image, uint8 [C,H,W]; damaged bytes can raise any exception."""
     with open_image(file) as image:
         pixels = np.array(preparation.apply(image))  # [H,W] or [H,W,C]
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
@@ -76,12 +76,12 @@ def decode_image(file: BinaryIO, preparation: Preparation) -> Tensor:
 
 @contextmanager
 def open_image(file: BinaryIO) -> Iterator[Image.Image]:
-    """An image of one of the formats that a dataset may have, whatever its file is called.
+    """An image in one of `FORMATS`, whatever its file name.
 
-    Pillow knows many more by their first bytes; for some it starts other programs.
+    Pillow recognises many more formats by their first bytes; for some it starts other programs.
     """
     with warnings.catch_warnings():
-        # A few bytes can describe billions of pixels. Pillow itself only warns of the first.
+        # A few bytes can claim billions of pixels. Pillow alone only warns of the smaller cases.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(file, formats=FORMATS) as image:
             yield image

@@ -1,7 +1,7 @@
-"""Pieces that both UNet families share: time embedding, attention, up-sampling, frozen trunk.
+"""Parts that both UNet families share: time embedding, attention, up-sampling, frozen trunk.
 
-Papers: the UNet with sinusoidal time embedding is arXiv 2006.11239 (DDPM), its improved form
-2102.09672 (iDDPM), the second head on a frozen network 2206.07309 (NPR-DPM, SN-DPM).
+Papers: arXiv 2006.11239 (DDPM) for the UNet with sinusoidal time embedding, 2102.09672 (iDDPM) for
+its improved form, 2206.07309 (NPR-DPM, SN-DPM) for the head on a frozen trunk.
 
 Notation: x is the noisy image [B, C, H, W]; timesteps [B] is what the network receives (already
 rescaled); temb or emb [B, E] the embedded time; h the features; L = H W the positions of a feature
@@ -28,9 +28,10 @@ def timestep_embedding(
 ) -> Tensor:
     """Sinusoids of geometrically falling frequency (arXiv 2006.11239): [B] -> [B, width].
 
-    The angles are computed in at least float32 whatever ``dtype`` is: bfloat16 cannot tell 999
-    from 1000. ``endpoint`` says whether the slowest frequency is exactly 1/10000 (DDPM) or just
-    short of it (iDDPM). An odd ``width`` ends with a zero column.
+    The angles are computed in at least float32 for any ``dtype``, because bfloat16 rounds 999 and
+    1000 to the same number. With ``endpoint`` the slowest frequency is exactly 1/10000 (DDPM);
+    without it the slowest frequency is just above (iDDPM). An odd ``width`` ends with a zero
+    column.
     """
     half = width // 2
     wide = torch.promote_types(dtype, torch.float32)
@@ -46,7 +47,7 @@ def timestep_embedding(
 
 
 def to_tokens(h: Tensor) -> Tensor:
-    """[B, C, H, W] -> [B, H W, C]; free of copies where h is channels_last."""
+    """[B, C, H, W] -> [B, H W, C]; makes no copy if h is channels_last."""
     return h.flatten(2).transpose(1, 2)
 
 
@@ -72,16 +73,16 @@ def add_tokens(x: Tensor, tokens: Tensor) -> Tensor:
 
 
 class GroupNorm(nn.GroupNorm):
-    """The same normalisation in its input's precision where autocast is on.
+    """The same normalisation, but in its input's precision if autocast is on.
 
-    CUDA's autocast would copy the features to float32 and let the activation run on those, before
-    the convolution copies them back; the kernel sums in float32 whatever it is given.
+    CUDA's autocast would copy the features to float32, run the activation in float32, and copy back
+    for the convolution. This is not needed: the kernel sums in float32 for any input.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, ...] -> [B, C, ...], of x's dtype."""
         kind = x.device.type
-        # "meta" has no autocast to ask for; asking whether a kind has one is not compilable.
+        # "meta" has no autocast, and a query whether a device type has it cannot be compiled.
         if kind == "meta" or not torch.is_autocast_enabled(kind):
             return super().forward(x)
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
@@ -90,7 +91,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class Upsample(nn.Module):
-    """Each pixel becomes a square of four, then a 3x3 convolution (left out where not wanted)."""
+    """Each pixel becomes a square of four pixels; then a 3x3 convolution if ``with_conv``."""
 
     def __init__(self, channels: int, with_conv: bool = True) -> None:
         super().__init__()
@@ -102,7 +103,7 @@ class Upsample(nn.Module):
 
 
 def zero_init(module: nn.Module) -> nn.Module:
-    """Set the parameters to zero: a residual branch that starts as the identity."""
+    """Set the parameters to zero, so that a residual block starts as the identity."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
@@ -111,8 +112,8 @@ def zero_init(module: nn.Module) -> nn.Module:
 class FrozenTrunk(nn.Module):
     """Mixin for a network that trains only a head on another network's features.
 
-    The head has to describe the very network that will be sampled, so the trunk gets no gradient
-    and no dropout, even when ``train()`` is called on the whole.
+    The head must describe the network that is used for sampling. The trunk therefore gets no
+    gradient and no dropout, even after ``train()`` on the whole network.
     """
 
     head_names: tuple[str, ...] = ()
@@ -171,14 +172,14 @@ def check_widths(widths: Sequence[int], name: str, parts: int) -> None:
 
 
 def check_attention(name: str, wanted: Sequence[int], reached: Sequence[int]) -> None:
-    """Raise ValueError where attention is asked for at a level that the network does not have."""
+    """Raise ValueError if attention is requested at a level that the network does not have."""
     for value in wanted:
         if value not in reached:
             raise ValueError(f"{name} must be chosen among {list(reached)}, got {value!r}")
 
 
 def check_eps_channels(name: str, out_channels: int, in_channels: int) -> None:
-    """Raise ValueError where a trunk has too few outputs to predict a noise of x's shape."""
+    """Raise ValueError if a trunk has too few outputs to predict a noise of x's shape."""
     if out_channels < in_channels:
         raise ValueError(
             f"{name} must be at least in_channels={in_channels}, got {name}={out_channels}"

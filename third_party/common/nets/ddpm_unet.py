@@ -1,6 +1,6 @@
 """The UNet of DDPM (arXiv 2006.11239), plain and with a variance head (arXiv 2206.07309).
 
-The published CelebA64 and LSUN checkpoints, and those of the official SA-DPM code, are of this
+The published CelebA64 and LSUN checkpoints and those of the official SA-DPM code belong to this
 family.
 
 Notation: x [B, C, H, W]; timesteps [B]; temb [B, E], E = 4 ``ch``, the embedded time; h the
@@ -51,7 +51,7 @@ class ResnetBlock(nn.Module):
         self.norm2 = GroupNorm(num_groups, out_width, eps=NORM_EPS)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_width, out_width, 3, padding=1)
-        # Without a change of channels the checkpoints have no entry here: None is not registered.
+        # Without a change of channels the checkpoints have no entry here; None is not registered.
         self.nin_shortcut = None if width == out_width else nn.Conv2d(width, out_width, 1)
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class AttnBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """A convolution of stride 2, its padding only on the right and at the bottom."""
+    """A convolution of stride 2, padded only on the right and at the bottom."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class Downsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, each followed by attention where the level has it."""
+    """The blocks of one resolution, each followed by attention if the level has it."""
 
     def __init__(
         self, blocks: list[ResnetBlock], attns: list[AttnBlock], **resample: nn.Module
@@ -112,7 +112,7 @@ class Level(nn.Module):
 
 @dataclass(frozen=True)
 class _Plan:
-    """What the blocks of one network have in common, and the levels made of such blocks."""
+    """The settings that all blocks of one network share, and the levels made of these blocks."""
 
     ch: int
     widths: tuple[int, ...]  # channels of each level, from the top
@@ -123,7 +123,7 @@ class _Plan:
     num_groups: int
 
     def check(self) -> None:
-        """Raise ValueError where the blocks cannot be built."""
+        """Raise ValueError if the blocks cannot be built."""
         factor = 2 ** (len(self.widths) - 1)
         if self.resolution % factor:
             raise ValueError(
@@ -145,7 +145,7 @@ class _Plan:
         )
 
     def attentions(self, level: int, count: int) -> list[AttnBlock]:
-        """``count`` attention blocks, or none where the level does without."""
+        """``count`` attention blocks, or none if the level has no attention."""
         if self.resolution >> level not in self.attn_resolutions:
             return []
         return [AttnBlock(self.widths[level], self.num_groups) for _ in range(count)]
@@ -176,7 +176,7 @@ class _Plan:
         )
 
     def up(self, skips: Sequence[int]) -> nn.ModuleList:
-        """The expanding levels, in the order of ``down``; run from the last one to the first."""
+        """The expanding levels in the order of ``down``; they run from the last to the first."""
         levels, left, width = [], list(skips), self.widths[-1]
         for i in reversed(range(len(self.widths))):
             blocks = []
@@ -271,8 +271,9 @@ class Model4Pretrained(FrozenTrunk, Model):
     """A frozen noise network and a trainable head on its last features (arXiv 2206.07309).
 
     Takes the arguments of `Model` for the trunk. ``mode`` "simple": the head is norm_out2 and
-    conv_out2; "complex": the residual block before_out with the time embedding before them. A trunk
-    with more outputs than x has channels gives its first ones. No gradient reaches the trunk or x.
+    conv_out2; "complex": the residual block before_out with the time embedding precedes them. If
+    the trunk has more outputs than x has channels, only the first ones are used. No gradient
+    reaches the trunk or x.
     """
 
     def __init__(self, *, head_out_ch: int = 3, mode: str = "simple", **trunk_kwargs: Any) -> None:

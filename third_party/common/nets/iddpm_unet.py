@@ -1,7 +1,7 @@
 """The UNet of improved DDPM (arXiv 2102.09672), plain and with a variance head (2206.07309).
 
-It predicts the noise eps in x (arXiv 2006.11239), or eps and a second quantity where it has twice
-the outputs. The published CIFAR10 and ImageNet64 checkpoints are of this family.
+It predicts the noise eps in x (arXiv 2006.11239); with twice the outputs it predicts eps and a
+second quantity. The published CIFAR10 and ImageNet64 checkpoints belong to this family.
 
 Notation: x [B, C, H, W]; timesteps [B]; emb [B, E], E = 4 ``model_channels``, the embedded time; h
 the features, w its channels. A level of factor f works on maps of H/f x W/f pixels.
@@ -20,7 +20,7 @@ from .common import FrozenTrunk, GroupNorm, Upsample, zero_init
 
 
 def _run(use_checkpoint: bool, function: Callable[..., Tensor], *args: Tensor) -> Tensor:
-    """Call ``function``, with ``use_checkpoint`` without keeping its activations."""
+    """Call ``function``; with ``use_checkpoint`` its activations are not kept."""
     if use_checkpoint and torch.is_grad_enabled():
         return checkpoint(function, *args, use_reentrant=False)
     return function(*args)
@@ -33,7 +33,7 @@ def _norm_silu_conv(width: int, out_channels: int, num_groups: int) -> list[nn.M
 
 
 class ResBlock(nn.Module):
-    """Two 3x3 convolutions, with the time let in between them, around a residual connection.
+    """Two 3x3 convolutions, with the time entering between them, around a residual connection.
 
     The time enters as a scale and a shift of the second normalisation (``use_scale_shift_norm``)
     or is added to the features.
@@ -124,10 +124,10 @@ class Downsample(nn.Module):
 
 
 class EmbedSequential(nn.Sequential):
-    """A sequence that hands the time embedding to those of its layers that take one."""
+    """A sequence that passes the time embedding to the layers that take one."""
 
     def forward(self, h: Tensor, emb: Tensor) -> Tensor:
-        """h [B, w, H, W], emb [B, E] -> what the last layer gives."""
+        """h [B, w, H, W], emb [B, E] -> the output of the last layer."""
         for layer in self:
             h = layer(h, emb) if isinstance(layer, ResBlock) else layer(h)
         return h
@@ -163,7 +163,7 @@ class _Plan:
         return 4 * self.model_channels
 
     def check(self) -> None:
-        """Raise ValueError where the network cannot be built."""
+        """Raise ValueError if the network cannot be built."""
         common.check_positive(
             in_channels=self.in_channels,
             model_channels=self.model_channels,
@@ -185,7 +185,7 @@ class _Plan:
             for width, factor in zip(self.widths, factors, strict=True)
             if factor in self.attention_factors
         ]
-        # The middle block always attends, at the width of the lowest level.
+        # The middle block always has attention, at the width of the lowest level.
         common.check_widths((*attended, self.widths[-1]), "num_heads", self.num_heads)
         common.check_widths(attended, "num_heads_upsample", self.num_heads_up)
 
@@ -211,7 +211,7 @@ class _Plan:
         )
 
     def unit(self, level: int, width: int, num_heads: int) -> list[nn.Module]:
-        """A residual block that takes ``width`` channels to the level's, and its attention."""
+        """A residual block from ``width`` channels to those of the level, and its attention."""
         out_width = self.widths[level]
         layers: list[nn.Module] = [self.res_block(width, out_width)]
         if 2**level in self.attention_factors:
@@ -242,7 +242,7 @@ class _Plan:
         )
 
     def up_path(self, skips: Sequence[int]) -> nn.ModuleList:
-        """The expanding path; each of its blocks takes one of ``skips``, from the last."""
+        """The expanding path; each of its blocks takes one of ``skips``, starting with the last."""
         blocks, left, width = [], list(skips), self.widths[-1]
         for level in reversed(range(len(self.widths))):
             for i in range(self.num_res_blocks + 1):
@@ -361,10 +361,10 @@ class UNetModel(nn.Module):
 
 
 class UNetModel3OutChannels(UNetModel):
-    """The same network, of whose outputs only the noise is returned: as many channels as x has.
+    """The same network, but it returns only the noise: as many channels as x has.
 
-    For trunks trained with a learned variance (arXiv 2102.09672), which have 6 outputs for 3
-    channels of x: the other 3 are dropped.
+    For trunks trained with a learned variance (arXiv 2102.09672). They have 6 outputs for 3
+    channels of x; the other 3 are dropped.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -379,9 +379,9 @@ class UNetModel3OutChannels(UNetModel):
 class UNetModel4Pretrained(FrozenTrunk, UNetModel):
     """A frozen noise network and a trainable head ``out2`` on its last features (2206.07309).
 
-    Takes the arguments of `UNetModel` for the trunk. ``mode`` "simple": the head is the layers of
-    an output; "complex": a residual block with the time embedding before them. No gradient reaches
-    the trunk or x.
+    Takes the arguments of `UNetModel` for the trunk. ``mode`` "simple": the head has the same
+    layers as the output of `UNetModel`; "complex": a residual block with the time embedding
+    precedes them. No gradient reaches the trunk or x.
     """
 
     def __init__(
