@@ -19,7 +19,7 @@ from third_party.common.schedule import Schedule
 def _build_criterion(
     method: str, schedule: Schedule, model: nn.Module, *, trunk: None, ratio: float, **options: Any
 ) -> DDPMDSM:
-    """This host has one method, and no head to have a trunk or a ratio."""
+    """Ignore method, trunk and ratio: this host has one method and no head."""
     return build_criterion(schedule, model, **options)
 
 

@@ -1,7 +1,7 @@
-"""Small classifiers whose hidden layer is a feature space, trained here where none can be had.
+"""Small classifiers whose hidden layer is a feature space, for datasets without a published one.
 
-Each belongs to one dataset and is told by its settings and the images: equal ones give equal
-weights, which are kept in a cache. To add one, enter it in ``CLASSIFIERS``.
+Each classifier belongs to one dataset and is trained here. Its settings and the images determine
+its weights, which are kept in a cache. To add a classifier, enter it in ``CLASSIFIERS``.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from sa_plugin._files.reading import reading
 from sa_plugin._files.tensors import load_tensors
 from third_party.common.datasets import IMAGE_SHAPES, get_dataset
 
-CLASSES = 10  # of the digits and of the pieces of clothing
+CLASSES = 10  # ten digits, ten kinds of clothing
 
 
 @dataclass(frozen=True)
 class ClassifierSettings:
-    """All that decides the trained weights, besides the images."""
+    """Everything that determines the trained weights, besides the images."""
 
     seed: int = 0
     epochs: int = 20
@@ -47,7 +47,7 @@ class ClassifierSettings:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
 
 
-# By dataset: a feature space is called DATASET_classifier, or as NAMES has it.
+# By dataset: the settings, and the name of the feature space.
 CLASSIFIERS = {"digits": ClassifierSettings(), "fashion": ClassifierSettings(epochs=4)}
 NAMES = {"digits": "digit_classifier", "fashion": "fashion_classifier"}
 
@@ -55,9 +55,9 @@ NAMES = {"digits": "digit_classifier", "fashion": "fashion_classifier"}
 class Classifier(nn.Module):
     """Four 3x3 convolutions and a hidden layer, for images [B, 1, S, S] in [-1, 1], S = 8 or 32.
 
-    SiLU throughout: with ReLU some of the units die, and the features' covariance loses rank. The
-    features are the hidden layer's outputs over one number, ``scale``, that brings their mean
-    variance over the training images to 1: distances then mean the same for every seed.
+    All activations are SiLU: with ReLU some units die, and the features' covariance loses rank. The
+    features are the hidden layer's outputs divided by one number, ``scale``. It makes their mean
+    variance over the training images 1, so that distances are comparable between seeds.
     """
 
     def __init__(self, size: int, width: int, dim: int, dropout: float) -> None:
@@ -85,7 +85,7 @@ class Classifier(nn.Module):
 def train(images: Tensor, labels: Tensor, settings: ClassifierSettings) -> Classifier:
     """Train on uint8 images [N, 1, S, S], on the CPU: equal arguments give equal weights.
 
-    The global random state has no part in the result and is left as it was.
+    The global random state is neither used nor changed.
     """
     if len(images) < settings.batch_size:
         raise ValueError(f"images must be at least {settings.batch_size}, got {len(images)}")
@@ -111,7 +111,7 @@ def train(images: Tensor, labels: Tensor, settings: ClassifierSettings) -> Class
 
 
 def held_out_accuracy(dataset: str, root: Path | None = None) -> float:
-    """Accuracy on a fixed fifth of a dataset's images after training on the other four."""
+    """Accuracy on a fixed fifth of a dataset's images after training on the other four fifths."""
     images, labels = labelled_images(dataset, root)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     learnt, held_out = order[: len(order) * 4 // 5], order[len(order) * 4 // 5 :]
@@ -121,7 +121,7 @@ def held_out_accuracy(dataset: str, root: Path | None = None) -> float:
 
 
 def labelled_images(dataset: str, root: Path | None = None) -> tuple[Tensor, Tensor]:
-    """A dataset's training images, uint8 [N, 1, S, S] as samples are, and their labels [N]."""
+    """A dataset's training images, uint8 [N, 1, S, S], and their labels [N]."""
     data = get_dataset(dataset, root)
     return next(data.uint8_batches(len(data))), data.labels
 
@@ -132,9 +132,9 @@ def load(
     root: Path | None = None,
     settings: ClassifierSettings | None = None,
 ) -> Classifier:
-    """The classifier trained on all of a dataset: from ``cache_dir`` if it is there, else trained.
+    """Load the classifier of a whole dataset from ``cache_dir``, or train it.
 
-    ``root``: where the dataset's files lie. They are read in any case: the cache is theirs alone.
+    ``root``: folder of the dataset's files. They are always read: the cache's key depends on them.
     """
     settings = settings or CLASSIFIERS[dataset]
     images, labels = labelled_images(dataset, root)
@@ -163,7 +163,7 @@ def extractor(
 ) -> Extractor:
     """Penultimate layer (D = 64) and logits of a dataset's ``Classifier``."""
     name, shape = NAMES[dataset], IMAGE_SHAPES[dataset]
-    # float64: a batch's result then depends neither on its size nor on TF32 or autocast.
+    # In float64 the result depends neither on the batch size nor on TF32 or autocast.
     model = load(dataset, cache_dir, root).to(device=device, dtype=torch.float64)
 
     @torch.no_grad()
@@ -181,12 +181,12 @@ def _blank(size: int, settings: ClassifierSettings) -> Classifier:
 
 
 def read_cache(path: Path, key: dict[str, object], model: nn.Module) -> bool:
-    """Give ``model`` a cache file's weights; False if they were not made as ``key`` says.
+    """Load a cache file's weights into ``model``; False if they were made with another ``key``.
 
     Raises:
-        ValueError: a file that cannot be read, or other weights than ``model`` has.
+        ValueError: the file cannot be read, or its weights do not fit ``model``.
     """
-    with reading(path, "cannot be read and is made anew") as file:
+    with reading(path, "cannot be read, so the classifier is trained again") as file:
         stored = load_tensors(file)
         if stored["key"] != key:
             return False
@@ -196,7 +196,7 @@ def read_cache(path: Path, key: dict[str, object], model: nn.Module) -> bool:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """One thread within: the order of a sum, and so its rounding, can depend on their number."""
+    """Use one thread within the block: a sum's rounding can depend on the number of threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""What the commands share: options of their own, and errors as one line with an exit code."""
+"""Shared by all commands: parsing of their own options, one-line errors and exit codes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from adapters import signals
 
-# All of them; docs/reliability.md says what a batch script can make of them.
+# All exit codes; docs/reliability.md says how a batch script can use them.
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_BY_SIGNAL = 128  # plus the signal's number, as shells count: 130 SIGINT, 143 SIGTERM
@@ -20,16 +20,16 @@ CONTINUES = "; the same command continues it"
 
 
 class OwnOptions(argparse.ArgumentParser):
-    """The options of one command, whose errors are ValueErrors; others are left to absl.
+    """Parser of one command's own options; its errors are ValueErrors.
 
-    ``parse_known_args(argv[1:])`` gives its own values and the rest for ``read_command_line``.
+    ``parse_known_args(argv[1:])`` returns their values, and the rest for ``read_command_line``.
     """
 
     def __init__(self, module: str, **options: object) -> None:
         super().__init__(prog=f"python -m {module}", allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
-        """What argparse calls instead of its own long message."""
+        """Raise an error; argparse would print a long message."""
         raise ValueError(message)
 
 
@@ -40,15 +40,15 @@ def exit_code(
     failed: int = EXIT_BAD_INPUT,
     continues: str = CONTINUES,
 ) -> int:
-    """Do ``work`` and tell what stops it in one line on stderr.
+    """Do ``work``; report what stops it in one line on stderr.
 
     Returns:
         0: done; 2: a ValueError; ``failed``: an OSError; 130: stopped by SIGINT; 143: by SIGTERM.
-        Any other exception is a mistake of ours and keeps its traceback.
+        Any other exception is a bug and keeps its traceback.
 
     Args:
-        failed: where the command can be repeated after an OSError, EXIT_FAILED, which says so.
-        continues: what is added to the lines of a command that can be repeated.
+        failed: EXIT_FAILED if the command can be repeated after an OSError; the message says so.
+        continues: this text is added to the messages of a command that can be repeated.
     """
     try:
         with signals.caught():
@@ -58,7 +58,7 @@ def exit_code(
     except OSError as error:
         return _tell(module, error, failed, continues if failed == EXIT_FAILED else "")
     except KeyboardInterrupt as stop:
-        number = signals.received() or SIGINT  # of a process that was told by another one
+        number = signals.received() or SIGINT  # no signal: another process passed the stop on
         what = "terminated" if number == SIGTERM else "interrupted"
         said = f"{what}: {stop}" if stop.args else what
         return _tell(module, said, EXIT_BY_SIGNAL + number, continues)
@@ -67,14 +67,14 @@ def exit_code(
 
 @contextmanager
 def one_line_warnings(module: str) -> Iterator[None]:
-    """Warnings within are told in one line on stderr, as errors are."""
+    """Within the block, print each warning in one line on stderr, like an error."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: _tell(module, f"warning: {message}", 0)
         yield
 
 
 def one_line(text: str) -> str:
-    """Names out of a foreign file may hold anything, also what a terminal would obey."""
+    """The text as one printable line: names from a foreign file may hold terminal commands."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
 
 

@@ -1,10 +1,10 @@
-"""A comparison: its grid computed, each cell once, and its report.
+"""Compute the grid of a comparison, each cell once, and write its report.
 
     python -m adapters.compare --config configs/digits_tables.py
     python -m adapters.compare --config configs/table1_cifar10.py --dry_run
 
-The same command continues an interrupted grid; a grown grid reuses what is there; several machines
-may run it on one shared folder (``--workdir``) at the same time.
+The same command continues an interrupted grid. A larger grid reuses the results that exist. Several
+machines may run the command on one shared folder (``--workdir``) at the same time.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from adapters.comparison.workers import work_together
 from adapters.config import read_command_line
 
 MODULE = "adapters.compare"
-MOST_WORKERS = 8  # by default: each holds a network and the images' features
+MOST_WORKERS = 8  # unless asked for more: each holds a network and the images' features
 
 
 @dataclass(frozen=True)
 class PlanMaker:
-    """Makes the plan, in any process."""
+    """Makes the plan; can be sent to another process."""
 
     config: FrozenConfigDict
     workdir: Path
@@ -51,7 +51,7 @@ class PlanMaker:
 
 
 def compare(argv: Sequence[str]) -> bool:
-    """Whether all is done; there is a report in any case."""
+    """Compute the grid and write the report; return whether all tasks are done."""
     args, rest = _parse(argv)
     line = read_command_line([argv[0], *rest], (), MODULE, COMPARISON)
     workers = _default_workers(line.device) if args.workers is None else args.workers
@@ -62,7 +62,7 @@ def compare(argv: Sequence[str]) -> bool:
     if line.dry_run:
         print(plan_text(plan))
         return True
-    _ = plan.store.dataset  # a missing one is told before anything is written
+    _ = plan.store.dataset  # raises for a missing dataset before anything is written
     if not args.report_only:
         work_together(make_plan, workers, run_id=uuid.uuid4().hex)
     path = write_report(plan, f"python -m {MODULE} {shlex.join(argv[1:])}")
@@ -76,25 +76,27 @@ def compare(argv: Sequence[str]) -> bool:
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = OwnOptions(
-        MODULE, description="Compute a grid and report it; other options as of the adapters."
+        MODULE, description="Compute a grid and write its report. Other options: as the adapters'."
     )
     parser.add_argument(
-        "--workers", type=int, help="processes on this machine; default: 1 on a GPU, else the cores"
+        "--workers",
+        type=int,
+        help=f"processes on this machine; default: 1 on a GPU, else one a core, <= {MOST_WORKERS}",
     )
     parser.add_argument(
-        "--report_only", action="store_true", help="compute nothing, report what is there"
+        "--report_only", action="store_true", help="compute nothing; report the existing results"
     )
     return parser.parse_known_args(list(argv[1:]))
 
 
 def _default_workers(device: str) -> int:
-    # Two processes with a thread each do more than one with two.
+    # Two processes with one thread each are faster than one process with two threads.
     on_cpu = torch.device(device).type == "cpu"
     return min(os.cpu_count() or 1, MOST_WORKERS) if on_cpu else 1
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit codes of ``exit_code``, 1 also where a task has failed and the rest is reported."""
+    """Run the command; return the code of ``exit_code``, and 1 also where a task has failed."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     complete = True
 

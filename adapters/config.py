@@ -1,6 +1,6 @@
-"""Command line and configuration: read, checked, written beside the results.
+"""Read and check the command line and the configuration, and store it with the results.
 
-A configuration file is Python and is run: give only files that you trust.
+A configuration file is Python code and is run: give only files that you trust.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from configs.base import base_config
 
 CONFIG_FILE = "config.json"
 LOCK_FILE = ".lock"
-# A killed run's loader processes notice it within 5 seconds, and share its lock until then.
+# A killed run's loader processes keep its lock until they notice its end, at most 5 seconds.
 PATIENCE = 10.0  # seconds
 
 
@@ -33,8 +33,8 @@ PATIENCE = 10.0  # seconds
 class Schema:
     """What a kind of configuration file must hold.
 
-    ``expected``: makes one with every key and its default. ``free``: keys below these are checked
-    by what they are handed to. ``workdir``: its output folder where none is given.
+    ``expected``: makes a configuration with all keys and their defaults. ``free``: keys below these
+    are checked by the code that uses them. ``workdir``: the output folder where none is given.
     """
 
     expected: Callable[[], ConfigDict]
@@ -44,7 +44,7 @@ class Schema:
 
 @dataclass(frozen=True)
 class CommandLine:
-    """What was asked for at the command line."""
+    """The values of a command line."""
 
     config: FrozenConfigDict
     workdir: Path
@@ -60,7 +60,7 @@ def read_command_line(
     """Parse ``argv`` (program name first); the configuration is an experiment's by default.
 
     Raises:
-        ValueError: an unknown flag, key or stage, a value of another type, a missing file.
+        ValueError: a flag, key or stage is unknown, a value has another type, or a file is missing.
     """
     values = _declare_flags(argv, stages)
     _check_file(argv)
@@ -91,21 +91,21 @@ def _declare_flags(argv: Sequence[str], stages: Sequence[str]) -> flags.FlagValu
     config_flags.DEFINE_config_file(
         "config",
         None,
-        "the experiment; --config.KEY=VALUE changes a key",
+        "file of the experiment; --config.KEY=VALUE changes a key",
         flag_values=values,
         sys_argv=list(argv),
     )
     text, switch = flags.DEFINE_string, flags.DEFINE_boolean
     text("workdir", None, "output folder; default: runs/NAME/LABEL", flag_values=values)
-    text("stage", None, f"some of {','.join(stages)}; default: all", flag_values=values)
+    text("stage", None, f"stages to run, of {','.join(stages)}; default: all", flag_values=values)
     switch("dry_run", False, "print the plan, run nothing", flag_values=values)
-    text("device", None, "cpu, cuda, cuda:1, ...; default: cuda if there", flag_values=values)
+    text("device", None, "cpu, cuda, cuda:1, ...; default: cuda if available", flag_values=values)
     switch("progress", True, "show progress bars", flag_values=values)
     return values
 
 
 def _check_file(argv: Sequence[str]) -> None:
-    """Before absl looks: its own message for a missing file is many lines long."""
+    """Check before absl does: its message for a missing file is many lines long."""
     for i, word in enumerate(argv):
         name, equals, value = word.partition("=")
         if name.lstrip("-") == "config" and word.startswith("-"):
@@ -153,7 +153,7 @@ def check_keys(config: FrozenConfigDict, schema: Schema | None = None) -> None:
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by dots; an empty dictionary stands for itself."""
+    """Join nested keys by dots; an empty dictionary stays a value."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, ConfigDict | FrozenConfigDict | dict) and len(value):
@@ -164,7 +164,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def default_workdir(config: FrozenConfigDict) -> Path:
-    """runs/NAME/LABEL, the label told by what a comparison varies: the SA term and the seed."""
+    """runs/NAME/LABEL; the label names what comparisons vary: the SA term and the seed."""
     sa = config.sa
     label = f"sa{sa.K}_lam{sa.lam:g}" if sa.lam else "baseline"
     for option, default in (("window", "down"), ("weighting", "uniform"), ("backprop", "all")):
@@ -184,20 +184,20 @@ EXPERIMENT = Schema(expected=base_config, free=("network.args",), workdir=defaul
 def claimed(
     workdir: Path, config: FrozenConfigDict, *, option: str = "--workdir"
 ) -> Iterator[None]:
-    """``workdir``, which ``option`` names, for this run alone until the end of the block.
+    """Reserve ``workdir`` for this run until the end of the block.
 
-    The resolved configuration is written there.
+    The resolved configuration is written there. ``option``: the option that sets the folder.
 
     Raises:
-        ValueError: the folder holds a run of another configuration, or files that are no run, or
-            another run is at work in it.
+        ValueError: the folder holds a run of another configuration, or other files, or another run
+            is at work in it.
     """
     resolved = json.loads(json.dumps(config.to_dict()))
     _is_of_the_run(workdir, resolved, option)  # before anything is written into a foreign folder
     with locked(workdir / LOCK_FILE, PATIENCE) as ours:
         if not ours:
             raise ValueError(
-                f"another run is at work in {workdir}; wait for its end or give another {option}"
+                f"another run is at work in {workdir}; wait until it ends, or give another {option}"
             )
         if not _is_of_the_run(workdir, resolved, option):
             content = json.dumps(resolved, indent=2, sort_keys=True).encode() + b"\n"
@@ -206,7 +206,7 @@ def claimed(
 
 
 def check_holds(workdir: Path, config: FrozenConfigDict, module: str) -> None:
-    """ValueError unless ``workdir`` holds a run of ``config``, which ``module`` is to have made."""
+    """ValueError unless ``workdir`` holds a run of ``config``, made by ``module``."""
     path = workdir / CONFIG_FILE
     if not path.exists():
         raise ValueError(f"{workdir} holds no run: run python -m {module} first")
@@ -214,20 +214,22 @@ def check_holds(workdir: Path, config: FrozenConfigDict, module: str) -> None:
 
 
 def _is_of_the_run(workdir: Path, resolved: dict[str, Any], option: str) -> bool:
-    """Whether the folder holds this configuration; False where there is nothing yet."""
+    """Whether the folder holds this configuration; False where it is empty or does not exist."""
     path = workdir / CONFIG_FILE
     if path.exists():
         _check_same(path, resolved, option)
         return True
     if workdir.exists() and any(p.name != LOCK_FILE for p in workdir.iterdir()):
-        raise ValueError(f"{workdir} is not empty and holds no {CONFIG_FILE}; give {option}")
+        raise ValueError(
+            f"{workdir} is not empty and holds no {CONFIG_FILE}; give another folder with {option}"
+        )
     return False
 
 
 def _check_same(path: Path, resolved: dict[str, Any], option: str) -> None:
     there = read_json(path, "is not a resolved configuration", flatten)
     here = flatten(resolved)
-    # A key that came after the run was written had the value that is now its default.
+    # A key that was added after the run had, in effect, the value that is now its default.
     defaults = flatten(json.loads(json.dumps(base_config().to_dict())))
     there = {k: v for k, v in defaults.items() if k in here} | there
     differing = sorted(k for k in there.keys() | here.keys() if there.get(k) != here.get(k))
@@ -248,8 +250,8 @@ def _did_you_mean(key: str, known: Iterable[str]) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    """An error of absl, of ml_collections or of a configuration file, without their digressions."""
-    text = str(error).replace("\\n", " ").replace("\\'", "'")  # some hold the repr of another
+    """The message of absl, ml_collections or a configuration file in one line, without extras."""
+    text = str(error).replace("\\n", " ").replace("\\'", "'")  # some hold another's repr
     text = " ".join(re.sub(r'Other fields present: "\{.*\}"', "", text, flags=re.DOTALL).split())
     text = re.sub(r"^([\"'])(.*)\1$", r"\2", text) or type(error).__name__
     if re.match(r"'\w+'( Did|$)", text):  # a bare KeyError

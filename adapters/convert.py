@@ -1,4 +1,4 @@
-"""Published checkpoints into ours and back: python -m adapters.convert IN OUT
+"""Convert published checkpoints to our layout and back: python -m adapters.convert IN OUT
 
 docs/checkpoints.md describes the layouts. IN is read as data: no code in it is ever run.
 """
@@ -29,7 +29,7 @@ def load_published(path: str | os.PathLike[str], network: nn.Module, which: str 
 
     Args:
         path: a file or a checkpoint folder of the host.
-        network: takes the weights, on its device and in its precision.
+        network: receives the weights; it keeps its device and its precision.
         which: "ema" or "model", where the checkpoint has both.
 
     Raises:
@@ -39,7 +39,7 @@ def load_published(path: str | os.PathLike[str], network: nn.Module, which: str 
 
 
 def read_fitting(path: str | os.PathLike[str], network: nn.Module, which: str = "ema") -> StateDict:
-    """What `load_published` would load; ``network``, which is only looked at, may be on "meta"."""
+    """Read what ``load_published`` would load. ``network`` is not changed; it may be on "meta"."""
     state = read_published(Path(path)).state(which)
     check_fits(state, network, path)
     return state
@@ -55,16 +55,17 @@ def convert(
     expected: Callable[[StateDict], nn.Module] | None = None,
     force: bool = False,
 ) -> str:
-    """Write the checkpoint ``source``, in any layout, to ``target``; what was done, in one line.
+    """Write the checkpoint ``source``, in any layout, to ``target``; return a one-line summary.
 
     Args:
         source: a file or a checkpoint folder of the host.
         target: a new file, or for ``to="host"`` a new folder IT.ckpt.
         to: "plain" (ours), "host" or "sa_dpm".
-        which: "ema" or "model". None: the average, and in a folder of the host each in its place.
-        outputs: keep only so many channels of the network's output.
-        expected: a state dict's network, which it must fit; None: the one that it describes itself.
-        force: replace ``target``.
+        which: "ema" or "model". None: the average, or for ``to="host"`` both, each in its place.
+        outputs: keep only this many channels of the network's output.
+        expected: builds the network that a state dict must fit; None: the network that the state
+            dict's names and shapes describe.
+        force: replace an existing ``target``.
 
     Raises:
         ValueError: the checkpoint cannot be read, is of no known layout, or does not fit; or
@@ -110,7 +111,7 @@ def _check_target(source: Path, target: Path, to: str, force: bool) -> None:
     replaceable = (target / "it.pth").is_file() if to == "host" else not target.is_dir()
     if not replaceable:
         kind = "checkpoint folder" if to == "host" else "file"
-        raise ValueError(f"OUT={str(target)!r} exists and is no {kind}: it is not replaced")
+        raise ValueError(f"OUT={str(target)!r} exists and is not a {kind}: it is not replaced")
 
 
 def _parser() -> OwnOptions:
@@ -119,7 +120,7 @@ def _parser() -> OwnOptions:
     add("source", metavar="IN", help="a checkpoint file, or a checkpoint folder of the host")
     add("target", metavar="OUT", help="a new file; with --to host a new folder IT.ckpt")
     add("--to", choices=tuple(WRITERS), default="plain", help="the layout of OUT; default: plain")
-    add("--which", choices=WHICH, help="where IN has both; default: ema, with --to host both")
+    add("--which", choices=WHICH, help="if IN has both; default: ema, or with --to host both")
     add("--config", metavar="FILE", type=Path, help="IN must fit the network of this configuration")
     add("--outputs", metavar="N", type=int, help="keep the first N channels of the output")
     add("--force", action="store_true", help="replace OUT")
@@ -127,7 +128,7 @@ def _parser() -> OwnOptions:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run from the command line; 0: done, 2: bad input, told in one line, 130: interrupted."""
+    """Run the command; 0: done, 2: bad input, reported in one line, 130: interrupted."""
     return exit_code("adapters.convert", lambda: _run(argv), continues="")
 
 

@@ -1,12 +1,12 @@
-"""Metrics of images against others, from one pass over each:
+"""Compute metrics of images against a reference, in one pass over each:
 
     python -m adapters.evaluate IMAGES --against REFERENCE --features inception,pixels --out FILE
     python -m adapters.evaluate IMAGES --features inception --save_stats FILE.npz
 
 IMAGES: a folder of PNG or JPEG files, an .npz (uint8, NHWC), tar shards (a file, or their folder),
 or a dataset (``cifar10``, ``cifar10:test``). REFERENCE: the same, or statistics (an npz file with
-``mu`` and ``sigma``, as pytorch-fid's). The features "inception" give FID and, of the same pass,
-the score ``is_inception``; torch-fidelity's Inception Score is that of "inception_tf".
+``mu`` and ``sigma``, like pytorch-fid's). The features "inception" give FID and, from the same
+pass, the score ``is_inception``. The features "inception_tf" give torch-fidelity's Inception Score.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ EXIT_BAD_INPUT = 2
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {MODULE}",
         description=__doc__,
@@ -50,14 +50,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("images", metavar="IMAGES")
     add("--against", metavar="REFERENCE", help="images or statistics to compare with")
     add("--features", default="inception", help="feature spaces, separated by commas")
-    add("--metrics", default="", help=f"beyond the distance and the score: {','.join(EXTRAS)}")
-    add("--save_stats", type=Path, metavar="FILE", help="write statistics of IMAGES, an .npz")
+    add("--metrics", default="", help=f"besides the distance and the score: {','.join(EXTRAS)}")
+    add("--save_stats", type=Path, metavar="FILE", help="write statistics of IMAGES to an .npz")
     add("--out", type=Path, metavar="FILE", help="write the metrics as JSON")
-    add("--splits", type=int, default=10, help="of the Inception Score")
+    add("--splits", type=int, default=10, help="splits of the Inception Score")
     add("--batch_size", type=int, default=256)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--data_root", help="where datasets lie (data)")
-    add("--cache_dir", default="runs/cache", help="where weights of feature networks lie")
+    add("--data_root", help="folder of the datasets; default: data")
+    add("--cache_dir", default="runs/cache", help="folder of the feature networks' weights")
     args = parser.parse_args(list(argv[1:]))
     if args.against is None and args.save_stats is None:
         parser.error("give --against REFERENCE, --save_stats FILE, or both")
@@ -65,7 +65,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> dict[str, float]:
-    """The metrics; statistics are written on the way. Errors are raised."""
+    """Compute the metrics, and write statistics if asked for; errors are raised."""
     names = [name for name in args.features.split(",") if name]
     extras = [name for name in args.metrics.split(",") if name]
     if args.save_stats is not None and len(names) != 1:
@@ -102,10 +102,10 @@ def open_reference(
     *,
     data_root: str | Path | None = None,
 ) -> Summary | ImageDataset:
-    """What images of ``image_shape`` are compared with: statistics' summary, or images.
+    """Open the reference for images of ``image_shape``: a summary of statistics, or images.
 
     Raises:
-        ValueError: there is nothing of that name, or it does not fit.
+        ValueError: ``against`` does not exist, or does not fit.
     """
     if is_statistics(against) or Path(against).suffix == ".npy":
         if len(extractors) != 1:
@@ -118,20 +118,20 @@ def open_reference(
     real = open_images(against, data_root=data_root)
     if real.image_shape != image_shape:
         raise ValueError(
-            f"images of one shape are compared: those here have {image_shape}, "
-            f"{against} {real.image_shape} (C, H, W)"
+            f"images must have the shape of the reference {against}, {real.image_shape}, "
+            f"got {image_shape} (C, H, W)"
         )
     return real
 
 
 def table(metrics: dict[str, float]) -> str:
-    """One row a metric, in Markdown."""
+    """A table in Markdown with one row for each metric."""
     rows = [f"| {name} | {value:.6g} |" for name, value in metrics.items()]
     return "\n".join(["| metric | value |", "|---|--:|", *rows])
 
 
 def main(argv: Sequence[str]) -> int:
-    """0: done; 2: bad input, or a missing file or package, told in one line."""
+    """0: done; 2: bad input, or a missing file or package, reported in one line."""
     args = parse(argv)
     with one_line_warnings(MODULE):
         try:

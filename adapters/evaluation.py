@@ -3,9 +3,9 @@
     reference = summarise(real_batches, build_extractors(["pixels", "digit_classifier"]))
     table_row = evaluate(sampler.stream(...), reference)
 
-The keys name the feature space: ``frechet_pixels``, ``is_digit_classifier``. Inception's features
-alone give ``fid`` (and ``is_inception``, the score of the same pass) and, on torch-fidelity's own
-input, ``inception_score`` (see adapters/inception.py).
+The keys name the feature space: ``frechet_pixels``, ``is_digit_classifier``. Only Inception's
+features have established names: "inception" gives ``fid`` (and ``is_inception``, the score of the
+same pass), "inception_tf" gives ``inception_score`` (see adapters/inception.py).
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from sa_plugin.metrics import (
     precision_recall,
 )
 
-# Metrics that are computed only when asked for: they keep all features and cost more.
+# Metrics that are computed only on request: they keep all features and cost more.
 EXTRAS = ("kid", "precision_recall")
 _KID_SUBSET = 1000
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What is kept of a set of images, real or generated, once they have streamed by.
+    """What is kept of a set of images, real or generated, after one pass over them.
 
     ``variance`` is the sum over pixels of each pixel's variance (divided by ``count - 1``), in
     units of x in [-1, 1]: the trace of the pixels' covariance. ``logits``: [count, classes], in
     the images' order, for the extractors that give any; ``features``: [count, D] where they were
-    kept. Statistics from a file tell neither ``image_shape`` nor ``variance``: None.
+    kept. ``image_shape`` and ``variance`` are None for statistics from a file.
     """
 
     extractors: tuple[Extractor, ...]
@@ -51,11 +51,11 @@ class Summary:
 
 
 class Collector:
-    """What a summary is made of, taken in batch by batch.
+    """Makes a summary, batch by batch.
 
     Args:
         image_shape: the (C, H, W) that all images must have; by default the first batch's.
-        keep_features: also keep them all, which KID, precision and recall need.
+        keep_features: also keep all features; KID, precision and recall need them.
 
     Attributes:
         pixels, moments, logits: see ``Summary``; logits are in the order of the batches.
@@ -78,7 +78,7 @@ class Collector:
         self._features: dict[str, list[Tensor]] = {}
 
     def update(self, batch: Tensor) -> None:
-        """Take in uint8 images [B, C, H, W]."""
+        """Add uint8 images [B, C, H, W]."""
         x = from_uint8(batch)
         self.pixels.update(batch)
         for extractor in self.extractors:
@@ -90,7 +90,7 @@ class Collector:
                 self.logits.setdefault(extractor.name, []).append(extracted.logits.cpu())
 
     def summary(self) -> Summary:
-        """Of all that was taken in."""
+        """The summary of all images so far."""
         return Summary(
             extractors=self.extractors,
             count=self.pixels.count,
@@ -109,7 +109,7 @@ def summarise(
     image_shape: tuple[int, ...] | None = None,
     keep_features: bool = False,
 ) -> Summary:
-    """Pass uint8 batches [B, C, H, W] through every extractor, once; arguments of ``Collector``."""
+    """Pass uint8 batches [B, C, H, W] through every extractor once; options as in ``Collector``."""
     collector = Collector(extractors, image_shape=image_shape, keep_features=keep_features)
     for batch in batches:
         collector.update(batch)
@@ -125,14 +125,14 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics of generated uint8 batches [B, C, H, W] against the reference's images.
 
-    ``n_images``, ``sample_variance`` and ``reference_variance`` (see ``Summary``), and for each of
-    the reference's extractors NAME ``frechet_NAME``; where it is a classifier also ``is_NAME`` and
-    ``is_NAME_std`` over ``splits`` splits. ``Extractor.metric_names`` holds these keys, which for
-    "inception" and "inception_tf" include ``fid`` and ``inception_score``. Distances of a finite
-    number of images are biased upwards: compare only results of equal ``n_images``.
+    Keys: ``n_images``, ``sample_variance`` and ``reference_variance`` (see ``Summary``). Each
+    extractor of the reference adds ``frechet_NAME``; a classifier also adds ``is_NAME`` and
+    ``is_NAME_std`` over ``splits`` splits. ``Extractor.metric_names`` holds these keys; for
+    "inception" and "inception_tf" they include ``fid`` and ``inception_score``. Distances of a
+    finite number of images are biased upwards: compare only results of equal ``n_images``.
 
-    ``extras``: also ``kid_NAME`` and ``kid_NAME_std`` ("kid"), ``precision_NAME`` and
-    ``recall_NAME`` ("precision_recall"), for which the reference must have kept its features.
+    ``extras``: "kid" adds ``kid_NAME`` and ``kid_NAME_std``; "precision_recall" adds
+    ``precision_NAME`` and ``recall_NAME``. The reference must have kept its features for them.
     """
     check_extras(extras, reference)
     samples = summarise(
@@ -147,7 +147,7 @@ def evaluate(
 def compare(
     samples: Summary, reference: Summary, *, splits: int = 10, extras: Sequence[str] = ()
 ) -> dict[str, float]:
-    """``evaluate`` for samples that have been summarised."""
+    """``evaluate`` for samples that are already summarised."""
     check_extras(extras, reference)
     metrics = {"n_images": float(samples.count)}
     if samples.variance is not None:
@@ -170,7 +170,7 @@ def compare(
 def statistics_summary(
     statistics: Mapping[str, Statistics], extractors: Sequence[Extractor]
 ) -> Summary:
-    """A reference of which nothing is known but the statistics, by the extractors' names."""
+    """A reference made of statistics alone, given by the extractors' names."""
     for extractor in extractors:
         if extractor.name not in statistics:
             raise ValueError(f"statistics must be of {extractor.name!r}, got {list(statistics)}")
@@ -179,14 +179,14 @@ def statistics_summary(
 
 
 def check_extras(extras: Sequence[str], reference: Summary) -> None:
-    """ValueError for extras that there are not, or that the reference has no features for."""
+    """ValueError for unknown extras, or for any extras if the reference kept no features."""
     for extra in extras:
         if extra not in EXTRAS:
             raise ValueError(f"extras must be among {list(EXTRAS)}, got {extra!r}")
     if extras and not reference.features:
         raise ValueError(
             f"extras {list(extras)} need the features of the reference's images "
-            "(keep_features=True): its statistics alone do not do"
+            "(keep_features=True): its statistics alone are not enough"
         )
 
 
@@ -205,9 +205,9 @@ def _neighbour_metrics(
 
 
 class PixelVariance:
-    """Sum over pixels of each pixel's variance, from whole numbers: exact in any order.
+    """Sum over pixels of each pixel's variance, in whole numbers: exact in any order.
 
-    ``sums``: of each pixel's levels and of their squares, int64 [2, C, H, W].
+    ``sums``: the sums of each pixel's levels and of their squares, int64 [2, C, H, W].
     """
 
     def __init__(self, image_shape: tuple[int, ...] | None = None) -> None:
@@ -216,12 +216,12 @@ class PixelVariance:
         self.sums: Tensor | None = None
 
     def update(self, batch: Tensor) -> None:
-        """Take in uint8 images [B, C, H, W]."""
+        """Add uint8 images [B, C, H, W]."""
         levels = batch.cpu().to(torch.int64)
         self.add(len(batch), torch.stack([levels.sum(dim=0), levels.square().sum(dim=0)]))
 
     def add(self, count: int, sums: Tensor) -> None:
-        """Take in the sums of ``count`` images."""
+        """Add the sums of ``count`` images."""
         shape = tuple(sums.shape[1:])
         self.image_shape = self.image_shape or shape
         if shape != self.image_shape:
@@ -230,10 +230,10 @@ class PixelVariance:
         self.sums = sums if self.sums is None else self.sums + sums
 
     def total(self) -> float:
-        """In units of x = level / 127.5 - 1."""
+        """The sum of variances, in units of x = level / 127.5 - 1."""
         if self.count < 2:
             raise ValueError(f"batches must hold at least 2 images, got {self.count or 'none'}")
         sums, squares = self.sums
-        # Of a pixel, n sum(p^2) - sum(p)^2 fits int64 up to ten million images; of all pixels not.
+        # A pixel's n sum(p^2) - sum(p)^2 fits int64 up to ten million images; the total does not.
         scatter = sum((self.count * squares - sums.square()).flatten().tolist())
         return scatter / (self.count * (self.count - 1)) / 127.5**2

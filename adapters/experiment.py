@@ -1,6 +1,6 @@
-"""An experiment: what its configuration means, and its stages in order.
+"""An experiment: its checked configuration, and its stages in order.
 
-An adapter says what is particular to its host (``Adapter``); everything else is shared.
+An ``Adapter`` holds what is specific to a host; everything else is shared.
 """
 
 from __future__ import annotations
@@ -46,15 +46,16 @@ HEAD_TRAININGS = ("pretrained", "joint")
 
 @dataclass(frozen=True)
 class Adapter:
-    """What is particular to a host.
+    """What is specific to a host.
 
     Attributes:
-        module: how it is started, ``python -m MODULE``.
-        needs: what its optimal variance takes beside the noise network: a second prediction, "eps2"
+        module: the command that runs it, ``python -m MODULE``.
+        needs: what its optimal variance needs besides the noise network: a second output, "eps2"
             (SN-DPM) or "epsc" (NPR-DPM), or "gamma" (Analytic-DPM).
-        pretrained, joint: the host's methods that train a second prediction, if it needs one.
-        build_criterion: the host's criterion, with the arguments of that function of NPR- and
-            SN-DPM's.
+        pretrained, joint: the host's methods that train a second output, if it needs one: after
+            the noise network, or together with it.
+        build_criterion: makes the host's criterion; it takes the arguments of the function of that
+            name in ``third_party.extended_analytic_dpm.methods``.
     """
 
     module: str
@@ -69,13 +70,13 @@ class Adapter:
         return "base", "head" if self.pretrained else "gamma", "sample", "evaluate"
 
     def recorded(self, config: FrozenConfigDict) -> FrozenConfigDict:
-        """The configuration without the sections of stages that it does not have."""
+        """The configuration without the sections of stages that the host does not have."""
         without = {"head", "gamma"} - set(self.stages)
         return FrozenConfigDict({k: v for k, v in config.to_dict().items() if k not in without})
 
 
 class Stage(Protocol):
-    """A part of an experiment whose result lies in the output folder."""
+    """A part of an experiment; its result is in the output folder."""
 
     name: str
 
@@ -83,19 +84,20 @@ class Stage(Protocol):
         """What it does, in one line."""
 
     def is_done(self) -> bool:
-        """Whether its result is there."""
+        """Whether its result exists."""
 
     def run(self) -> None:
-        """Make what is missing of its result."""
+        """Make the missing parts of its result."""
 
 
 class Experiment:
-    """A checked configuration with the folder and the device it runs on.
+    """A checked configuration, with its folder and its device.
 
-    ``load``: takes the section ``data`` and gives the images; for those who have them already.
+    ``load``: takes the section ``data`` and returns the images; callers that have loaded the images
+    already can pass them on with it.
 
     Raises:
-        ValueError: a value that the parts it names do not accept. Nothing has been written then.
+        ValueError: a value is not possible. Nothing has been written then.
     """
 
     def __init__(
@@ -123,7 +125,7 @@ class Experiment:
 
     @property
     def is_joint(self) -> bool:
-        """Whether one network learns both predictions, in the base stage."""
+        """Whether the base stage trains both outputs of one network."""
         return self.adapter.joint is not None and self.config.head.training == "joint"
 
     @property
@@ -133,17 +135,17 @@ class Experiment:
 
     @cached_property
     def dataset(self) -> ImageDataset:
-        """The training images, loaded when they are first asked for."""
+        """The training images, loaded on first use."""
         return self._load(self.config.data)
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """(C, H, W); the files need not be there where the dataset comes in one size."""
+        """(C, H, W); the files are read only where the dataset has no fixed size."""
         known = IMAGE_SHAPES.get(self.config.data.name)
         return self.dataset.image_shape if known is None else known
 
     def network(self, method: str, device: str | torch.device | None = None) -> nn.Module:
-        """A new network for one of the host's methods, its weights drawn from the run's seed."""
+        """A new network for one of the host's methods, initialised from the run's seed."""
         chosen, channels = get_method(method), self.image_shape[0]
         with torch.random.fork_rng(devices=[]), torch.device(device or "cpu"):
             torch.manual_seed(self.config.seed)
@@ -171,7 +173,7 @@ class Experiment:
         *,
         call: Callable[[DTWrapper], Callable[..., Any]] = lambda wrapper: wrapper,
     ) -> Sampler:
-        """The sampler of a row and a column of the tables; ``call`` may change how it calls."""
+        """The sampler of a row and a column of the tables; ``call`` may wrap the network."""
         row, sample = get_process(process), self.config.sample
         optimal = row.needs is not None
         return Sampler(
@@ -217,7 +219,7 @@ class Experiment:
         return {stage.name: stage for stage in every if stage is not None}
 
     def _check(self) -> None:
-        """Have every part look at its options, before anything is written or run."""
+        """Check the options of every part before anything is written or run."""
         config = self.config
         if not config.name:
             raise ValueError("the configuration must have a name")
@@ -262,11 +264,11 @@ class Experiment:
             self._check_training("head", self.adapter.pretrained)
 
     def _check_training(self, name: str, method: str) -> None:
-        """The network can be built, and has a start that fits it and a number of steps."""
+        """ValueError unless the network can be built and the training's settings fit it."""
         settings, network = self.config[name], self.network(method, "meta")
         if settings.iterations < (0 if settings.init_from else 1):
             raise ValueError(
-                f"{name}.iterations must be >= 1, or 0 to take {name}.init_from as it is, "
+                f"{name}.iterations must be >= 1, or 0 to use {name}.init_from unchanged, "
                 f"got {settings.iterations!r}"
             )
         if settings.init_from:
@@ -281,7 +283,7 @@ class Experiment:
 
 
 def load_dataset(data: FrozenConfigDict, **options: Any) -> ImageDataset:
-    """The images that the section ``data`` names; ``options`` of the dataset, such as a split."""
+    """The images that the section ``data`` names; ``options``: the dataset's, such as a split."""
     if not data.check_md5:
         options["check_md5"] = False
     return get_dataset(data.name, data.root, **options)
@@ -296,9 +298,9 @@ def _usable_device(name: str) -> torch.device:
 
 
 def run(adapter: Adapter, argv: Sequence[str] | None = None) -> int:
-    """Run an experiment from the command line; its exit code, see ``exit_code``.
+    """Run an experiment from the command line; return the code of ``exit_code``.
 
-    1 where there is no room or another process has stopped: the same command continues it.
+    1 means that the disk is full or another process has stopped: the same command continues.
     """
     level = logging.INFO if distributed.is_first() else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", force=True)
@@ -316,7 +318,7 @@ def _run(adapter: Adapter, argv: Sequence[str]) -> None:
         if distributed.is_first():
             _print_plan(experiment, chosen)
         return
-    _ = experiment.dataset  # a missing one is told before anything is written
+    _ = experiment.dataset  # raises for a missing dataset before anything is written
     with at_once():
         distributed.start(device)
     with ExitStack() as stack, distributed.peers():
@@ -326,11 +328,11 @@ def _run(adapter: Adapter, argv: Sequence[str]) -> None:
 
 
 def _run_all(stages: Sequence[Stage]) -> None:
-    """The stages in order; several processes train together, the first one does the rest."""
+    """Run the stages in order; all processes train together, the first one does the rest."""
     together = [stage for stage in stages if stage.name in TRAININGS]
     for stage in together:
         _run_one(stage)
-        distributed.gather(None)  # none goes on before the first has written the result
+        distributed.gather(None)  # all wait until the first has written the result
     distributed.stop()
     for stage in stages if distributed.is_first() else ():
         if stage not in together:

@@ -1,8 +1,8 @@
-"""Feature spaces in which images are compared: each a name in ``EXTRACTORS``.
+"""Feature spaces in which images are compared, by name in ``EXTRACTORS``.
 
-A metric bears its feature space's name (``frechet_pixels``, ``is_digit_classifier``): numbers of
+A metric's name includes its feature space (``frechet_pixels``, ``is_digit_classifier``): numbers of
 different spaces cannot be compared. Only Inception's are called ``fid`` and ``inception_score``.
-To add a space, write a builder and enter it in the registry.
+To add a space, write a builder and enter it in ``EXTRACTORS``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sa_plugin._files.writing import written_atomically
 
 @dataclass(frozen=True)
 class Extracted:
-    """What one forward pass gives: ``features`` [B, D] and, of a classifier, ``logits`` [B, C]."""
+    """The result of a forward pass: ``features`` [B, D] and, for classifiers, ``logits`` [B, C]."""
 
     features: Tensor
     logits: Tensor | None = None
@@ -27,10 +27,10 @@ class Extracted:
 
 @dataclass(frozen=True)
 class Extractor:
-    """A named map from images [B, C, H, W] in [-1, 1], on any device, to what they contain.
+    """A named map from images [B, C, H, W] in [-1, 1], on any device, to features.
 
-    ``established_names``: what the Fréchet distance and the Inception-Score formula are called on
-    these features, where the literature has names of its own for them.
+    ``established_names``: the names of the Fréchet distance and of the Inception-Score formula on
+    these features, if the literature has special names for them.
     """
 
     name: str
@@ -48,12 +48,12 @@ Builder = Callable[[Path | None, torch.device, Path | None], Extractor]
 
 
 def check_names(names: Sequence[str]) -> None:
-    """ValueError unless these are extractors' names, each once, and at least one."""
+    """ValueError unless these are names of extractors, at least one, and each only once."""
     for name in names:
         if name not in EXTRACTORS:
             raise ValueError(f"features must be among {sorted(EXTRACTORS)}, got {name!r}")
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"features must be names that differ from each other, got {names}")
+        raise ValueError(f"features must be different names, at least one, got {names}")
 
 
 def build_extractors(
@@ -63,11 +63,11 @@ def build_extractors(
     device: str | torch.device = "cpu",
     data_root: str | Path | None = None,
 ) -> tuple[Extractor, ...]:
-    """The extractors of these names.
+    """Build the extractors with these names.
 
     Args:
-        cache_dir: where weights are kept and read, if given.
-        data_root: where the datasets lie that a classifier is trained on (default: ``data``).
+        cache_dir: folder for weights, read and written; optional.
+        data_root: folder of the datasets that classifiers are trained on (default: ``data``).
     """
     names = tuple(names)
     check_names(names)
@@ -103,12 +103,13 @@ def network_features(
 ) -> Extractor:
     """The features of any network, for ``summarise`` and ``evaluate``.
 
-    ``network``: images [B, C, H, W] in [-1, 1], float32 on ``device``, to features [B, ...], which
-    are flattened, or to such features and a classifier's logits [B, classes]. A module is moved to
-    ``device`` and to evaluation. Wrap it where it wants other sizes or another range.
+    ``network``: takes images [B, C, H, W] in [-1, 1], float32 on ``device``. It returns features
+    [B, ...], which are flattened, or a pair of features and a classifier's logits [B, classes]. A
+    module is moved to ``device`` and put in eval mode. Wrap a network that needs images of another
+    size or range.
     """
     if not name.isidentifier():
-        raise ValueError(f"name must be an identifier, as metrics bear it, got {name!r}")
+        raise ValueError(f"name must be an identifier, since it names metrics, got {name!r}")
     if isinstance(network, nn.Module):
         network = network.to(device).eval()
 
@@ -125,8 +126,8 @@ def network_features(
     return Extractor(name, extract)
 
 
-# ------------------------------------------- networks that live in modules of their own, see there
-# (which import this one, and so are imported where they are needed)
+# ------------------------------------------------------------------ networks in separate modules
+# Those modules import this one, so they are imported only inside the functions.
 
 
 def digit_classifier(cache_dir: Path | None, device: torch.device, root: Path | None) -> Extractor:
@@ -139,7 +140,7 @@ def digit_classifier(cache_dir: Path | None, device: torch.device, root: Path | 
 def fashion_classifier(
     cache_dir: Path | None, device: torch.device, root: Path | None
 ) -> Extractor:
-    """A classifier of Fashion-MNIST, D = 64, whose files lie below ``root``."""
+    """A classifier of Fashion-MNIST, D = 64; the dataset's files are below ``root``."""
     from adapters import classifiers
 
     return classifiers.extractor("fashion", cache_dir, device, root)
@@ -172,6 +173,6 @@ EXTRACTORS: dict[str, Builder] = {
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write under a temporary name and rename: ``path`` is never seen half written."""
+    """Write under a temporary name, then rename: ``path`` is never half written."""
     with written_atomically(Path(path)) as file:
         file.write(content)

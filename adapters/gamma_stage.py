@@ -18,7 +18,8 @@ logger = logging.getLogger(__name__)
 class GammaStage:
     """Gamma at every step: ``gamma/gamma.npz`` with standard errors, ``gamma/ms_eps.pth``.
 
-    The second is the host's file. An interrupted estimate continues from ``gamma/state.pth``.
+    The second file has the host's format. An interrupted estimate continues from
+    ``gamma/state.pth``.
     """
 
     name = "gamma"
@@ -32,7 +33,7 @@ class GammaStage:
 
     @property
     def n_images(self) -> int:
-        """As many as asked for, or all if there are fewer: an image used twice is no new one."""
+        """The number asked for, or all images if there are fewer: no image is used twice."""
         return min(self.settings.n_images, len(self.experiment.dataset))
 
     def plan(self) -> str:
@@ -43,11 +44,11 @@ class GammaStage:
         return f"up to {images} images x {noises} noises x {N} steps, {calls:.3g} evaluations"
 
     def is_done(self) -> bool:
-        """Whether the estimate is there."""
+        """Whether the estimate exists."""
         return self.path.exists()
 
     def run(self) -> None:
-        """Estimate, from where an interrupted estimate stopped."""
+        """Estimate Gamma, or continue an interrupted estimate."""
         if self.is_done():
             return
         if not self.base.is_done():

@@ -1,4 +1,4 @@
-"""The gap along sampling chains as a picture (Figure 4 of arXiv 2312.12431), as a PNG file."""
+"""Pictures of the gap along sampling chains (Figure 4 of arXiv 2312.12431), as PNG files."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ def plot_gap(
     quantity: str = "distance",
     title: str | None = None,
 ) -> None:
-    """The gap over the steps of the reverse chain, a line for each label, as a PNG.
+    """Plot the gap over the steps of the reverse chain, a line for each label, as a PNG.
 
     Args:
-        curves: label (a training) -> the curves of its seeds. Several are drawn as their mean with
-            a band of one standard deviation either way, a single one with its standard error.
-        quantity: "distance", how far x_{n-1} is from the true chain's, or "total", what the steps
-            so far add to the gap at x_1 (Theorem 1), on a logarithmic axis: nearly all of it comes
-            with the last few steps. Both end in the same number, the total gap.
+        curves: label (a training) -> the curves of its seeds. Several curves are shown as their
+            mean with a band of one standard deviation either way, a single curve with its standard
+            error.
+        quantity: "distance" is the distance of x_{n-1} from the true chain's. "total" is what the
+            steps so far add to the gap at x_1 (Theorem 1); its axis is logarithmic, because the
+            last few steps add nearly all of it. Both end in the same number, the total gap.
 
     Raises:
-        ValueError: nothing to draw, an unknown quantity, or curves of different steps.
+        ValueError: there are no curves, the quantity is unknown, or curves have different steps.
     """
     if quantity not in QUANTITIES:
         raise ValueError(f"quantity must be one of {tuple(QUANTITIES)}, got {quantity!r}")
@@ -50,7 +51,7 @@ def plot_gap(
         dash = DASHES[index // len(COLOURS) % len(DASHES)]
         handles += axes.plot(steps, mean, color=colour, linestyle=dash, linewidth=1.8)
         axes.fill_between(steps, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
-    axes.invert_xaxis()  # as the chain runs
+    axes.invert_xaxis()  # n falls along the chain
     if quantity == "total":
         axes.set_yscale("log")
     else:

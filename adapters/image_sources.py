@@ -1,4 +1,4 @@
-"""Images as they lie about: a folder, an npz file, tar shards, or a dataset's name."""
+"""Open images from a folder, an npz file, tar shards, or a dataset's name."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from third_party.common.datasets.pixels import MODES, Preparation, decode_image,
 
 
 def open_images(source: str, *, data_root: str | Path | None = None) -> ImageDataset:
-    """The images of a folder (of image files, or of tar shards), an .npz, a .tar, or a dataset.
+    """Open the images of a folder (image files or tar shards), an .npz, a .tar, or a dataset.
 
-    A dataset's split is named after a colon (``cifar10:test``); it is read below ``data_root``. An
-    image is grey where the first one of its source is.
+    A dataset's split follows a colon (``cifar10:test``); its files are below ``data_root``. All
+    images of a source are read as grey if its first image is grey.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -50,7 +50,7 @@ class TarImages:
         self._channels = 3
         first = next(self._encoded(), None)
         if first is None:
-            raise ValueError(f"{paths[0].parent} holds no images: nothing in its tar files is one")
+            raise ValueError(f"{paths[0].parent} holds no images: its tar files contain none")
         name, file = first
         with _named(name):
             self._channels = _channels(file)
@@ -75,7 +75,9 @@ class TarImages:
         while batch := list(islice(images, batch_size)):
             shapes = {tuple(image.shape) for image in batch} | {self._shape}
             if len(shapes) > 1:
-                raise ValueError(f"images must have one shape, {self.paths[0]}... has {shapes}")
+                raise ValueError(
+                    f"images must have the same shape, got {shapes} in {self.paths[0]}..."
+                )
             yield torch.stack(batch)
 
     def _encoded(self) -> Iterator[tuple[str, io.BytesIO]]:

@@ -1,12 +1,15 @@
-"""Inception as pytorch-fid runs it, which FID is quoted with, and as torch-fidelity does.
+"""Inception as pytorch-fid runs it, for FID, and as torch-fidelity runs it, for Inception Scores.
 
-One network and one file of weights, but two ways to its input: pytorch-fid resizes with half-pixel
-centres and takes [-1, 1], torch-fidelity resizes as TensorFlow 1 did and takes (levels-128)/128.
-"inception" is the former, and gives ``fid``: that of pytorch-fid for the same images saved as PNG.
-"inception_tf" is the latter, and gives ``inception_score``: that of torch-fidelity. The weights (a
-port of TensorFlow's inception-2015-12-05) are looked for, never downloaded: in the file that
-``SA_INCEPTION_WEIGHTS`` names, or else under pytorch-fid's file name in ``cache_dir``, then where
-pytorch-fid itself keeps them.
+Both use the same network and weights, but prepare the images differently. pytorch-fid resizes with
+half-pixel centres and takes [-1, 1]; torch-fidelity resizes as TensorFlow 1 did and takes
+(levels-128)/128.
+
+- "inception" gives ``fid``, equal to pytorch-fid's for the same images saved as PNG.
+- "inception_tf" gives ``inception_score``, equal to torch-fidelity's.
+
+The weights (a port of TensorFlow's inception-2015-12-05) are never downloaded. If
+``SA_INCEPTION_WEIGHTS`` names a file, it is used. Otherwise the file must have pytorch-fid's name
+and be in ``cache_dir`` or in the folder where pytorch-fid keeps it.
 """
 
 from __future__ import annotations
@@ -29,10 +32,10 @@ from sa_plugin.sampler import to_uint8
 
 WEIGHTS_VARIABLE = "SA_INCEPTION_WEIGHTS"
 
-# A batch is passed through in parts: at 299 x 299 an image takes about 10 MB on its way.
+# The network takes a batch in parts: at 299 x 299 it needs about 10 MB for an image.
 _IMAGES_AT_ONCE = 128
-_CLASSES = 1008  # of TensorFlow's network, one of them for nothing
-_SIDE = 299  # pixels, of the images that Inception takes
+_CLASSES = 1008  # of TensorFlow's network
+_SIDE = 299  # pixels a side of the images that Inception takes
 
 
 class FIDInception(nn.Module):
@@ -46,7 +49,7 @@ class FIDInception(nn.Module):
         super().__init__()
         self._resize = _tensorflow_resize() if tensorflow else None
         package = _pytorch_fid()
-        # pytorch-fid takes its weights from nowhere but its own download.
+        # pytorch-fid accepts weights only from its own download.
         with mock.patch.object(package, "load_state_dict_from_url", return_value=state):
             self.trunk = package.InceptionV3(
                 [package.InceptionV3.BLOCK_INDEX_BY_DIM[2048]],
@@ -61,8 +64,8 @@ class FIDInception(nn.Module):
     def forward(self, x: Tensor) -> Extracted:
         """Images [B, 1 or 3, H, W] in [-1, 1] to pool3 [B, 2048] and logits [B, 1008].
 
-        The images are rounded to 256 levels, as in a PNG. The logits are without the layer's bias,
-        as in the Inception Score of Salimans et al. (2016) and of torch-fidelity.
+        The images are rounded to 256 levels, as in a PNG. The logits leave out the layer's bias, as
+        in the Inception Score of Salimans et al. (2016) and of torch-fidelity.
         """
         if x.ndim != 4 or x.shape[1] not in (1, 3):
             raise ValueError(f"inception takes images [B, 1 or 3, H, W], got {tuple(x.shape)}")
@@ -77,9 +80,9 @@ class FIDInception(nn.Module):
 
 
 def inception(cache_dir: Path | None, device: torch.device) -> Extractor:
-    """pool3 (D = 2048) and logits of ``FIDInception``, in float32 as pytorch-fid has them.
+    """pool3 (D = 2048) and logits of ``FIDInception``, in float32 as in pytorch-fid.
 
-    Its score is ``is_inception``: ``inception_score`` is a number of torch-fidelity's input.
+    Its score is called ``is_inception``: ``inception_score`` needs torch-fidelity's input.
     """
     extract = _extract_with(load_inception(find_weights(cache_dir)), device)
     return Extractor("inception", extract, established_names=("fid", "is_inception"))
@@ -107,7 +110,7 @@ def _extract_with(model: FIDInception, device: torch.device) -> Callable[[Tensor
 
 
 def find_weights(cache_dir: str | Path | None) -> Path:
-    """The weights file; a file that the environment names is never passed over for another."""
+    """The weights file; if the environment variable names a file, no other file is used."""
     url: str = _pytorch_fid().FID_WEIGHTS_URL
     name = url.rsplit("/", maxsplit=1)[-1]
     named = os.environ.get(WEIGHTS_VARIABLE)
@@ -132,13 +135,13 @@ def load_inception(path: str | Path, tensorflow: bool = False) -> FIDInception:
     url = _pytorch_fid().FID_WEIGHTS_URL
     trouble = f"must hold the weights of {url}, got a file that cannot be read as such"
     if tensorflow:
-        _tensorflow_resize()  # a package that is missing is not the file's fault
+        _tensorflow_resize()  # raises for a missing package, which must not be blamed on the file
     with reading(path, trouble) as file:
         return FIDInception(load_tensors(file), tensorflow)
 
 
 def _pytorch_fid() -> ModuleType:
-    """``pytorch_fid.inception``, imported only where it is used: it is an extra."""
+    """``pytorch_fid.inception``; an optional package, so imported only where it is used."""
     try:
         return importlib.import_module("pytorch_fid.inception")
     except ImportError as error:
@@ -149,7 +152,7 @@ def _pytorch_fid() -> ModuleType:
 
 
 def _tensorflow_resize() -> Callable[..., Tensor]:
-    """torch-fidelity's bilinear resizing; the package is of the same extra."""
+    """torch-fidelity's bilinear resizing; also an optional package."""
     try:
         module = importlib.import_module("torch_fidelity.interpolate_compat_tensorflow")
     except ImportError as error:

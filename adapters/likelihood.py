@@ -1,7 +1,7 @@
 """Bits per dimension of a finished training: python -m adapters.likelihood --config configs/FILE.py
 
-Takes the networks (and Gamma) that the configuration's experiment has left in its folder; further
-options: ``--help_likelihood``.
+Uses the networks (and Gamma) in the folder of the configuration's experiment. Further options:
+``--help_likelihood``.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from third_party.common.data import ImageDataset, to_unit_range
 logger = logging.getLogger(__name__)
 
 MODULE = "adapters.likelihood"
-FOLDER = "likelihood"  # of the terms' arrays, below the run's
+FOLDER = "likelihood"  # for the terms' arrays, in the run's folder
 RESULT = "likelihood.json"
 ADAPTERS: dict[str, Adapter] = {a.needs: a for a in (ANALYTIC_DPM, NPR_DPM, SN_DPM)}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the cells have in common; results of other settings are not mixed.
+    """Settings that all cells share; results of different settings are not mixed.
 
     Attributes:
-        split: of the dataset, "train" or a name that the dataset knows.
-        n_images: its first ones.
-        seed: of the noise.
-        trajectory: kind, as the experiment's samples.
+        split: "train", or another split of the dataset.
+        n_images: number of images, the first of the split.
+        seed: seed of the noise.
+        trajectory, clip_x0, avg_cov: as for the experiment's samples.
     """
 
     split: str
@@ -63,7 +63,7 @@ class Settings:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command, program name first; its exit code, see ``exit_code``."""
+    """Run the command (program name first); return the code of ``exit_code``."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     return exit_code(MODULE, lambda: _run(argv))
 
@@ -76,22 +76,22 @@ def _run(argv: Sequence[str]) -> None:
         print(LikelihoodCells(experiment, own).plan())
         return
     with claimed(line.workdir, experiment.adapter.recorded(line.config)):
-        cells = LikelihoodCells(experiment, own)  # reads what is stored: none but us adds to it now
+        cells = LikelihoodCells(experiment, own)  # reads stored results: nobody else adds any now
         cells.run()
         print(cells.table())
 
 
 def _parser() -> OwnOptions:
     parser = OwnOptions(MODULE, add_help=False)
-    parser.add_argument("--help_likelihood", action="help", help="this")
+    parser.add_argument("--help_likelihood", action="help", help="show these options")
     words = lambda text: tuple(text.split(","))  # noqa: E731
     add = parser.add_argument
-    add("--variances", type=words, help="some of small,big and the host's; default: all three")
-    add("--steps", type=words, help="lengths of trajectories; default: sample.steps")
-    add("--split", default="train", help="train (default), or another of the dataset: test, val")
-    add("--n_images", type=int, default=500, help="the first of the split; default: 500")
+    add("--variances", type=words, help="of small,big and the host's own; default: all three")
+    add("--steps", type=words, help="numbers of sampling steps; default: sample.steps")
+    add("--split", default="train", help="train (default), or another split: test, val")
+    add("--n_images", type=int, default=500, help="first images of the split; default: 500")
     add("--batch_size", type=int, default=250, help="images in a network call; default: 250")
-    add("--noise_seed", type=int, default=0, help="default: 0")
+    add("--noise_seed", type=int, default=0, help="seed of the noise; default: 0")
     return parser
 
 
@@ -100,7 +100,7 @@ def _experiment(line: CommandLine) -> Experiment:
     needs = {get_process(name).needs for name in line.config.sample.processes} - {None}
     if len(needs) != 1:
         hosts = sorted(name for name, row in PROCESSES.items() if row.needs)
-        raise ValueError(f"sample.processes must tell the host by a row among {hosts}")
+        raise ValueError(f"sample.processes must name rows of one host, among {hosts}")
     adapter = ADAPTERS[needs.pop()]
     check_holds(line.workdir, adapter.recorded(line.config), adapter.module)
     return Experiment(adapter, line.config, line.workdir, line.device, line.progress)
@@ -111,10 +111,10 @@ class LikelihoodCells:
 
     Args:
         experiment: finished up to the stage before ``sample``.
-        own: the command line's own options.
+        own: the command's own options.
 
     Raises:
-        ValueError: an option that is not possible, or results of other settings in the folder.
+        ValueError: an option is not possible, or the folder holds results of other settings.
     """
 
     def __init__(self, experiment: Experiment, own: argparse.Namespace) -> None:
@@ -153,7 +153,7 @@ class LikelihoodCells:
         return [cell for cell in every if str(cell[1]) not in self.stored.get(cell[0], {})]
 
     def plan(self) -> str:
-        """What is left to do, in one line."""
+        """The remaining work, in one line."""
         missing = self.missing
         calls = sum(steps for _, steps in missing) * self.settings.n_images
         images = f"{self.settings.n_images} images of {self.settings.split!r}"
@@ -186,7 +186,7 @@ class LikelihoodCells:
         return f"**{title}**\n\n" + table_of(["steps", *map(str, self.steps)], rows, left=1)
 
     def _terms(self, model: Callable[..., Any], variance: str, steps: int, gamma: Any) -> Tensor:
-        """float64 [steps+1, n_images]."""
+        """The bound's terms, float64 [steps+1, n_images]."""
         experiment, settings = self.experiment, self.settings
         first, done = 0, []
         for x0 in self._batches():
@@ -217,7 +217,7 @@ class LikelihoodCells:
             left -= len(batch)
 
     def _store(self, variance: str, steps: int, terms: Tensor) -> None:
-        """The arrays first: a cell that the table lists has them."""
+        """Write the arrays first, so that every cell in the table has them."""
         dims = math.prod(self.experiment.image_shape)
         mean, stderr = mean_with_error(bits_per_dim(terms.sum(0), dims))
         content = io.BytesIO()
@@ -237,7 +237,7 @@ class LikelihoodCells:
             if there.get(name) != here:
                 raise ValueError(
                     f"{self.path} holds results of another {name} ({there.get(name)!r} there, "
-                    f"{here!r} here); move it away to compute others"
+                    f"{here!r} here); move the file away to compute new ones"
                 )
         return cells
 

@@ -1,4 +1,4 @@
-"""Locks of the kernel (``flock``): they end with the process that holds them, however it ends."""
+"""Locks of the kernel (``flock``): it frees them when their process ends, for any reason."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def locked(path: Path, patience: float = 0.0) -> Iterator[bool]:
-    """Whether the lock is ours, until the end of the block.
+    """Take the lock until the end of the block; yield whether we have it.
 
     Args:
-        patience: seconds to wait for another one's end.
+        patience: seconds to wait for another holder.
 
     Raises:
-        OSError: the file system has no locks, or nothing can be written there.
+        OSError: the file system has no locks, or the lock's file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
@@ -31,8 +31,8 @@ def locked(path: Path, patience: float = 0.0) -> Iterator[bool]:
         return
     except NotImplementedError as error:
         raise OSError(f"the file system of {path.parent} has no locks (flock): {error}") from error
-    # Where flock is missing, newer filelocks warn and go on with a file that marks the lock. It
-    # stays when its process is killed, and two of them would not exclude each other as surely.
+    # Without flock, newer versions of filelock warn and mark the lock by a file instead. That file
+    # stays when its process is killed, and it excludes other processes less reliably.
     if any("flock not supported" in str(warning.message) for warning in said):
         lock.release()
         raise OSError(f"the file system of {path.parent} has no locks (flock)")

@@ -1,4 +1,4 @@
-"""Training logs: a CSV file and TensorBoard events, both continued when a run is."""
+"""Training logs: a CSV file and TensorBoard events; a continued run continues both."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ CSV_FILE = "log.csv"
 class TrainingLog:
     """Rows of (iteration, statistics) in ``folder``/log.csv and ``folder``/tensorboard.
 
-    A run continued from a checkpoint reports the iterations after it again: what stood there from
-    before is replaced.
+    A run that continues from a checkpoint reports the iterations after it again. The new rows
+    replace the old ones.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -42,7 +42,7 @@ class TrainingLog:
             self._board.close()
 
     def _open(self, iteration: int) -> None:
-        # Half a second to import, and needed by training alone.
+        # Takes half a second to import, and only training needs it.
         from torch.utils.tensorboard import SummaryWriter
 
         self._rows = [row for row in read_rows(self._path) if int(row["iteration"]) < iteration]
@@ -58,13 +58,13 @@ class TrainingLog:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a log; none where there is no file."""
+    """The rows of a log; an empty list where there is no file."""
     if not path.exists():
         return []
-    with reading(path, "is damaged: remove it, it is written anew") as file:
+    with reading(path, "is damaged: remove it, and it is written again") as file:
         rows = list(csv.DictReader(io.StringIO(file.read().decode(), newline="")))
         for row in rows:
             int(row["iteration"])
             if None in row or None in row.values():
-                raise ValueError(f"a row has not the columns of the others: {row}")
+                raise ValueError(f"the columns of a row differ from the header: {row}")
         return rows

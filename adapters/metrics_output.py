@@ -1,11 +1,11 @@
-"""Sampled images straight into the metrics: an output of ``adapters.sample`` without image files.
+"""Metrics of sampled images: an output of ``adapters.sample`` without image files.
 
-    metrics.json              the result, the keys of ``adapters.evaluation``
-    parts/from_UNIT.npz       until then: moments, pixel sums and logits of some units
+    metrics.json              the result, with the keys of ``adapters.evaluation``
+    parts/from_UNIT.npz       before that: moments, pixel sums and logits of some units
 
-A process keeps a part of its own and writes it again every now and then, so that what an
-interruption costs is the units since. Which process took which units shows in the last digits of a
-Fréchet distance alone: covariances are sums in another order. All else is equal to the last bit.
+Each process keeps its own part and rewrites it regularly, so an interruption loses only the units
+since the last write. Which process took which units changes only the last digits of a Fréchet
+distance, because covariances are summed in another order. All else is equal to the last bit.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from sa_plugin._files.arrays import open_npz
 from sa_plugin._files.reading import reading
 from sa_plugin.metrics import Moments
 
-SAVE_SECONDS = 30.0  # between two writings of a part
-PART_UNITS = 128  # a part of 8,192 images is not written again: its logits weigh as its moments do
+SAVE_SECONDS = 30.0  # between two writes of a part
+PART_UNITS = 128  # a part of 8,192 images is closed: its logits are now as large as its moments
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -43,9 +43,9 @@ class MetricsFile:
     """The metrics of ``n_images`` images; an ``Output``.
 
     Args:
-        extractors: what the images are passed through.
-        reference: gives what they are compared with, once, at the end.
-        splits: of the Inception-Score formula.
+        extractors: the feature spaces.
+        reference: returns the summary that the images are compared with; called once, at the end.
+        splits: splits of the Inception-Score formula.
     """
 
     unit = BLOCK
@@ -68,14 +68,14 @@ class MetricsFile:
         self._saved_at = time.monotonic()
 
     def missing(self) -> list[int]:
-        """The units that are in no part; none where the result is there."""
+        """The units that are in no part; empty if the result exists."""
         if self.path.exists():
             return []
         taken = set(self._taken())
         return [i for i in range(units_of(self.n_images, self.unit)) if i not in taken]
 
     def write(self, unit: int, images: Images) -> None:
-        """Take in a unit's images."""
+        """Add a unit's images."""
         self._part.update(unit, torch.from_numpy(images).permute(0, 3, 1, 2))
         is_full = len(self._part.units) >= PART_UNITS
         if is_full or time.monotonic() - self._saved_at > SAVE_SECONDS:
@@ -84,7 +84,7 @@ class MetricsFile:
             self._part = _Part(self.extractors)
 
     def close(self) -> None:
-        """Write what this process has taken in."""
+        """Write this process's part."""
         if self._part.units:
             path = self.parts / f"from_{self._part.units[0]:08d}.npz"
             buffer = io.BytesIO()
@@ -93,14 +93,14 @@ class MetricsFile:
         self._saved_at = time.monotonic()
 
     def finish(self) -> None:
-        """Merge the parts, one in memory at a time, compare, and take them away."""
+        """Merge the parts, one in memory at a time, compute the metrics, and remove the parts."""
         if not self.path.exists():
             metrics = compare(self._merged(), self._reference(), splits=self._splits)
             write_atomically(self.path, (json.dumps(metrics, indent=2) + "\n").encode())
         shutil.rmtree(self.parts, ignore_errors=True)
 
     def result(self) -> dict[str, float]:
-        """The metrics, once they are there."""
+        """The metrics, after ``finish``."""
         trouble = "is damaged; remove it, and it is made again"
         return read_json(self.path, trouble, lambda found: {k: float(v) for k, v in found.items()})
 
@@ -122,8 +122,8 @@ class MetricsFile:
                 taken += arrays["units"].tolist()
         if len(set(taken)) < len(taken):
             raise ValueError(
-                f"{self.parts} holds images twice, of two commands at a time: remove it, and the "
-                "same command begins anew"
+                f"{self.parts} holds images twice, from two commands at the same time: remove it, "
+                "and the same command starts again"
             )
         return taken
 
@@ -132,7 +132,7 @@ class MetricsFile:
 
 
 class _Part:
-    """Units that one process has taken in."""
+    """The units that one process has added."""
 
     def __init__(self, extractors: Sequence[Extractor]) -> None:
         self.units: list[int] = []
@@ -140,13 +140,13 @@ class _Part:
         self._collector = Collector(extractors)
 
     def update(self, unit: int, batch: Tensor) -> None:
-        """Take in a unit, uint8 [B, C, H, W]."""
+        """Add a unit, uint8 [B, C, H, W]."""
         self._collector.update(batch)
         self.units.append(unit)
         self._counts.append(len(batch))
 
     def arrays(self) -> Arrays:
-        """All of it; ``_merge`` takes it in again."""
+        """The whole part as arrays, for ``_merge``."""
         arrays: Arrays = {
             "units": np.array(self.units),
             "counts": np.array(self._counts),
@@ -160,7 +160,7 @@ class _Part:
 
 
 def _merge(arrays: StoredArrays, whole: Collector, logits: dict[str, dict[int, Tensor]]) -> None:
-    """A part's ``arrays`` into ``whole``, but its logits, which have an order, by unit."""
+    """Merge a part's ``arrays`` into ``whole``; keep its logits by unit: their order matters."""
     counts = arrays["counts"].tolist()
     whole.pixels.add(sum(counts), torch.from_numpy(arrays["sums"]))
     for name, moments in whole.moments.items():
@@ -174,7 +174,7 @@ def _merge(arrays: StoredArrays, whole: Collector, logits: dict[str, dict[int, T
 
 @contextmanager
 def _reading(path: Path) -> Iterator[StoredArrays]:
-    """A part's arrays, each read when it is asked for."""
+    """A part's arrays; each is read on access."""
     trouble = "is damaged; remove it, and its images are made again"
     with reading(path, trouble) as file, open_npz(file) as arrays:
         yield arrays

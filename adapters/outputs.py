@@ -1,7 +1,7 @@
 """Where sampled images go: a folder of PNG files, one .npz, or tar shards.
 
-Each takes its images in units that are written whole or not at all, so that what lies on the disk
-says what is missing. The bytes depend on the images alone: no dates, no owners, no order.
+Images are written in units, each whole or not at all, so the files on the disk show which units are
+missing. The bytes depend only on the images, not on dates, owners or the order of writing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Images = NDArray[np.uint8]  # [n, H, W, C]
 
 
 class Output(Protocol):
-    """A place for ``n_images`` images. ``unit``: how many are written together, a block at least.
+    """A place for ``n_images`` images. ``unit``: images written together, at least a block.
 
     Units are counted from 0; the last one may be shorter.
     """
@@ -35,16 +35,16 @@ class Output(Protocol):
     n_images: int
 
     def missing(self) -> list[int]:
-        """The units that are not there yet, ascending."""
+        """The units that are not written yet, ascending."""
 
     def write(self, unit: int, images: Images) -> None:
-        """Put a unit there; any process may, in any order."""
+        """Write a unit; any process may do so, in any order."""
 
     def close(self) -> None:
-        """What each process does after its last ``write``, or when something has failed."""
+        """Called by each process after its last ``write``, or after an error."""
 
     def finish(self) -> None:
-        """What one process does when no unit is missing; a second time it changes nothing."""
+        """Called by one process when no unit is missing; a second call changes nothing."""
 
 
 def units_of(n_images: int, unit: int) -> int:
@@ -69,21 +69,21 @@ class PngFolder:
         self.n_images = n_images
 
     def missing(self) -> list[int]:
-        """The units of which an image is not there."""
+        """The units with a missing image."""
         there = {path.name for path in self.folder.glob("*.png")}
         gone = {i // self.unit for i in range(self.n_images) if _png_name(i) not in there}
         return sorted(gone)
 
     def write(self, unit: int, images: Images) -> None:
-        """Put a unit's images there, each under its number."""
+        """Write a unit's images, each under its number."""
         for i, image in enumerate(images, start=unit * self.unit):
             write_atomically(self.folder / _png_name(i), encode_png(image))
 
     def close(self) -> None:
-        """Every unit is written by itself."""
+        """Do nothing: ``write`` has written everything."""
 
     def finish(self) -> None:
-        """Nothing is left to do."""
+        """Do nothing: ``write`` has written everything."""
 
 
 class TarShards:
@@ -97,12 +97,12 @@ class TarShards:
         self.unit = unit
 
     def missing(self) -> list[int]:
-        """The shards that are not there."""
+        """The missing shards."""
         shards = range(units_of(self.n_images, self.unit))
         return [i for i in shards if not self._path(i).exists()]
 
     def write(self, unit: int, images: Images) -> None:
-        """Put a shard there."""
+        """Write a shard."""
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for i, image in enumerate(images, start=unit * self.unit):
@@ -113,17 +113,17 @@ class TarShards:
         write_atomically(self._path(unit), buffer.getvalue())
 
     def close(self) -> None:
-        """Every unit is written by itself."""
+        """Do nothing: ``write`` has written everything."""
 
     def finish(self) -> None:
-        """Nothing is left to do."""
+        """Do nothing: ``write`` has written everything."""
 
     def _path(self, unit: int) -> Path:
         return self.folder / f"shard-{unit:06d}.tar"
 
 
 class NpzFile:
-    """``samples.npz`` with ``arr_0``, uint8 [n, H, W, C]; until it is whole, ``parts/``."""
+    """``samples.npz`` with ``arr_0``, uint8 [n, H, W, C]; before it is complete, ``parts/``."""
 
     unit = BLOCK
 
@@ -133,23 +133,23 @@ class NpzFile:
         self.n_images = n_images
 
     def missing(self) -> list[int]:
-        """The parts that are not there; none where the file is whole."""
+        """The missing parts; empty if the file is complete."""
         if self.path.exists():
             return []
         parts = range(units_of(self.n_images, self.unit))
         return [i for i in parts if not self._part(i).exists()]
 
     def write(self, unit: int, images: Images) -> None:
-        """Put a part there."""
+        """Write a part."""
         buffer = io.BytesIO()
         np.save(buffer, images)
         write_atomically(self._part(unit), buffer.getvalue())
 
     def close(self) -> None:
-        """Every unit is written by itself."""
+        """Do nothing: ``write`` has written everything."""
 
     def finish(self) -> None:
-        """Join the parts, one in memory at a time, and take them away."""
+        """Join the parts, one in memory at a time, and remove them."""
         if not self.path.exists():
             temporary = self.path.with_name(f".{self.path.name}.tmp")
             try:
@@ -174,7 +174,7 @@ class NpzFile:
     def _read(self, unit: int) -> Images:
         count = min(self.unit, self.n_images - unit * self.unit)
         with reading(
-            self._part(unit), "is damaged: remove it, the same command makes it again"
+            self._part(unit), "is damaged: remove it, and the same command makes it again"
         ) as file:
             images = read_npy(file)
             if images.dtype != np.uint8 or images.ndim != 4 or len(images) != count:

@@ -1,7 +1,7 @@
 """Pictures of samples and of metrics, as PNG files.
 
-Only matplotlib's object-oriented interface is used: no display is needed and nothing global, such
-as pyplot's current figure, is touched.
+Only matplotlib's object-oriented interface is used. No display is needed, and no global state, such
+as pyplot's current figure, is changed.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from torchvision.utils import make_grid
 
 from adapters.features import write_atomically
 
-_CELL = 48  # pixels that an image is enlarged to, about
+_CELL = 48  # pixels a side, about, of an enlarged image
 _GAP = 2  # pixels between images
 _GAP_GREY = 150  # stands out from black images and from white ones
 _DPI = 100
 INK = "#222222"
-# Okabe & Ito's colours, which the colour-blind can tell apart, without their yellow (too pale).
+# Okabe & Ito's colours, which are distinct also for the colour-blind, without yellow (too pale).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "osD^vPX"
 DASHES = ("-", "--", ":", "-.")
@@ -41,9 +41,9 @@ Table = Mapping[str, Mapping[int, float | Sequence[float]]]
 def save_grid(
     path: str | Path, images_uint8: Tensor, *, columns: int, scale: int | None = None
 ) -> None:
-    """Images [B, C, H, W], uint8, C = 1 (grey) or 3, row by row as a PNG.
+    """Save images [B, C, H, W], uint8, C = 1 (grey) or 3, row by row as a PNG.
 
-    ``scale``: pixels for each pixel; by default as many as make an image about 48 pixels large.
+    ``scale``: factor of enlargement; by default an image becomes about 48 pixels large.
     """
     buffer = io.BytesIO()
     Image.fromarray(_grid("images_uint8", images_uint8, columns, scale)).save(buffer, format="PNG")
@@ -59,10 +59,10 @@ def save_labelled_grids(
     scale: int | None = None,
     heading: str | None = None,
 ) -> None:
-    """One grid of images for each title, side by side, as a PNG.
+    """Save one grid of images for each title, side by side, as a PNG.
 
     ``columns``: images in a row of a panel. ``panel_columns``: panels in a row of the picture; by
-    default up to four. ``scale``: see ``save_grid``.
+    default at most four. ``scale``: see ``save_grid``.
     """
     if not panels:
         raise ValueError("panels must hold at least one title and its images, got none")
@@ -87,13 +87,13 @@ def plot_metric(
     log_x: bool | None = None,
     log_y: bool | None = None,
 ) -> None:
-    """A metric over the number of steps, a line for each method, as a PNG.
+    """Plot a metric over the number of steps, a line for each method, as a PNG.
 
-    ``table``: method -> steps -> a value, or the values of several seeds, which are drawn as their
-    mean with a bar of one standard deviation either way. ``metric``: the vertical axis's label.
+    ``table``: method -> steps -> a value, or the values of several seeds, which are shown as their
+    mean with a bar of one standard deviation either way. ``metric``: the label of the y axis.
     ``groups``: method -> group; lines of a group share a colour and differ in their dashes.
     ``log_x``, ``log_y``: logarithmic axes; by default where the values are positive and span more
-    than a factor of 4 across or 8 up.
+    than a factor of 4 (x) or 8 (y).
     """
     points = {method: _mean_and_deviation(method, row) for method, row in table.items()}
     if not points:
@@ -170,7 +170,7 @@ def _panel_figure(grids: Mapping[str, np.ndarray], across: int, heading: str | N
 def _mean_and_deviation(
     method: str, row: Mapping[int, float | Sequence[float]]
 ) -> list[tuple[int, float, float]]:
-    """(steps, mean, standard deviation over the seeds) by rising steps."""
+    """(steps, mean, standard deviation over the seeds), by ascending number of steps."""
     if not row:
         raise ValueError(f"table[{method!r}] must hold at least one number of steps, got none")
     points = []
@@ -186,7 +186,7 @@ def _mean_and_deviation(
 def _styles(
     methods: Iterable[str], groups: Mapping[str, str] | None
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """Each method with its line's style: all differ, up to 28 lines."""
+    """Each method with its line's style; up to 28 lines all differ."""
     members: dict[str, int] = {}
     for index, method in enumerate(methods):
         if groups is None:
@@ -202,7 +202,7 @@ def _styles(
 
 
 def _draw_line(axes: Axes, rows: list[tuple[int, float, float]], **style: str) -> Line2D:
-    """Draw one method's line with its bars; the line alone is returned, for the legend."""
+    """Draw one method's line with its bars; return the line, for the legend."""
     steps, means, deviations = zip(*rows, strict=True)
     bars = deviations if any(deviations) else None
     container = axes.errorbar(
@@ -219,7 +219,7 @@ def _wants_log(name: str, asked: bool | None, values: Sequence[float], *, factor
 
 
 def label_axes(axes: Axes, x_label: str, y_label: str, title: str | None) -> None:
-    """Words, a quiet grid, and no frame where nothing is read off."""
+    """Add labels, a title and a light grid; remove the frame's top and right side."""
     axes.set_xlabel(x_label, color=INK)
     axes.set_ylabel(y_label, color=INK)
     if title:
@@ -230,13 +230,13 @@ def label_axes(axes: Axes, x_label: str, y_label: str, title: str | None) -> Non
 
 
 def add_legend(figure: Figure, lines: Sequence[Line2D], labels: Sequence[str]) -> None:
-    """Beside the axes, its handles long enough to tell the dashes."""
+    """Add a legend beside the axes, with lines long enough to show the dashes."""
     style = {"frameon": False, "fontsize": 9, "labelcolor": INK, "handlelength": 3.5}
     figure.legend(lines, labels, loc="outside right upper", **style)
 
 
 def _label_steps(axes: Axes, steps: Sequence[int], log: bool) -> None:
-    """Put the ticks at the numbers of steps that occur, for these few are what was run."""
+    """Put ticks at the numbers of steps that were run, if they are few."""
     if log:
         axes.set_xscale("log")
     if len(steps) <= 12:
@@ -246,7 +246,7 @@ def _label_steps(axes: Axes, steps: Sequence[int], log: bool) -> None:
 
 
 def label_log_values(axes: Axes) -> None:
-    """1, 2, 5, 10, … in plain figures: values mostly span a decade or two."""
+    """Label a logarithmic y axis with 1, 2, 5, 10, …: values mostly span one or two decades."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -254,6 +254,7 @@ def label_log_values(axes: Axes) -> None:
 
 
 def write_figure(path: str | Path, figure: Figure) -> None:
+    """Write a figure as a PNG file."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     write_atomically(path, buffer.getvalue())

@@ -1,8 +1,9 @@
 """Pictures of a finished run's chains: python -m adapters.pictures_of --config configs/FILE.py
 
-Leaves in the run's folder, below ``pictures/``: ``strip_PROCESS_STEPS.png``, some images on their
-way from noise, for every process of the configuration, and ``variances_STEPS.png``, the reverse
-variances of its DDPM processes over n. Further options: ``--help_pictures``.
+The pictures are written to ``pictures/`` in the run's folder. ``strip_PROCESS_STEPS.png``, one for
+every reverse process of the configuration, shows how some images develop from noise.
+``variances_STEPS.png`` shows the variances of the DDPM reverse processes over n. Further options:
+``--help_pictures``.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ FOLDER = "pictures"
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command, program name first: exit codes of ``exit_code``."""
+    """Run the command (program name first); return the code of ``exit_code``."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
 
     def work() -> None:
@@ -45,17 +46,17 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = OwnOptions(MODULE, add_help=False)
-    parser.add_argument("--help_pictures", action="help", help="this")
+    parser.add_argument("--help_pictures", action="help", help="show these options")
     add = parser.add_argument
-    add("--steps", type=int, help="of the trajectory; default: the largest of sample.steps")
-    add("--images", type=int, default=4, help="in a strip; default: 4")
+    add("--steps", type=int, help="sampling steps; default: the largest of sample.steps")
+    add("--images", type=int, default=4, help="images in a strip; default: 4")
     add("--columns", type=int, default=10, help="steps shown in a strip; default: 10")
-    add("--variance_images", type=int, default=200, help="for the variances; default: 200")
+    add("--variance_images", type=int, default=200, help="images for the variances; default: 200")
     return parser
 
 
 def _finished(line: CommandLine) -> Experiment:
-    """The experiment that the command line describes, its folder left as it is."""
+    """The finished experiment that the command line describes; its folder is not changed."""
     adapter = adapter_of(line.config)
     check_holds(line.workdir, adapter.recorded(line.config), adapter.module)
     return Experiment(adapter, line.config, line.workdir, line.device, line.progress)
@@ -88,7 +89,7 @@ def _draw(experiment: Experiment, own: argparse.Namespace) -> None:
 def _variances(
     experiment: Experiment, sampler: Sampler, variance: str, gamma: object, own: argparse.Namespace
 ) -> dict[int, float]:
-    """Of a row of the tables, on the first images of the training data."""
+    """The variances of one reverse process, on the first training images."""
     sample = experiment.config.sample
     if len(sampler.timesteps) < 2:
         return {}

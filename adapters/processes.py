@@ -1,7 +1,7 @@
-"""Several processes that share a run, as torchrun starts them; one process without it.
+"""The processes that share a run: several if torchrun started them, otherwise one.
 
-Sampling needs no communication but at its beginning and its end, and of nothing on a device: gloo
-serves GPUs and CPUs alike.
+Processes that sample communicate only at the beginning and the end, and never about data on a
+device. So gloo is enough, on GPUs as on CPUs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PATIENCE = timedelta(days=30)  # one process may finish long before another
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's number, how many there are, and its number on its machine."""
+    """This process's number, the number of processes, and this process's number on its machine."""
 
     rank: int = 0
     world: int = 1
@@ -36,7 +36,7 @@ class Processes:
         return items[n * self.rank // self.world : n * (self.rank + 1) // self.world]
 
     def gather(self, value: Any) -> list[Any]:
-        """Everyone's value, by rank; waits for the slowest.
+        """The values of all processes, by rank; waits for the slowest process.
 
         Raises:
             ConnectionError: another process has stopped.
@@ -52,7 +52,7 @@ class Processes:
         return values
 
     def first(self, work: Callable[[], T]) -> T | None:
-        """Done by process 0 while the others wait; its ValueError or OSError is everyone's."""
+        """Do ``work`` in process 0 while the others wait; all raise its ValueError or OSError."""
         result, error = None, None
         if self.rank == 0:
             try:
@@ -65,13 +65,13 @@ class Processes:
         return result
 
     def device(self, name: str) -> str:
-        """A device of its own for each process of a machine, where the name leaves it open."""
+        """The device called ``name``; where several processes use "cuda", each has its own GPU."""
         return f"cuda:{self.local_rank}" if name == "cuda" and self.world > 1 else name
 
 
 @contextmanager
 def processes() -> Iterator[Processes]:
-    """The processes torchrun has started, from its environment variables."""
+    """The processes that torchrun has started, according to its environment variables."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield Processes()

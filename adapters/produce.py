@@ -1,8 +1,8 @@
-"""Images of a run by this process: the missing units, sampled in batches and written beside.
+"""Sample the missing units of a run in this process, and write them at the same time.
 
-On the CPU a network's last bits depend on how many images it gets at once. There it is always
-handed slices of one size, in which an image always has the same place: the same bytes for any
-batch size and any number of processes.
+On the CPU the last bits of a network's output depend on how many images it gets at once. There it
+always gets slices of one size, in which an image always has the same place. The bytes are therefore
+the same for any batch size and any number of processes.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _PENDING = 2  # units waiting to be written
 
 
 def slice_size(image_shape: Sequence[int]) -> int:
-    """Images in a network call on the CPU: 64 of 32x32 pixels, fewer where they are larger.
+    """Images in a network call on the CPU: 64 of 32x32 pixels, fewer of larger images.
 
-    A power of two up to the 64 of a block, told by the shape alone.
+    A power of two, at most the 64 of a block; it depends only on the shape.
     """
     pixels = image_shape[1] * image_shape[2]
     fitting = max(1, min(BLOCK, BLOCK * 32 * 32 // pixels))
@@ -36,9 +36,9 @@ def slice_size(image_shape: Sequence[int]) -> int:
 
 
 def in_slices(network: Callable[..., Any], size: int) -> Callable[..., Any]:
-    """``network`` called with ``size`` images at a time; the batch must be a multiple of it."""
+    """Call ``network`` with ``size`` images at a time; a batch must be a multiple of ``size``."""
 
-    # Compiled, the network becomes one graph for a slice, not one for all slices of a batch.
+    # A compiled network then is one graph for a slice, not one for all slices of a batch.
     @partial(torch.compiler.disable, recursive=False)
     def call(x: Tensor, n: Tensor) -> Any:
         outputs = [network(*part) for part in zip(x.split(size), n.split(size), strict=True)]
@@ -46,12 +46,12 @@ def in_slices(network: Callable[..., Any], size: int) -> Callable[..., Any]:
             return torch.cat(outputs)
         return tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))
 
-    call.model = getattr(network, "model", network)  # found by the sampler, for its device
+    call.model = getattr(network, "model", network)  # the sampler reads the device from it
     return call
 
 
 def runs_of(units: Sequence[int]) -> list[range]:
-    """Ascending numbers as contiguous ranges."""
+    """Join ascending numbers into contiguous ranges."""
     runs: list[range] = []
     for unit in units:
         if runs and runs[-1].stop == unit:
@@ -77,10 +77,10 @@ def images_of(
     Args:
         first: a multiple of ``multiple``, so that an image keeps its place in a slice.
         batch_size: images in a batch, rounded up to a multiple of ``multiple``.
-        multiple: the sampler gets so many images, or a multiple of it; what is too much is dropped.
+        multiple: the sampler gets a multiple of this many images; surplus images are dropped.
 
     Raises:
-        ValueError: ``first`` is no such multiple.
+        ValueError: ``first`` is not a multiple of ``multiple``.
     """
     if first % multiple:
         raise ValueError(f"first must be a multiple of {multiple}, got {first}")
@@ -88,13 +88,13 @@ def images_of(
     padded = -(-count // multiple) * multiple
     left = count
     options = {"seed": seed, "batch_size": batch_size, "first": first, "progress": progress}
-    for batch in sampler.stream(padded, image_shape, host=True, **options):
+    for batch in sampler.stream(padded, image_shape, to_cpu=True, **options):
         yield batch[:left]
         left -= len(batch[:left])
 
 
 def cut(batches: Iterable[Tensor], size: int) -> Iterator[Images]:
-    """Batches [B, C, H, W] of any length as arrays [size, H, W, C], the last one shorter."""
+    """Cut batches [B, C, H, W] of any length into arrays [size, H, W, C], the last one shorter."""
     waiting: list[Tensor] = []  # fewer than size images
     held = 0
     for batch in batches:
@@ -105,7 +105,7 @@ def cut(batches: Iterable[Tensor], size: int) -> Iterator[Images]:
             held %= size
             full = pieces[:-1] if held else pieces
             yield from map(_as_images, full)
-            waiting = [pieces[-1].clone()] if held else []  # not the rest of the batch
+            waiting = [pieces[-1].clone()] if held else []  # frees the rest of the batch
     if held:
         yield _as_images(torch.cat(waiting))
 
@@ -115,13 +115,13 @@ def write_missing(
 ) -> None:
     """Make ``units`` and write them while the next ones are made.
 
+    After an error, the units that were finished are still written.
+
     Args:
         images: (first, count) -> these images in batches.
-
-    What was finished when something fails is written all the same.
     """
     pending: deque[Future[None]] = deque()
-    # Leaving waits for what is pending, then closes.
+    # At the end of the block, the pool first finishes the pending writes; then the output closes.
     with closing(output), ThreadPoolExecutor(max_workers=1) as pool:
         for run in runs_of(units):
             first = run.start * output.unit

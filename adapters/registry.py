@@ -1,4 +1,4 @@
-"""What the names in a configuration stand for: networks and reverse processes."""
+"""The networks and reverse processes that a configuration can name."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from third_party.common.nets import (
 class ReverseProcess:
     """A row of the tables: the sampler's forward process and variance.
 
-    ``needs``: what its optimal variance takes beside the noise network: a second output ("eps2" for
-    SN, "epsc" for NPR) or "gamma" (Analytic); None where there is no optimal variance.
+    ``needs``: what its optimal variance needs besides the noise network: a second output ("eps2"
+    for SN, "epsc" for NPR) or "gamma" (Analytic); None without an optimal variance.
     """
 
     title: str
@@ -77,7 +77,7 @@ def build_network(
     """The network called ``name`` for images of ``image_shape`` (C, H, W).
 
     Raises:
-        ValueError: unknown name, or arguments that the network does not have or does not accept.
+        ValueError: the name is unknown, or the network does not accept an argument.
     """
     if name not in NETWORKS:
         raise ValueError(f"network.name must be one of {sorted(NETWORKS)}, got {name!r}")
@@ -88,7 +88,7 @@ def build_network(
 
 
 def get_process(name: str) -> ReverseProcess:
-    """The reverse process called ``name``; ValueError with the allowed names."""
+    """The reverse process called ``name``; a ValueError lists the known names."""
     if name not in PROCESSES:
         raise ValueError(f"sample.processes must be among {sorted(PROCESSES)}, got {name!r}")
     return PROCESSES[name]

@@ -1,4 +1,4 @@
-"""Tables of metrics: processes by steps, from one run or over the seeds of several."""
+"""Tables of metrics: reverse processes by numbers of steps, of one run or over several seeds."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ Metrics = dict[str, dict[str, Cell]]  # process -> steps -> metric -> value
 
 
 def read_metrics(path: Path) -> Metrics:
-    """A run's metrics.json; ValueError with its path if it is not one."""
-    return read_json(path, "is no file of metrics", _as_metrics)
+    """Read a run's metrics.json; a ValueError names the file if it holds no metrics."""
+    return read_json(path, "is not a file of metrics", _as_metrics)
 
 
 def _as_metrics(content: Any) -> Metrics:
@@ -30,7 +30,7 @@ def _as_metrics(content: Any) -> Metrics:
 
 
 def check_cell(cell: Any) -> None:
-    """ValueError unless it is a metric's name -> number, with what every table needs."""
+    """ValueError unless ``cell`` is metric -> number, with the metrics that every table needs."""
     if not isinstance(cell, dict) or not all(type(v) in (int, float) for v in cell.values()):
         raise ValueError("a cell must be metric -> number")
     missing = {"n_images", "sample_variance", "reference_variance"} - cell.keys()
@@ -39,7 +39,7 @@ def check_cell(cell: Any) -> None:
 
 
 def headline_metrics(metrics: Metrics) -> list[str]:
-    """The metrics that a table shows, in the order of importance: distances, then scores."""
+    """The metrics that have a table, in order of importance: distances, then scores."""
     cell = next(iter(next(iter(metrics.values())).values()))
     distances = [name for name in cell if name == "fid" or name.startswith("frechet_")]
     scores = [name for name in cell if name == "inception_score" or name.startswith("is_")]
@@ -48,7 +48,7 @@ def headline_metrics(metrics: Metrics) -> list[str]:
 
 
 def explain(name: str, cell: Mapping[str, float]) -> str:
-    """A table's heading: the metric, which way is better, and how many images stand behind it."""
+    """A table's heading: the metric, which direction is better, and the number of images."""
     images = f"{cell['n_images']:,.0f} images"
     if name == "sample_variance":
         return f"{name} (data: {cell['reference_variance']:.4g}), {images}"
@@ -57,18 +57,19 @@ def explain(name: str, cell: Mapping[str, float]) -> str:
 
 
 def markdown(metrics: Metrics) -> str:
-    """The tables of one run, one a metric."""
+    """The tables of one run, one for each metric."""
     return compare({"": [metrics]})
 
 
 def compare(groups: Mapping[str, Sequence[Metrics]]) -> str:
-    """The tables of several trainings, one a metric, a training's line below the other's.
+    """The tables of several trainings, one for each metric, with a line for each training.
 
     Args:
-        groups: training's name -> its runs, which differ by the seed: mean and standard deviation.
+        groups: training's name -> its runs, which differ only in the seed. The tables show their
+            mean and standard deviation.
 
     Raises:
-        ValueError: runs that do not have the same processes, steps and metrics.
+        ValueError: runs do not have the same reverse processes, steps and metrics.
     """
     first = next(iter(groups.values()))[0]
     steps = sorted({int(s) for cells in first.values() for s in cells})
@@ -107,18 +108,18 @@ def _entry(values: Sequence[float]) -> str:
 
 
 def as_text(text: str) -> str:
-    """Words out of names and files, in one line of Markdown that no word of them can leave."""
+    """Text from names or files as one line of Markdown; it cannot add lines or HTML."""
     line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
     return line.replace("<", "&lt;")
 
 
 def as_cell(text: str) -> str:
-    """The same within a table."""
+    """``as_text`` for a cell of a table."""
     return as_text(text).replace("|", "\\|")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
-    """Markdown that reads well as plain text; the first ``left`` columns are words."""
+    """A Markdown table, aligned as plain text; the first ``left`` columns hold words."""
     lines = [[as_cell(word) for word in line] for line in (head, *rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
 

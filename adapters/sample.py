@@ -1,11 +1,12 @@
-"""Images of one cell of the tables, by any number of processes:
+"""Sample the images of one cell of the tables, in any number of processes:
 
     python -m adapters.sample --config configs/FILE.py --out FOLDER --process NAME --steps K
     torchrun --nproc_per_node N -m adapters.sample ...the same
 
-The network is that of the trained run (``--workdir``), or ``--weights``. The same command continues
-an interrupted run; ``--config.sample.batch_size`` and the number of processes may change meanwhile.
-``--format metrics`` writes no images but what the section ``evaluate`` asks for: docs/sampling.md.
+The network comes from the trained run (``--workdir``) or from ``--weights``. The same command
+continues an interrupted run, also with another ``--config.sample.batch_size`` or another number of
+processes. ``--format metrics`` writes the metrics of the section ``evaluate`` instead of images:
+see docs/sampling.md.
 """
 
 from __future__ import annotations
@@ -49,30 +50,30 @@ ADAPTERS = (SN_DPM, NPR_DPM, ANALYTIC_DPM)
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Our own options, and the rest for ``read_command_line``."""
+    """Parse our own options; the rest is for ``read_command_line``."""
     parser = OwnOptions(
-        MODULE, description="Sample the images of one cell; other options as of the adapters."
+        MODULE, description="Sample the images of one cell. Other options: as the adapters'."
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the images")
+    parser.add_argument("--out", type=Path, required=True, help="output folder")
     parser.add_argument("--process", required=True, help="a row of the tables: ddpm_small, ...")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--format", choices=[*sorted(OUTPUTS), METRICS], default="png")
     parser.add_argument(
         "--against", help=f"what --format {METRICS} compares with; default: the training images"
     )
-    parser.add_argument("--weights", type=Path, help="a checkpoint instead of a trained run")
-    parser.add_argument("--gamma", type=Path, help="Gamma instead of that of a trained run")
+    parser.add_argument("--weights", type=Path, help="checkpoint to use instead of the run's")
+    parser.add_argument("--gamma", type=Path, help="file of Gamma to use instead of the run's")
     return parser.parse_known_args(list(argv[1:]))
 
 
 def adapter_of(config: FrozenConfigDict) -> Adapter:
-    """The host whose optimal variance the configuration's rows name; SN-DPM's if they name none."""
+    """The host whose optimal variance the configuration's rows use; SN-DPM if they use none."""
     needs = {get_process(name).needs for name in config.sample.processes}
     return next((adapter for adapter in ADAPTERS if adapter.needs in needs), SN_DPM)
 
 
 class Cell:
-    """One reverse process and number of steps of an experiment, and the files it rests on.
+    """One reverse process and number of steps of an experiment, and the files that they need.
 
     Raises:
         ValueError: a file is missing or does not fit, or an option is not possible.
@@ -86,7 +87,7 @@ class Cell:
         self.network = self.stage.stage_of(args.process)
         self.weights = args.weights or self.network.average_path
         if not self.weights.exists():
-            raise ValueError(f"there is no file of weights {self.weights}: train, or --weights")
+            raise ValueError(f"there is no file of weights {self.weights}: train or give --weights")
         self.gamma = self._gamma()
         method = self.network.method
         read_fitting(self.weights, experiment.network(method, "meta"))
@@ -94,7 +95,7 @@ class Cell:
         experiment.sampler(args.process, args.steps, meta, get_method(method).typ, self.gamma)
 
     def output(self) -> Output:
-        """Where the images go; for metrics, what they are compared with has been looked at."""
+        """Where the images go; for metrics, the extractors and the reference are checked first."""
         args, n_images = self.args, self.experiment.config.sample.n_images
         if args.format != METRICS:
             return OUTPUTS[args.format](args.out, n_images)
@@ -105,7 +106,7 @@ class Cell:
             device=self.experiment.device,
         )
         shape, root = self.experiment.image_shape, config.data.root
-        for extractor in extractors:  # it may not take images of this shape
+        for extractor in extractors:  # raises if it does not take images of this shape
             extractor.extract(torch.zeros(1, *shape))
         reference = self.experiment.dataset
         if args.against:
@@ -141,7 +142,7 @@ class Cell:
             )
 
     def identity(self) -> FrozenConfigDict:
-        """All that decides the images, and the kind of output."""
+        """Everything that determines the images, and the kind of output."""
         config = self.experiment.config.to_dict()
         for name in ("batch_size", "processes", "steps"):
             del config["sample"][name]
@@ -155,7 +156,7 @@ class Cell:
         return FrozenConfigDict({**config, "cell": names})
 
     def plan(self) -> str:
-        """What it is, in one line."""
+        """What it does, in one line."""
         n_images, args = self.experiment.config.sample.n_images, self.args
         cell = f"{n_images} images of {args.process}, {args.steps} steps, as {args.format}"
         return f"{cell} in {args.out}: {n_images * args.steps:.3g} network evaluations in all"
@@ -177,7 +178,7 @@ class Cell:
 
     @property
     def multiple(self) -> int:
-        """Images in a network call on the CPU; elsewhere 1, for no bound."""
+        """Images in a network call on the CPU; 1 elsewhere, where any number is possible."""
         on_cpu = self.experiment.device.type == "cpu"
         return slice_size(self.experiment.image_shape) if on_cpu else 1
 
@@ -202,7 +203,7 @@ class Cell:
 
 
 def sample(argv: Sequence[str], group: Processes) -> None:
-    """One process's part of a run; errors are raised."""
+    """Do one process's part of a run; errors are raised."""
     args, rest = parse(argv)
     line = read_command_line([argv[0], *rest], (), MODULE)
     device = group.device(line.device)
@@ -224,7 +225,7 @@ def sample(argv: Sequence[str], group: Processes) -> None:
 
 
 def _fill(output: Output, cell: Cell, group: Processes) -> None:
-    """The units that are missing, by all processes."""
+    """Make the missing units, shared among all processes."""
     missing = group.first(output.missing)
     units = group.share(group.gather(missing)[0])
     if units:
@@ -237,13 +238,13 @@ def _fill(output: Output, cell: Cell, group: Processes) -> None:
 @contextmanager
 def _claimed(folder: Path, cell: Cell) -> Iterator[None]:
     with claimed(folder, cell.identity(), option="--out"):
-        for path in folder.rglob(".*.tmp"):  # of processes that were killed while they wrote
+        for path in folder.rglob(".*.tmp"):  # left by processes that were killed while writing
             path.unlink()
         yield
 
 
 def _digest(weights: Path) -> str:
-    """Of a file's bytes, or of all files in a checkpoint folder."""
+    """Hash of a file's bytes, or of all files in a checkpoint folder."""
     files = sorted(p for p in weights.rglob("*") if p.is_file()) if weights.is_dir() else [weights]
     digest = hashlib.sha256()
     for path in files:
@@ -254,7 +255,7 @@ def _digest(weights: Path) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit codes of ``exit_code``, 1 where there is no room or another process has stopped."""
+    """Run the command; 1 if the disk is full or another process stopped, else see ``exit_code``."""
 
     def work() -> None:
         with processes() as group, one_line_warnings(MODULE):

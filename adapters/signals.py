@@ -1,8 +1,8 @@
-"""SIGINT and SIGTERM: a command stops, at once or where its state can be saved.
+"""SIGINT and SIGTERM stop a command, at once or when its state can be saved.
 
-Terminals send SIGINT (Ctrl-C), batch systems SIGTERM some seconds before SIGKILL. What is at work
-hears of either as a KeyboardInterrupt; what can save its state asks for it at its own time, see
-``held``. All files are written whole or not at all, so that both ways leave nothing half done.
+Terminals send SIGINT (Ctrl-C), batch systems SIGTERM some seconds before SIGKILL. Either one raises
+a KeyboardInterrupt. Code that can save its state delays it and asks for the signal when ready, see
+``held``. All files are written whole or not at all, so neither way leaves a half-written file.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from typing import Any
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
-# torchrun passes on what the terminal has sent to all: one wish, which arrives twice.
+# A terminal signals all processes, and torchrun passes its signal on: one request arrives twice.
 _SAME_WISH = 2.0  # seconds
 
 
 class _Signals:
-    """The first signal since ``caught`` began, and whether somebody has promised to ask for it."""
+    """The first signal since ``caught`` began, and whether some code will ask for it (``held``)."""
 
     def __init__(self) -> None:
         self.first: int | None = None
@@ -37,7 +37,7 @@ class _Signals:
         if again and time.monotonic() - self._at < _SAME_WISH:
             return
         if self._held and not (again and number == signal.SIGINT):
-            return  # a second Ctrl-C will not wait
+            return  # only a second Ctrl-C does not wait
         raise KeyboardInterrupt
 
     def asked(self) -> bool:
@@ -57,9 +57,9 @@ _SIGNALS = _Signals()
 
 @contextmanager
 def caught() -> Iterator[None]:
-    """Within, SIGTERM stops as SIGINT does: by a KeyboardInterrupt. One that is ignored stays so.
+    """Within the block, SIGTERM and SIGINT raise a KeyboardInterrupt; an ignored one stays ignored.
 
-    Only a process's main thread can hear of signals; elsewhere nothing changes.
+    Only the main thread of a process receives signals; in other threads nothing changes.
     """
     _SIGNALS.start()
     if threading.current_thread() is not threading.main_thread():
@@ -76,9 +76,10 @@ def caught() -> Iterator[None]:
 
 @contextmanager
 def held() -> Iterator[Callable[[], bool]]:
-    """Within, a signal only makes the yielded function say True; at the end it stops all the same.
+    """Within the block, a signal only makes the yielded function return True.
 
-    A second SIGINT, some seconds after the first, does not wait.
+    At the end of the block the signal raises a KeyboardInterrupt. A second SIGINT, some seconds
+    after the first, raises one at once.
     """
     with _SIGNALS.holding():
         yield _SIGNALS.asked
@@ -88,9 +89,9 @@ def held() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def at_once() -> Iterator[None]:
-    """Within, a signal ends the process, as it does one that does not listen.
+    """Within the block, a signal ends the process at once, like a program without a handler.
 
-    For waits inside a library, which no handler could end, with nothing left to be saved.
+    For waits inside a library, which no handler could end, when there is nothing to save.
     """
     listening = threading.current_thread() is threading.main_thread()
     there = [n for n in STOPPING if listening and signal.getsignal(n) == _SIGNALS.arrive]

@@ -1,4 +1,4 @@
-"""The stages of an experiment: train, sample, evaluate. Each leaves what is there untouched."""
+"""The stages of an experiment: train, sample, evaluate. No stage changes existing results."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ from third_party.extended_analytic_dpm.methods import get_method
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.json"
-CACHE = "cache"  # of the classifiers, beside the experiments' folders
+CACHE = "cache"  # folder of the classifiers, beside the experiments' folders
 GRID_IMAGES = 100
 GRID_COLUMNS = 10
 
 
 class TrainStage:
-    """One of the host's trainings; the SA loss is hooked onto that of the noise network.
+    """One of the host's trainings; for the noise network, with the SA loss hooked on.
 
     Args:
-        experiment: whose configuration has a section called ``name``.
-        name: "base" or "head"; also the folder.
-        method: the host's.
-        trunk: the stage that trains the network under a head.
+        experiment: its configuration has a section called ``name``.
+        name: "base" or "head"; also the name of the folder.
+        method: the host's method.
+        trunk: for a head, the stage that trains its trunk.
     """
 
     def __init__(
@@ -74,16 +74,16 @@ class TrainStage:
         settings = self.settings
         start = f" from {settings.init_from}" if settings.init_from else ""
         if settings.iterations == 0:
-            return f"{self.method}{start}, as it is"
+            return f"{self.method}{start}, unchanged"
         images = f"{settings.iterations} x {settings.batch_size} images"
         return f"{self.method}{start}, {images}{term}"
 
     def is_done(self) -> bool:
-        """Whether the last checkpoint is there."""
+        """Whether the last checkpoint exists."""
         return self._final_checkpoint.is_dir()
 
     def run(self) -> None:
-        """Train, from the newest checkpoint on."""
+        """Train, starting from the newest checkpoint."""
         if self.is_done():
             return
         if self.trunk is not None and not self.trunk.is_done():
@@ -96,7 +96,7 @@ class TrainStage:
             write_host({"ema": network.state_dict()}, self._final_checkpoint)
 
     def take_over(self, shorter: TrainStage) -> None:
-        """Go on from the last checkpoint of a training that is alike but for its iterations."""
+        """Start from the last checkpoint of a shorter, otherwise equal training."""
         if checkpoint_paths(self._final_checkpoint.parent):
             return
         if (shorter.folder / CSV_FILE).exists():
@@ -152,7 +152,7 @@ class TrainStage:
         return self.trunk is None and self.experiment.config.sa.lam > 0
 
     def _set_lambda(self, iteration: int) -> None:
-        """By the iteration alone, so that a continued run has the same."""
+        """Set lambda from the iteration alone, so that a continued run has the same values."""
         experiment = self.experiment
         risen = min(1.0, iteration / max(experiment.lam_warmup, 1))
         experiment.loss.lam = experiment.config.sa.lam * risen
@@ -183,8 +183,8 @@ class SampleStage:
 
     Args:
         plain: the stage that trains the noise network.
-        second: the stage whose network the optimal variances are sampled with.
-        gamma: gives the Gamma that they take, if they take one.
+        second: the stage whose network is used with the optimal variances.
+        gamma: returns Gamma, if the optimal variances need it.
     """
 
     name = "sample"
@@ -216,7 +216,7 @@ class SampleStage:
         return f"{len(left)} cells of {sample.n_images} images, {calls:.3g} network evaluations"
 
     def is_done(self) -> bool:
-        """Whether every cell's images are there."""
+        """Whether every cell's images exist."""
         return all(self.path(*cell).exists() for cell in self.cells)
 
     def run(self) -> None:
@@ -234,7 +234,7 @@ class SampleStage:
         self._draw_overview()
 
     def path(self, process: str, steps: int) -> Path:
-        """Where a cell's images lie: ``arr_0``, uint8 [n, H, W, C]."""
+        """The file of a cell's images: ``arr_0``, uint8 [n, H, W, C]."""
         return self.folder / f"{process}_{steps}.npz"
 
     def images(self, process: str, steps: int) -> Tensor:
@@ -264,7 +264,7 @@ class SampleStage:
         write_atomically(path, content.getvalue())
 
     def _draw_overview(self) -> None:
-        """All processes side by side, from the same initial noise, for a small number of steps."""
+        """All reverse processes side by side, from the same initial noise, for few steps."""
         config = self.experiment.config
         steps = sorted(config.sample.steps)[len(config.sample.steps) // 3]
         panels = {"real": next(self.experiment.dataset.uint8_batches(GRID_IMAGES))}
@@ -294,11 +294,11 @@ class EvaluateStage:
         return f"{len(self.sample.cells)} cells, features: {features}"
 
     def is_done(self) -> bool:
-        """Whether the metrics of every cell are there."""
+        """Whether the metrics of every cell exist."""
         return self.path.exists()
 
     def run(self) -> None:
-        """Compute what is missing; print the table in any case."""
+        """Compute the metrics if they are missing; always print the table."""
         if not self.is_done():
             metrics = self._compute()
             content = json.dumps(metrics, indent=2) + "\n"

@@ -1,4 +1,4 @@
-"""What lies in the folders of runs and grids, read back: JSON files and named arrays."""
+"""Read stored results of runs and grids: JSON files and named arrays."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ T = TypeVar("T")
 
 
 def read_json(path: Path, trouble: str, of: Callable[[Any], T]) -> T:
-    """``of`` the content of a JSON file; whatever goes wrong, there too, names the file.
+    """``of(content)`` of a JSON file; every error, also an error in ``of``, names the file.
 
     Raises:
-        UnreadableFile: "PATH TROUBLE: why", also where there is no such file.
+        UnreadableFile: "PATH TROUBLE: why", also if the file does not exist.
     """
     with reading(path, trouble) as file:
         if size_of(file) > LARGEST_JSON:
@@ -31,14 +31,14 @@ def read_json(path: Path, trouble: str, of: Callable[[Any], T]) -> T:
 
 
 def read_arrays(path: Path, trouble: str, *names: str) -> dict[str, Array]:
-    """The arrays of an npz file, which must be those called ``names``."""
+    """The arrays of an npz file; their names must be ``names``."""
     with reading(path, trouble) as file, open_npz(file) as arrays:
         arrays.check_names(names)
         return {name: arrays[name] for name in names}
 
 
 def read_images(path: Path) -> Tensor:
-    """The images that a run has stored as ``arr_0``, uint8 [n, H, W, C]; as [n, C, H, W]."""
+    """A run's images, stored as ``arr_0``, uint8 [n, H, W, C], returned as [n, C, H, W]."""
     images = read_arrays(path, "holds no images", "arr_0")["arr_0"]
     if images.dtype != "uint8" or images.ndim != 4:
         raise UnreadableFile(f"{path} holds no images: {images.dtype} of shape {images.shape}")

@@ -1,4 +1,4 @@
-"""What a reverse process does between noise and image: film strips, and its variance over n."""
+"""How a reverse process turns noise into images: film strips, and its variance over n."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class FilmStrip:
     """Some images at some steps of their chains.
 
     Attributes:
-        timesteps: the T steps shown, descending; in the last place 0, the finished images.
-        x: x_t, uint8 [T, B, C, H, W], cut off at black and white.
-        x0: the x_0 predicted at t, in the same form; in the last place the finished images.
+        timesteps: the T steps shown, descending; the last one is 0, for the finished images.
+        x: x_t, uint8 [T, B, C, H, W], clipped to black and white.
+        x0: the x_0 predicted at t, in the same form; the last ones are the finished images.
     """
 
     timesteps: list[int]
@@ -36,10 +36,10 @@ class FilmStrip:
 def film_strip(
     sampler: Sampler, shape: Sequence[int], *, columns: int = 10, seed: int = 0
 ) -> FilmStrip:
-    """The chains of the images [B, C, H, W] that ``sampler.sample(shape, seed=seed)`` gives.
+    """The chains of the images [B, C, H, W] that ``sampler.sample(shape, seed=seed)`` returns.
 
-    ``columns``: >= 2, steps shown, evenly spread over the trajectory, the first and the finished
-    image among them; all of them where there are fewer.
+    ``columns``: >= 2, the number of steps shown. They are evenly spread over the trajectory and
+    include the first step and the finished image. A shorter trajectory is shown completely.
     """
     if columns < 2:
         raise ValueError(f"columns must be at least 2, got {columns}")
@@ -60,7 +60,7 @@ def _steps(sampler: Sampler, shape: Sequence[int], seed: int) -> Iterable[Revers
 
 
 def save_film_strip(path: str | Path, strip: FilmStrip, *, heading: str | None = None) -> None:
-    """x_t above the predicted x_0, a row for each image, time from left to right, as a PNG."""
+    """Save x_t above the predicted x_0 as a PNG: a row for each image, t falls to the right."""
     steps = ", ".join(map(str, strip.timesteps))
     panels = {
         f"x_t at t = {steps}": strip.x,
@@ -84,13 +84,13 @@ def reverse_variances(
     avg_cov: bool = False,
     seed: int = 0,
 ) -> dict[int, float]:
-    """t -> DDPM's reverse variance from t to the step before, the mean over x_t and its dimensions.
+    """t -> DDPM's reverse variance from t to the next smaller step, averaged over all of x_t.
 
     Args:
         x0: images [B, C, H, W] in [-1, 1] on the network's device; x_t is drawn from q(x_t | x_0)
             with noise that depends on the seed alone, the same for every method.
-        timesteps: ascending, at least two; the smallest leads to x_0, where no noise is added, and
-            is left out.
+        timesteps: ascending, at least two. The smallest is left out: it leads to x_0, where no
+            noise is added.
         variance, gamma, clip_x0, avg_cov: as in ``Sampler``.
     """
     if len(timesteps) < 2:
@@ -111,9 +111,9 @@ def reverse_variances(
 def plot_variances(
     path: str | Path, curves: Mapping[str, Mapping[int, float]], *, title: str | None = None
 ) -> None:
-    """Each method's variance over n, relative to the first method's, as a PNG.
+    """Plot each method's variance over n, relative to the first method's, as a PNG.
 
-    Side by side their ratios are seen; the variances themselves span decades and nearly coincide.
+    Ratios show the differences; the variances themselves span decades and nearly coincide.
     """
     if not curves:
         raise ValueError("curves must hold at least one method, got none")

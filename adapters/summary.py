@@ -1,7 +1,7 @@
 """Mean and standard deviation over seeds: python -m adapters.summary RUN_FOLDER [RUN_FOLDER ...]
 
-Folders whose configurations differ by the seed alone form one training; the tables show trainings
-side by side.
+Folders whose configurations differ only in the seed form one training. The tables show the
+trainings side by side.
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ from adapters.stored import read_json
 
 
 def group_runs(folders: Sequence[Path]) -> dict[str, list[Path]]:
-    """Folders by configuration without its seed; a group is named after its folders.
+    """Group folders by their configuration without its seed; folders' names give a group's name.
 
     Raises:
-        ValueError: a folder without a finished run, or two runs of one seed in a group.
+        ValueError: a folder has no finished run, or a group has two runs with the same seed.
     """
     groups: dict[str, dict[int, Path]] = {}
     for folder in folders:
-        seed, config = read_json(folder / CONFIG_FILE, "is of no run", _seed_and_rest)
+        seed, config = read_json(
+            folder / CONFIG_FILE, "is not a run's configuration", _seed_and_rest
+        )
         group = groups.setdefault(json.dumps(config, sort_keys=True), {})
         if seed in group:
-            raise ValueError(f"{folder} and {group[seed]} are runs of one seed, {seed}")
+            raise ValueError(f"{folder} and {group[seed]} are runs with the same seed, {seed}")
         group[seed] = folder
     named: dict[str, list[Path]] = {}
     for group in groups.values():
@@ -43,7 +45,7 @@ def _seed_and_rest(config: dict[str, Any]) -> tuple[int, dict[str, Any]]:
 
 
 def summarise_runs(folders: Sequence[Path]) -> str:
-    """Markdown: how many seeds stand behind each training, and a table for each metric."""
+    """Markdown: the number of seeds of each training, and a table for each metric."""
     groups = {
         name: [report.read_metrics(folder / METRICS_FILE) for folder in group]
         for name, group in group_runs(folders).items()
@@ -59,7 +61,7 @@ def _name(folders: Sequence[Path]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; 0, or 2 with one line for bad input."""
+    """Run the command; 0: done, 2: bad input, reported in one line."""
     if not argv:
         print(__doc__.splitlines()[0], file=sys.stderr)
         return 2

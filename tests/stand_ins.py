@@ -1,7 +1,8 @@
 """Stand-ins for host training codes: their calling conventions around the loss, and no more.
 
 Written from the papers (arXiv 2010.02502, 2102.09672, 2105.05233, 2206.00364, 2312.12431) and from
-facts about the interfaces. Each runs one iteration up to the place where a recipe has its lines.
+facts about the interfaces. The hosts of the recipes run one iteration up to the place where a
+recipe has its lines. The criteria of Analytic-DPM and of its extension stand beside their ports.
 """
 
 from __future__ import annotations
@@ -13,26 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tests.toys import images, normal, over, toy_eps
+from tests.reference import sa_terms
+from tests.toys import Toy, images, normal, over
+from third_party.analytic_dpm.criterions import DDPMDSM
+from third_party.common.schedule import NamedSchedule
+from third_party.common.wrapper import DTWrapper
+from third_party.extended_analytic_dpm.criterions import DTDSDM, DTDSM, DTDSDMErr
 
-SHAPE = (8, 2, 4, 4)  # sizes of 16 numbers: torch draws them alike, together and one by one
-
-
-class Network(nn.Module):
-    """A trainable ``(x, t, **labels) -> [B, outputs * C, H, W]`` that notes its calls."""
-
-    def __init__(self, outputs: int = 1) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(1.1, dtype=torch.float64))
-        self.outputs = outputs
-        self.times: list[Tensor] = []
-
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        self.times.append(t)
-        eps = self.scale * toy_eps(x, t)
-        if y is not None:
-            eps = eps + 0.1 * over(y, x)
-        return torch.cat([eps, *[torch.tanh(x)] * (self.outputs - 1)], 1)
+SHAPE = (8, 2, 4, 4)
+PORT = NamedSchedule("linear", 100)  # of the criteria
+KINDS = ("eps", "eps_eps2", "eps_epsc", "analytic")  # of criteria
 
 
 class DDIMFork:
@@ -40,7 +31,7 @@ class DDIMFork:
 
     def __init__(self, T: int = 50) -> None:
         self.b = torch.linspace(1e-4, 0.02, T)
-        self.model = Network()
+        self.model = Toy()
 
     def iteration(self) -> dict[str, Any]:
         """What the training loop has at hand before its loss."""
@@ -48,28 +39,12 @@ class DDIMFork:
         t = torch.cat([half, len(self.b) - 1 - half])
         return {"model": self.model, "x": x, "t": t, "e": normal(1, *SHAPE), "b": self.b}
 
-    @staticmethod
-    def published_loss(
-        model: Callable[..., Tensor],
-        x0: Tensor,
-        t: Tensor,
-        e: Tensor,
-        b: Tensor,
-        num_consecutive_steps: int = 2,
-        lamda: float = 1.0,
-    ) -> Tensor:
-        """The SA loss as SA-DPM has it: downward, uniform weights, one call a step, in series."""
-        a = (1 - b.double()).cumprod(0)
-        total, window = torch.zeros(()), torch.zeros_like(x0)
-        for k in range(num_consecutive_steps):
-            eps = e if k == 0 else torch.randn_like(x0)
-            step, inside = (t - k).clamp(min=0), over((t - k >= 0).long(), x0)
-            noisy = over(a[step], x0).sqrt() * x0 + (1 - over(a[step], x0)).sqrt() * eps
-            error = model(noisy, step) - eps
-            if k == 0:
-                total = error.square().sum((1, 2, 3)).mean()
-            window = window + inside * error / num_consecutive_steps
-        return total + lamda * window.square().sum((1, 2, 3)).mean()
+    def published_loss(self, x: Tensor, t: Tensor, e: Tensor, K: int = 2, lam: float = 1.0):
+        """The SA loss as SA-DPM has it: downward, uniform weights; the other noises are drawn."""
+        noise = torch.cat([e[None], torch.randn(K - 1, *x.shape, dtype=x.dtype)])
+        a = torch.cat([torch.ones(1), (1 - self.b.double()).cumprod(0)])
+        simple, sa = sa_terms(lambda x, n: self.model(x, n - 1), x, t + 1, noise, a)
+        return simple.mean() + lam * sa.mean()
 
 
 class GuidedDiffusion:
@@ -158,3 +133,118 @@ class EDM:
         D_yn = self.net(y + noise, sigma, variables["labels"])
         loss = weight * (D_yn - y) ** 2
         variables.update(weight=weight, noise=noise, D_yn=D_yn, loss=loss)
+
+
+# -- criteria
+
+
+class OriginalSchedule:
+    """NumPy tables; n is a NumPy array."""
+
+    def __init__(self, N: int = PORT.N) -> None:
+        self.betas = np.append(0.0, np.linspace(0.1 / N, 20 / N, N))
+        self.cum_alphas = (1 - self.betas).cumprod()
+        self.cum_betas = 1 - self.cum_alphas
+        self.N = N
+
+    def sample(self, x0):
+        n = np.random.randint(1, self.N + 1, len(x0))  # noqa: NPY002 - as the hosts draw
+        eps = torch.randn_like(x0)
+        a, b = (over(torch.from_numpy(t[n] ** 0.5), x0) for t in (self.cum_alphas, self.cum_betas))
+        return n, eps, a * x0 + b * eps
+
+
+class OriginalWrapper:
+    """(xn, n) -> output or pair; n becomes a tensor inside."""
+
+    def __init__(self, model, typ, rescale_timesteps=True, shift1=False) -> None:
+        self.model, self.typ = model, typ
+        self.rate, self.shift = (1000 / PORT.N if rescale_timesteps else 1), int(shift1)
+
+    def __call__(self, xn, n):
+        assert isinstance(n, np.ndarray)
+        t = torch.from_numpy((n - self.shift) * self.rate).to(xn.device)
+        out = self.model(xn, t)
+        return out.chunk(2, 1) if "_" in self.typ else out
+
+
+class Original:
+    """What the original criteria share: a dictionary of floats, logged after each step."""
+
+    def start(self, model) -> None:
+        self.statistics = {}
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+
+    def update(self, data_loader) -> None:
+        loss = self.objective(next(data_loader)).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.statistics["loss"] = loss.item()
+
+
+class OriginalExtended(Original):
+    def __init__(self, typ, model, **habits) -> None:
+        self.schedule = OriginalSchedule()
+        self.wrapper = OriginalWrapper(model, typ, **habits)
+        self.start(model)
+
+    def objective(self, v):
+        n, eps, xn = self.schedule.sample(v)
+        out = self.wrapper(xn, n)
+        first = out[0] if "_" in self.wrapper.typ else out
+        loss = (eps - first).square().flatten(1).sum(1)
+        if self.wrapper.typ == "eps_eps2":
+            loss = loss + (eps**2 - out[1]).square().flatten(1).sum(1)
+        if self.wrapper.typ == "eps_epsc":
+            loss = loss + ((eps - first).detach() ** 2 - out[1]).square().flatten(1).sum(1)
+        self.statistics["objective"] = loss.mean().item()
+        return loss
+
+
+class OriginalAnalytic(Original):
+    """A plain object; or a module, with the network among its own, as ``OriginalModule``."""
+
+    def __init__(self, model, rescale_timesteps=True, shift1=False) -> None:
+        super().__init__()
+        tables = OriginalSchedule()
+        self.draw, self.betas = tables.sample, tables.betas
+        self.cum_alphas, self.cum_betas = tables.cum_alphas, tables.cum_betas
+        self.eps_model, self.rescale_timesteps, self.shift1 = model, rescale_timesteps, shift1
+        self.start(model)
+
+    def objective(self, v):
+        n, eps, xn = self.draw(v)
+        t = torch.from_numpy(n - int(self.shift1)).to(v.device)
+        t = t.double() * 1000 / PORT.N if self.rescale_timesteps else t
+        loss = (eps - self.eps_model(xn, t)).square().flatten(1).sum(1)
+        self.statistics["loss_simple"] = loss.mean().item()
+        return loss
+
+
+class OriginalModule(OriginalAnalytic, nn.Module):
+    pass
+
+
+def original(kind, model, **habits):
+    """The stand-in for the original criterion of this kind."""
+    if kind == "analytic":
+        return OriginalAnalytic(model, **habits)
+    return OriginalExtended(kind, model, **habits)
+
+
+def port(kind, model, rescale_timesteps=True, shift1=False):
+    """The port of the criterion of this kind."""
+    states = {"model": model}, {"all": torch.optim.Adam(model.parameters(), lr=0.05)}, {}
+    if kind == "analytic":
+        return DDPMDSM(PORT.betas, rescale_timesteps, *states, shift1=shift1)
+    wrapper = DTWrapper(model, kind, rescale_timesteps, shift1, PORT.N)
+    if kind == "eps":
+        return DTDSM(PORT, wrapper, *states)
+    return {"eps_eps2": DTDSDM, "eps_epsc": DTDSDMErr}[kind](PORT, 1.0, wrapper, *states)
+
+
+def seed(number: int = 0) -> None:
+    """The states that the hosts draw their steps and noises from."""
+    np.random.seed(number)  # noqa: NPY002
+    torch.manual_seed(number)

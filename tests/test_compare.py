@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import os
 import random
 import signal
@@ -115,7 +116,8 @@ def test_leaves_a_report_with_everything(finished):
         assert word in text
     page = (folder / "report.html").read_text()
     assert page.count("data:image/png;base64,") == len(list(folder.glob("*.png"))) > 5
-    assert "http" not in page.replace("http://www.w3.org", "")
+    text = re.sub(r"base64,[A-Za-z0-9+/=]*", "", page)  # a picture may hold any letters
+    assert "http" not in text.replace("http://www.w3.org", "")
     assert r"\toprule" in (folder / "tables.tex").read_text()
     assert "gap_distance.png" in {path.name for path in folder.glob("*.png")}
 

@@ -9,7 +9,9 @@ import torch
 
 import sa_plugin
 from sa_plugin import SALoss, attach
-from tests.test_hook import DTDSM, SCHEDULE, X0, Network, criterion_of
+from tests.stand_ins import port
+from tests.test_hook import SCHEDULE, X0
+from tests.toys import Toy
 
 ROOT = str(Path(sa_plugin.__file__).parent)
 
@@ -44,7 +46,7 @@ def test_one_evaluation_of_the_loss():
 
 
 def test_one_hooked_objective():
-    criterion = attach(criterion_of(DTDSM, Network(1)), SALoss(SCHEDULE))
+    criterion = attach(port("eps", Toy()), SALoss(SCHEDULE))
     entered = files_passed(lambda: criterion.objective(X0))
     assert 20 < len(entered) <= 60
     assert 10 < changes(entered) <= 20

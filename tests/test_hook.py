@@ -9,51 +9,27 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.checkpoint import CheckpointError, checkpoint
 
 from sa_plugin.hook import attach, detach
+from sa_plugin.hosts import AnalyticDPM
 from sa_plugin.loss import SALoss
 from sa_plugin.schedule import NoiseSchedule
-from tests.toys import images, over, toy_eps
-from third_party.common.schedule import NamedSchedule
+from tests.stand_ins import KINDS, PORT, original, port, seed
+from tests.toys import Toy, images, over
 from third_party.common.wrapper import DTWrapper
-from third_party.extended_analytic_dpm.criterions import DTDSDM, DTDSM, DTDSDMErr
 
-HOST = NamedSchedule("linear", 100)
 SCHEDULE = NoiseSchedule.linear(100)
 X0 = images(0, 32, 2, 3, 3)
+ALL_KINDS = pytest.mark.parametrize("kind", KINDS)
+STACK = pytest.mark.parametrize("stack", [True, False])
 
 
-class Network(torch.nn.Module):
-    """A host's network: one output or two halves; notes the times it is called with."""
-
-    def __init__(self, outputs: int) -> None:
-        super().__init__()
-        self.scale = torch.nn.Parameter(torch.tensor([1.1, 0.9], dtype=torch.float64))
-        self.outputs = outputs
-        self.times: list[torch.Tensor] = []
-
-    def forward(self, x, t):
-        self.times.append(t)
-        eps = self.scale[0] * toy_eps(x, t)
-        if self.outputs == 1:
-            return eps
-        return torch.cat([eps, self.scale[1] * (0.3 + 0.2 * torch.cos(x + 0.002 * over(t, x)))], 1)
+def toy(kind):
+    return Toy(2 if "_" in kind else 1)
 
 
-def criterion_of(kind, network, **wrapper_options):
-    typ = {DTDSM: "eps", DTDSDM: "eps_eps2", DTDSDMErr: "eps_epsc"}[kind]
-    wrapper = DTWrapper(network, typ, N=HOST.N, **wrapper_options)
-    states = (wrapper, {"model": network}, {}, {})
-    return kind(HOST, *states) if kind is DTDSM else kind(HOST, 1.0, *states)
-
-
-def seed():
-    np.random.seed(0)  # noqa: NPY002 - the host draws its steps from the global state
-    torch.manual_seed(0)
-
-
-def objective(kind, loss=None, **wrapper_options):
+def objective(kind, loss=None, **habits):
     """Values, gradient and criterion of one evaluation, always from the same random states."""
-    network = Network(1 if kind is DTDSM else 2)
-    criterion = criterion_of(kind, network, **wrapper_options)
+    network = toy(kind)
+    criterion = port(kind, network, **habits)
     if loss is not None:
         assert attach(criterion, loss) is criterion
     seed()
@@ -62,41 +38,61 @@ def objective(kind, loss=None, **wrapper_options):
     return values.detach(), network.scale.grad.clone(), criterion, network
 
 
-KINDS = [DTDSM, DTDSDM, DTDSDMErr]
-OPTIONS = [
-    {},
-    {"backprop": "one"},
-    {"window": "paper"},
-    {"window": "paper", "backprop": "one"},
-    {"noise": "shared"},
-    {"noise": "chain", "backprop": "one"},
-    {"stack": False},
-    {"weighting": "relative"},
-    {"reuse": True},
-    {"reuse": True, "window": "paper"},
-]
+class Wrapper:
+    """A function (x, n) -> output as a host's wrapper."""
+
+    def __init__(self, function, typ="eps"):
+        self.function, self.typ = function, typ
+
+    def __call__(self, x, n, **named):
+        return self.function(x, n, **named)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("wrapper", [{}, {"shift1": True, "rescale_timesteps": False}], ids=str)
-def test_adds_lambda_times_the_sa_term(kind, options, wrapper):
+class Criterion:
+    """A host whose objective calls its wrapper by ``call`` and compares the result with eps."""
+
+    schedule = PORT
+
+    def __init__(self, wrapper, call=lambda wrapper, x, n: wrapper(x, n)):
+        self.wrapper, self.call = wrapper, call
+
+    def objective(self, v, **named):
+        n, eps, xn = self.schedule.sample(v)
+        return (eps - self.call(self.wrapper, xn, n, **named)).square().flatten(1).sum(1)
+
+
+@ALL_KINDS
+@pytest.mark.parametrize("habits", [{}, {"shift1": True, "rescale_timesteps": False}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"backprop": "one"},
+        {"window": "paper"},
+        {"window": "paper", "backprop": "one"},
+        {"noise": "shared"},
+        {"noise": "chain", "backprop": "one"},
+        {"stack": False},
+        {"weighting": "relative"},
+        {"reuse": True},
+        {"reuse": True, "window": "paper"},
+    ],
+    ids=str,
+)
+def test_adds_lambda_times_the_sa_term(kind, options, habits):
     """The host's value and the SA term of a loss called by hand at the host's own n and eps."""
-    plain, plain_gradient, *_ = objective(kind, **wrapper)
+    plain, plain_gradient, *_ = objective(kind, **habits)
     loss = SALoss(SCHEDULE, K=3, lam=0.7, **options)
-    values, gradient, criterion, network = objective(kind, loss, **wrapper)
-
-    # By hand: the host draws n by NumPy and eps by torch; what comes after is the plugin's.
-    network.scale.grad = None
-    seed()
-    n_host, eps, x = HOST.sample(X0)
-    shift = int(wrapper.get("shift1", False))
-    rate = 1.0 if wrapper else 1000 / HOST.N
+    values, gradient, criterion, network = objective(kind, loss, **habits)
 
     def eps_model(x, n):
-        return network.scale[0] * toy_eps(x, (n - shift) * rate)
+        return network(x, n - 1 if habits else n * 10.0)[:, :2]
 
-    n = torch.as_tensor(n_host)
+    # By hand: the host draws n by NumPy and eps by torch; what comes after is the plug-in's.
+    network.scale.grad = None
+    seed()
+    n, eps, x = PORT.sample(X0)
+    n = torch.as_tensor(n)
     own = eps_model(x, n)
     simple, sa = loss.sa_term(eps_model, X0, n, eps, own)
     added = 0.7 * sa
@@ -106,77 +102,42 @@ def test_adds_lambda_times_the_sa_term(kind, options, wrapper):
     # eps is recovered from x_n: good to rounding over sqrt(cum_beta_1).
     torch.testing.assert_close(values, plain + added, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(gradient, plain_gradient + network.scale.grad, rtol=1e-9, atol=1e-9)
+    assert torch.equal(gradient[1:], plain_gradient[1:])  # none for the second output's head
     torch.testing.assert_close(criterion.statistics["sa_loss"], sa.mean().detach())
     torch.testing.assert_close(criterion.statistics["simple_loss"], simple.mean().detach())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@ALL_KINDS
 @pytest.mark.parametrize("backprop", ["all", "one"])
+@STACK
 @pytest.mark.parametrize("K", [1, 2, 4])
-def test_sa_k_makes_k_calls(kind, backprop, K):
-    loss = SALoss(SCHEDULE, K=K, backprop=backprop, stack=False)
-    seed()
-    *_, network = objective(kind, loss)
-    assert len(network.times) == K
-    stacked = SALoss(SCHEDULE, K=K, backprop=backprop)
-    *_, network = objective(kind, stacked)
-    assert len(network.times) == (1 if backprop == "all" else min(K, 2))
-    assert sum(len(t) for t in network.times) <= K * len(X0)
+def test_sa_k_makes_k_calls_and_the_host_s_is_one_of_them(kind, backprop, stack, K):
+    """Calls without a graph come first: made later, they would need room beside the graph."""
+    network, calls = toy(kind), []
+    network.register_forward_hook(
+        lambda _, inputs, __: calls.append((len(inputs[0]), torch.is_grad_enabled()))
+    )
+    criterion = attach(port(kind, network), SALoss(SCHEDULE, K, backprop=backprop, stack=stack))
+    criterion.objective(X0)
+    B, graph = len(X0), backprop == "all"
+    stacked = [(K * B, True)] if graph else [((K - 1) * B, False), (B, True)][-K:]
+    assert calls == (stacked if stack else [(B, graph)] * (K - 1) + [(B, True)])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@ALL_KINDS
 @pytest.mark.parametrize("K", [2, 4])
 def test_other_rows_stand_behind_the_hosts_own(kind, K):
-    """In one call, whose first rows are the host's; it gets back those alone."""
-    network = Network(1 if kind is DTDSM else 2)
-    criterion = criterion_of(kind, network)
-    attach(criterion, SALoss(SCHEDULE, K=K))
-    seed()
-    n, _, x = HOST.sample(X0)
-    inputs, outputs = [], []
+    """In one call, whose first rows are the host's."""
+    network, inputs = toy(kind), []
     network.register_forward_hook(lambda _, given, out: inputs.append(given))
-    own = criterion.wrapper
-
-    class Watching(type(own)):
-        def __call__(self, x, n):
-            outputs.append(own(x, n))
-            return outputs[-1]
-
-    criterion.wrapper = Watching(network, own.typ, N=HOST.N)
     seed()
-    criterion.objective(X0)
+    n, _, x = PORT.sample(X0)
+    seed()
+    attach(port(kind, network), SALoss(SCHEDULE, K=K)).objective(X0)
     ((stacked, times),) = inputs
     assert torch.equal(stacked[: len(X0)], x)
-    assert torch.equal(times[: len(X0)], own._times(x, n))
-    others = torch.tensor(n).repeat(K - 1) - torch.arange(1, K).repeat_interleave(len(X0))
-    expected = others.clamp(min=1) * 10.0
-    torch.testing.assert_close(times[len(X0) :], expected.to(times))
-    assert {type(o) for o in outputs} == ({torch.Tensor} if kind is DTDSM else {tuple})
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("K", [2, 4])
-@pytest.mark.parametrize("stack", [True, False])
-def test_calls_without_a_graph_come_before_the_one_with(kind, K, stack):
-    """Made after it, they would need room beside its graph."""
-    network, graphs = Network(1 if kind is DTDSM else 2), []
-    network.register_forward_hook(lambda *_: graphs.append(torch.is_grad_enabled()))
-    loss = SALoss(SCHEDULE, K=K, backprop="one", stack=stack)
-    criterion = attach(criterion_of(kind, network), loss)
-    criterion.objective(X0)
-    assert graphs == [False] * (1 if stack else K - 1) + [True]
-
-
-class Listing:
-    """A host's wrapper with an output of many kinds."""
-
-    typ = "eps"
-
-    def __init__(self, output):
-        self.output = output
-
-    def __call__(self, x, n):
-        return self.output(x)
+    steps = (torch.tensor(n) - torch.arange(K)[:, None]).clamp(min=1).flatten()
+    assert times.tolist() == (steps * 10.0).tolist()
 
 
 class Pair(NamedTuple):
@@ -190,24 +151,21 @@ def nested(x):
     return [0.9 * x, {"features": (x[:, 0], None)}, "said"]
 
 
-@pytest.mark.parametrize("stack", [True, False])
+@STACK
 @pytest.mark.parametrize("output", [nested, lambda x: Pair(0.9 * x, [x[:, 0]])])
 def test_the_host_gets_its_own_rows_of_every_output(output, stack):
-    class Criterion(DTDSM):
-        def objective(self, v):
-            n, eps, xn = self.schedule.sample(v)
-            got.append((xn, self.wrapper(xn, n)))
-            return (eps - got[-1][1][0]).square().flatten(1).sum(1)
+    def call(wrapper, x, n):
+        got.extend([x, wrapper(x, n)])
+        return got[1][0]
 
-    got, states = [], ({"model": Network(1)}, {}, {})
-    criterion = Criterion(HOST, Listing(output), *states)
+    got, criterion = [], Criterion(Wrapper(lambda x, n: output(x)), call)
     with torch.no_grad():
         attach(criterion, SALoss(SCHEDULE, stack=stack)).objective(X0)
-    ((xn, outputs),) = got
-    assert type(outputs) is type(output(xn))
-    got, expected = (tree_flatten(one) for one in (outputs, output(xn)))
-    assert got[1] == expected[1]  # the same containers
-    for one, other in zip(got[0], expected[0], strict=True):
+    x, outputs = got
+    assert type(outputs) is type(output(x))
+    found, expected = (tree_flatten(one) for one in (outputs, output(x)))
+    assert found[1] == expected[1]  # the same containers
+    for one, other in zip(found[0], expected[0], strict=True):
         assert torch.equal(one, other) if isinstance(other, torch.Tensor) else one == other
 
 
@@ -217,78 +175,20 @@ def test_the_host_gets_its_own_rows_of_every_output(output, stack):
 )
 def test_outputs_that_cannot_be_divided_are_refused(output):
     """A mean over the batch, among others, would be one over the window's rows as well."""
-    criterion = DTDSM(HOST, Listing(output), {"model": Network(1)}, {}, {})
-    attach(criterion, SALoss(SCHEDULE))
-    with pytest.raises(ValueError, match=r"a row for each of its 6\d inputs, got .*stack=False"):
+    criterion = attach(Criterion(Wrapper(lambda x, n: output(x))), SALoss(SCHEDULE))
+    with pytest.raises(ValueError, match=r"a row for each of its 64 inputs, got .*stack=False"):
         criterion.objective(X0)
 
 
 @pytest.mark.parametrize("options", [{}, {"stack": False}, {"backprop": "one"}], ids=str)
 def test_a_host_that_casts_its_images_gets_all_cast(options):
     seen = []
-
-    class Casting(DTDSM):
-        def objective(self, v):
-            n, eps, xn = self.schedule.sample(v)
-            return (eps - self.wrapper(xn.bfloat16(), n)).square().flatten(1).sum(1)
-
-    criterion = Casting(
-        HOST, Listing(lambda x: seen.append(x.dtype) or x), {"m": Network(1)}, {}, {}
-    )
+    wrapper = Wrapper(lambda x, n: seen.append(x.dtype) or x)
+    criterion = Criterion(wrapper, lambda wrapper, x, n: wrapper(x.bfloat16(), n))
     with torch.no_grad():
         values = attach(criterion, SALoss(SCHEDULE, **options)).objective(X0)
     assert set(seen) == {torch.bfloat16}
     assert values.dtype == torch.float64
-
-
-# -- hosts that checkpoint the call itself
-
-
-def checkpointed(kind, reentrant, **options):
-    """Its gradient where the host's whole call is made again in the backward pass."""
-    network = Network(1)
-    criterion = criterion_of(DTDSM, network)
-    if kind == "module":
-        inner, criterion.wrapper = criterion.wrapper, torch.nn.Module()
-        criterion.wrapper.model, criterion.wrapper.typ = network, "eps"
-        criterion.wrapper.forward = lambda x, n: inner(x, n)
-
-    def objective(v):
-        n, eps, xn = HOST.sample(v)
-        xn.requires_grad_()
-        out = checkpoint(criterion.wrapper, xn, n, use_reentrant=reentrant)
-        return (eps - out).square().flatten(1).sum(1)
-
-    criterion.objective = objective
-    attach(criterion, SALoss(SCHEDULE, **options))
-    seed()
-    criterion.objective(X0).mean().backward()
-    return network.scale.grad
-
-
-@pytest.mark.parametrize("kind", ["module", "callable"])
-@pytest.mark.parametrize("options", [{"backprop": "one"}, {"K": 1}, {"lam": 0}], ids=str)
-def test_a_checkpoint_around_the_call_has_the_same_gradient(kind, options):
-    expected = objective(DTDSM, SALoss(SCHEDULE, **options))[1]
-    torch.testing.assert_close(checkpointed(kind, reentrant=False, **options), expected)
-
-
-@pytest.mark.parametrize("kind", ["module", "callable"])
-def test_a_checkpoint_that_cannot_be_served_is_refused(kind):
-    """Without a graph the term would have no gradient; stacked rows are not there the next time."""
-    with pytest.raises(ValueError, match="no gradient: .*without a graph, as a reentrant checkpoint"):
-        checkpointed(kind, reentrant=True)
-    with pytest.raises(CheckpointError):
-        checkpointed(kind, reentrant=False)
-
-
-def test_an_objective_within_itself_is_refused():
-    criterion = criterion_of(DTDSM, Network(1))
-    own = criterion.objective
-    criterion.objective = lambda v: own(v) if len(v) < 20 else criterion.objective(v[:8])
-    attach(criterion, SALoss(SCHEDULE))
-    with pytest.raises(ValueError, match="wrapper is intercepted already"):
-        criterion.objective(X0)
 
 
 TIMES = {
@@ -301,22 +201,12 @@ TIMES = {
 
 
 @pytest.mark.parametrize("kind", TIMES)
-@pytest.mark.parametrize("stack", [True, False])
+@STACK
 def test_times_are_of_the_hosts_type(kind, stack):
     """Also where rows of the window stand behind them; a list becomes what torch makes of it."""
-    seen = []
-
-    class Criterion(DTDSM):
-        def objective(self, v):
-            n, eps, xn = self.schedule.sample(v)
-            return (eps - self.wrapper(xn, TIMES[kind](n))).square().flatten(1).sum(1)
-
-    class Noting(DTWrapper):
-        def __call__(self, xn, n):
-            seen.append(n)
-            return super().__call__(xn, n)
-
-    criterion = Criterion(HOST, Noting(Network(1), "eps", N=HOST.N), {"model": Network(1)}, {}, {})
+    seen, network = [], Toy()
+    wrapper = Wrapper(lambda x, n: seen.append(n) or network(x, torch.as_tensor(n)))
+    criterion = Criterion(wrapper, lambda wrapper, x, n: wrapper(x, TIMES[kind](n)))
     attach(criterion, SALoss(SCHEDULE, stack=stack)).objective(X0)
     assert len(seen) == (1 if stack else 2)
     expected = TIMES[kind](np.array([1]))
@@ -325,7 +215,69 @@ def test_times_are_of_the_hosts_type(kind, stack):
         assert n.dtype == expected.dtype
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def test_named_arguments_follow_and_lists_are_outputs():
+    """The objective takes labels, and reads an attribute of its wrapper meanwhile."""
+
+    def call(wrapper, x, n, y):
+        assert wrapper.typ == "eps"
+        return wrapper(x, n, y=y)[0]
+
+    def network(x, n, y):
+        seen.append(y)
+        return [model(x, torch.as_tensor(n), y), None]
+
+    model, seen, labels = Toy(), [], torch.linspace(0, 1, len(X0), dtype=torch.float64)
+    loss, criterion = SALoss(SCHEDULE, K=3, lam=0.5), Criterion(Wrapper(network), call)
+    seed()
+    plain = criterion.objective(X0, y=labels)
+    seed()
+    values = attach(criterion, loss).objective(X0, y=labels)
+    assert torch.equal(seen[-1], labels.repeat(3))
+    seed()
+    n, eps, _ = PORT.sample(X0)
+    _, sa = loss.sa_term(model, X0, torch.from_numpy(n), eps, y=labels)
+    torch.testing.assert_close(values, plain + 0.5 * sa, rtol=1e-9, atol=1e-9)
+
+
+def test_x0_networks_are_understood():
+    """A host that predicts x_0: eps follows from it, at the host's call and at the added ones."""
+    criterion = Criterion(Wrapper(lambda x, n: torch.tanh(x), "x0"))
+    criterion.statistics = {}
+    attach(criterion, SALoss(SCHEDULE, K=2))
+    seed()
+    with torch.no_grad():
+        criterion.objective(X0)
+    seed()
+    n, eps, _ = PORT.sample(X0)
+
+    def eps_model(x, n):
+        a = over(torch.tensor(SCHEDULE.cum_alphas)[n], x)
+        return (x - a.sqrt() * torch.tanh(x)) / (1 - a).sqrt()
+
+    _, sa = SALoss(SCHEDULE, K=2).sa_term(eps_model, X0, torch.as_tensor(n), eps)
+    torch.testing.assert_close(criterion.statistics["sa_loss"], sa.mean(), rtol=1e-6, atol=1e-9)
+    with pytest.raises(ValueError, match=r"reuse takes a host .* predicts 'x0'"):
+        attach(Criterion(Wrapper(torch.tanh, "x0")), SALoss(SCHEDULE, K=2, reuse=True))
+
+
+def test_steps_that_a_host_counts_in_numpy_never_go_to_the_device():
+    """Asking an accelerator for them would stall it at each call."""
+
+    class OnMeta(Criterion):
+        def objective(self, v):
+            seen.append(self.wrapper(v, np.array([3])))
+            return v.flatten(1).sum(1)
+
+    def network(x, n):
+        assert isinstance(n, np.ndarray)
+        return x
+
+    seen, v = [], torch.zeros(1, 2, 3, 3, device="meta", requires_grad=True)
+    attach(OnMeta(Wrapper(network)), SALoss(SCHEDULE)).objective(v)
+    assert seen[0].device.type == "meta"
+
+
+@ALL_KINDS
 def test_lambda_zero_leaves_the_host_alone(kind):
     plain, plain_gradient, *_ = objective(kind)
     values, gradient, criterion, network = objective(kind, SALoss(SCHEDULE, K=3, lam=0))
@@ -338,8 +290,8 @@ def test_lambda_zero_leaves_the_host_alone(kind):
 @pytest.mark.parametrize("options", [{}, {"backprop": "one"}], ids=str)
 def test_a_frozen_trunk_is_refused(options):
     """Its SA term would change nothing; without a graph nothing is trained, and it is served."""
-    network = Network(2)
-    criterion = attach(criterion_of(DTDSDM, network), SALoss(SCHEDULE, **options))
+    network = Toy(2)
+    criterion = attach(port("eps_eps2", network), SALoss(SCHEDULE, **options))
     network.scale.requires_grad_(False)
     with pytest.raises(ValueError, match=r"SA term of DTDSDM.objective has no gradient: .*frozen"):
         criterion.objective(X0)
@@ -347,104 +299,72 @@ def test_a_frozen_trunk_is_refused(options):
         assert criterion.objective(X0).isfinite().all()
 
 
-def test_head_parameters_get_no_gradient_from_the_sa_term():
-    _, plain, *_ = objective(DTDSDM)
-    _, gradient, *_ = objective(DTDSDM, SALoss(SCHEDULE, lam=0.7))
-    assert gradient[1] == plain[1]
-    assert gradient[0] != plain[0]
+# -- hosts that checkpoint the call itself
 
 
-def test_hosts_that_keep_floats_get_floats():
-    criterion = criterion_of(DTDSM, Network(1))
-    own = criterion.objective
+class ModuleWrapper(torch.nn.Module):
+    def __init__(self, wrapper):
+        super().__init__()
+        self.inner, self.typ = wrapper, wrapper.typ
 
-    def with_floats(v):
-        values = own(v)
-        criterion.statistics["dsm"] = values.mean().item()
-        return values
-
-    criterion.objective = with_floats
-    attach(criterion, SALoss(SCHEDULE))
-    criterion.objective(X0)
-    assert isinstance(criterion.statistics["sa_loss"], float)
+    def forward(self, x, n):
+        return self.inner(x, n)
 
 
-def test_x0_networks_are_understood():
-    """A host that predicts x_0: eps follows from it, at the host's call and at the added ones."""
+def checkpointed(kind, reentrant, **options):
+    """Its gradient where the host's whole call is made again in the backward pass."""
 
-    class X0Criterion:
-        schedule = HOST
+    def call(wrapper, x, n):
+        return checkpoint(wrapper, x.requires_grad_(), n, use_reentrant=reentrant)
 
-        def __init__(self):
-            self.statistics = {}
-            self.wrapper = DTWrapper(lambda x, t: torch.tanh(x), "x0", N=HOST.N)
-
-        def objective(self, v):
-            n, _, x = HOST.sample(v)
-            return (self.wrapper(x, n) - v).square().flatten(1).sum(1)
-
-    criterion = attach(X0Criterion(), SALoss(SCHEDULE, K=2))
+    network = Toy()
+    wrapper = DTWrapper(network, "eps", N=PORT.N)
+    criterion = Criterion(ModuleWrapper(wrapper) if kind == "module" else wrapper, call)
+    attach(criterion, SALoss(SCHEDULE, **options))
     seed()
-    with torch.no_grad():
-        criterion.objective(X0)
-    seed()
-    n, eps, x = HOST.sample(X0)
-
-    def eps_model(x, n):
-        a = torch.tensor(SCHEDULE.cum_alphas)[n].reshape(-1, 1, 1, 1)
-        return (x - a.sqrt() * torch.tanh(x)) / (1 - a).sqrt()
-
-    n = torch.as_tensor(n)
-    _, sa = SALoss(SCHEDULE, K=2).sa_term(eps_model, X0, n, eps, eps_model(x, n))
-    torch.testing.assert_close(criterion.statistics["sa_loss"], sa.mean(), rtol=1e-6, atol=1e-9)
-    with pytest.raises(ValueError, match=r"reuse takes a host .* predicts 'x0'"):
-        attach(X0Criterion(), SALoss(SCHEDULE, K=2, reuse=True))
+    criterion.objective(X0).mean().backward()
+    return network.scale.grad
 
 
-def test_steps_that_a_host_counts_in_numpy_never_go_to_the_device():
-    """Asking an accelerator for them would stall it at each call."""
+@pytest.mark.parametrize("kind", ["module", "callable"])
+@pytest.mark.parametrize("options", [{"backprop": "one"}, {"K": 1}, {"lam": 0}], ids=str)
+def test_a_checkpoint_around_the_call_has_the_same_gradient(kind, options):
+    expected = objective("eps", SALoss(SCHEDULE, **options))[1]
+    torch.testing.assert_close(checkpointed(kind, reentrant=False, **options), expected)
 
-    class Criterion(DTDSM):
-        def objective(self, v):
-            n = np.array([3])
-            seen.append(self.wrapper(v, n))
-            return v.flatten(1).sum(1)
 
-    class OnMeta:
-        typ = "eps"
+@pytest.mark.parametrize("kind", ["module", "callable"])
+def test_a_checkpoint_that_cannot_be_served_is_refused(kind):
+    """Without a graph the term would have no gradient; stacked rows are not there the next time."""
+    with pytest.raises(ValueError, match=r"no gradient: .* graph, as a reentrant checkpoint"):
+        checkpointed(kind, reentrant=True)
+    with pytest.raises(CheckpointError):
+        checkpointed(kind, reentrant=False)
 
-        def __call__(self, x, n):
-            assert isinstance(n, np.ndarray)
-            return x
 
-    seen = []
-    v = torch.zeros(1, 2, 3, 3, device="meta", requires_grad=True)
-    criterion = Criterion(HOST, OnMeta(), {"model": Network(1)}, {}, {})
-    attach(criterion, SALoss(SCHEDULE)).objective(v)
-    assert seen[0].device.type == "meta"
+# -- detach
 
 
 def test_detach_gives_the_objective_back():
-    criterion = criterion_of(DTDSM, Network(1))
-    attach(criterion, SALoss(SCHEDULE))
-    detach(criterion)
+    criterion = port("eps", Toy())
+    detach(attach(criterion, SALoss(SCHEDULE)))
+    assert "objective" not in vars(criterion)
     seed()
-    values = criterion.objective(X0)
-    assert torch.equal(values.detach(), objective(DTDSM)[0])
+    assert torch.equal(criterion.objective(X0).detach(), objective("eps")[0])
     with pytest.raises(ValueError, match="no SA loss is attached"):
         detach(criterion)
     attach(criterion, SALoss(SCHEDULE))  # and again
 
 
 def test_detach_gives_back_an_objective_that_was_replaced_before():
-    criterion = criterion_of(DTDSM, Network(1))
+    criterion = port("eps", Toy())
     replaced = criterion.objective = lambda v: v
     detach(attach(criterion, SALoss(SCHEDULE)))
     assert criterion.objective is replaced
 
 
 def test_a_failing_objective_leaves_the_wrapper_in_place():
-    criterion = criterion_of(DTDSM, Network(1))
+    criterion = port("eps", Toy())
     wrapper = criterion.wrapper
     attach(criterion, SALoss(SCHEDULE))
     with pytest.raises(AttributeError):
@@ -452,95 +372,68 @@ def test_a_failing_objective_leaves_the_wrapper_in_place():
     assert criterion.wrapper is wrapper
 
 
-def test_refusals():
-    criterion = criterion_of(DTDSM, Network(1))
+# -- refusals
+
+
+@pytest.mark.parametrize("make", [port, original])
+@ALL_KINDS
+def test_other_schedules_and_second_attaches_are_refused(make, kind):
+    criterion = make(kind, toy(kind))
     with pytest.raises(ValueError, match=r"schedule has N = 50, the host's N = 100"):
         attach(criterion, SALoss(NoiseSchedule.linear(50)))
-    with pytest.raises(ValueError, match=r"beta = 0.0006\d+ at step n = 1, the host's 0.001; Noise"):
+    with pytest.raises(ValueError, match=r"0.0006\d+ at step n = 1, the host's 0.001; Noise"):
         attach(criterion, SALoss(NoiseSchedule.cosine(100)))
-    with pytest.raises(ValueError, match="object has no attribute 'wrapper'"):
-        attach(object(), SALoss(SCHEDULE))
+    assert "objective" not in vars(criterion)
     attach(criterion, SALoss(SCHEDULE))
     with pytest.raises(ValueError, match="attached to this criterion already"):
         attach(criterion, SALoss(SCHEDULE))
 
 
-def test_objectives_with_two_calls_are_refused():
-    criterion = criterion_of(DTDSM, Network(1))
-    own = criterion.objective
-    criterion.objective = lambda v: own(v) + own(v)
-    attach(criterion, SALoss(SCHEDULE))
-    with pytest.raises(ValueError, match="must call its network once, got 2 calls"):
-        criterion.objective(X0)
-
-
-class Conditional(torch.nn.Module):
-    """A labelled network; its wrapper hands it the labels and gives both outputs in a list."""
-
-    def forward(self, x, t, y):
-        return (1.1 + over(y, x)) * toy_eps(x, t)
-
-
-class Labelled:
-    """A host's wrapper for it: a named argument, an attribute of its own, a list of outputs."""
-
-    typ = "eps"
-
-    def __init__(self) -> None:
-        self.model = Conditional()
-        self.seen = []
-
-    def __call__(self, x, n, *, y):
-        self.seen.append(y)
-        return [self.model(x, torch.as_tensor(n), y), None]
-
-
-class LabelledCriterion:
-    """A host whose objective takes labels and reads an attribute of its wrapper meanwhile."""
-
-    def __init__(self) -> None:
-        self.schedule = HOST
-        self.wrapper = Labelled()
-
-    def objective(self, v, y):
-        n, eps, xn = self.schedule.sample(v)
-        assert self.wrapper.typ == "eps"
-        return (eps - self.wrapper(xn, n, y=y)[0]).square().flatten(1).sum(1)
-
-
-def test_named_arguments_follow_and_lists_are_outputs():
-    labels = torch.linspace(0, 1, len(X0), dtype=torch.float64)
-    loss = SALoss(SCHEDULE, K=3, lam=0.5)
-    plain, hooked = LabelledCriterion(), attach(LabelledCriterion(), loss)
-    seed()
-    without = plain.objective(X0, labels)
-    seed()
-    with torch.no_grad():
-        values = hooked.objective(X0, labels)
-    (seen,) = hooked.wrapper.seen
-    assert torch.equal(seen[: len(X0)], labels)
-    assert set(seen[len(X0) :].tolist()) <= set(labels.tolist())
-    seed()
-    n, eps, xn = HOST.sample(X0)
-    network = hooked.wrapper.model
-    _, sa = loss.sa_term(
-        lambda x, n, y: network(x, n, y),
-        X0,
-        torch.from_numpy(n),
-        eps,
-        network(xn, torch.from_numpy(n), labels),
-        y=labels,
-    )
-    assert torch.allclose(values, without + 0.5 * sa, rtol=1e-9)
-
-
 @pytest.mark.parametrize(("change", "accepted"), [(1e-7, True), (1e-5, False)])
 def test_the_schedules_must_agree_to_single_precision(change, accepted):
-    betas = HOST.betas[1:].copy()
+    betas, criterion = PORT.betas[1:].copy(), port("eps", Toy())
     betas[40] *= 1 + change
     loss = SALoss(NoiseSchedule.from_betas(betas))
     if accepted:
-        attach(criterion_of(DTDSM, Network(1)), loss)
+        attach(criterion, loss)
         return
     with pytest.raises(ValueError, match="at step n = 41, the host's"):
-        attach(criterion_of(DTDSM, Network(1)), loss)
+        attach(criterion, loss)
+
+
+def test_unknown_criteria_are_refused():
+    class Other:
+        eps_model = None
+
+    with pytest.raises(ValueError, match="object has no attribute 'wrapper'"):
+        attach(object(), SALoss(SCHEDULE))
+    with pytest.raises(ValueError, match="Other has no attribute 'wrapper' or 'betas' to hook"):
+        attach(Other(), SALoss(SCHEDULE))
+    with pytest.raises(ValueError, match="Other has no attribute 'betas' to hook"):
+        attach(Other(), SALoss(SCHEDULE), AnalyticDPM())
+
+
+@ALL_KINDS
+def test_objectives_that_do_not_call_their_network_once_are_refused(kind):
+    criterion = original(kind, toy(kind))
+    name = "eps_model" if kind == "analytic" else "wrapper"
+    own, held = criterion.objective, getattr(criterion, name)
+    for changed, said in (
+        (lambda v: v, "must call its network once, got 0 calls"),
+        (lambda v: own(v) + own(v), "must call its network once, got 2 calls"),
+        (lambda v: getattr(criterion, name)(v, t=v), f"called {name} with 1 positional arguments"),
+    ):
+        criterion.objective = changed
+        with pytest.raises(ValueError, match=rf"{type(criterion).__name__}.objective {said}"):
+            attach(criterion, SALoss(SCHEDULE)).objective(X0)
+        assert getattr(criterion, name) is held
+        detach(criterion)
+
+
+def test_an_objective_within_itself_is_refused():
+    criterion = port("eps", Toy())
+    own = criterion.objective
+    criterion.objective = lambda v: own(v) if len(v) < 20 else criterion.objective(v[:8])
+    attach(criterion, SALoss(SCHEDULE))
+    with pytest.raises(ValueError, match="wrapper is intercepted already"):
+        criterion.objective(X0)

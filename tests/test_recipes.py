@@ -1,13 +1,15 @@
 """The recipes' lines, run in stand-ins for the hosts: the SA term, the calls made, few lines."""
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import torch
 
 from sa_plugin import NoiseSchedule, SALoss
 from tests.code_blocks import ROOT, Block, blocks, run
-from tests.stand_ins import EDM, SHAPE, DDIMFork, GuidedDiffusion, Network
-from tests.toys import images, normal, over
+from tests.reference import sa_terms
+from tests.stand_ins import EDM, SHAPE, DDIMFork, GuidedDiffusion
+from tests.toys import Toy, images, normal
 
 RECIPES = ROOT / "docs" / "recipes"
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
@@ -15,10 +17,6 @@ CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 
 def recipe(name: str) -> list[Block]:
     return blocks(RECIPES / f"{name}.md")
-
-
-def gradient(loss, parameter):
-    return torch.autograd.grad(loss, parameter)[0]
 
 
 @pytest.mark.parametrize("name", ["ddim", "sa_dpm", "improved_diffusion", "edm"])
@@ -33,26 +31,30 @@ def test_at_most_ten_lines_change(name):
     assert max(count.values()) <= 10, count
 
 
+def assert_equal_losses(scale, *losses):
+    """Values and gradients."""
+    torch.testing.assert_close(*losses, **CLOSE)
+    slopes = [torch.autograd.grad(loss.mean(), scale)[0] for loss in losses]
+    torch.testing.assert_close(*slopes, **CLOSE)
+
+
 def test_ddim():
     fork = DDIMFork()
     variables = fork.iteration()
+    x, t, e = (variables[name] for name in "xte")
     plain, options, sampling = recipe("ddim")
     torch.manual_seed(0)
     run(plain, variables)
     torch.manual_seed(0)
-    expected = DDIMFork.published_loss(**_renamed(variables))
-    torch.testing.assert_close(variables["loss"], expected, **CLOSE)
-    slopes = [gradient(loss, fork.model.scale) for loss in (variables["loss"], expected)]
-    torch.testing.assert_close(*slopes, **CLOSE)
+    assert_equal_losses(fork.model.scale, variables["loss"], fork.published_loss(x, t, e))
 
     fork.model.times.clear()
     torch.manual_seed(0)
     run(options, variables)
-    assert fork.model.times[-1].tolist() == variables["t"].tolist()  # as the host counts
-    schedule = NoiseSchedule.from_betas(fork.b)
+    assert fork.model.times[-1].tolist() == t.tolist()  # as the host counts
     torch.manual_seed(0)
-    ours = SALoss(schedule, K=2, backprop="one")(
-        lambda x, n: fork.model(x, n - 1), variables["x"], n=variables["t"] + 1
+    ours = SALoss(NoiseSchedule.from_betas(fork.b), K=2, backprop="one")(
+        lambda x, n: fork.model(x, n - 1), x, n=t + 1
     )
     torch.testing.assert_close(variables["loss"], ours.total, **CLOSE)
 
@@ -64,25 +66,19 @@ def test_ddim():
     assert visited[50:] == [n - 1 for n in variables["sampler"].timesteps][::-1]
 
 
-def _renamed(variables):
-    return {"x0" if k == "x" else k: variables[k] for k in ("model", "x", "t", "e", "b")}
-
-
 @pytest.mark.parametrize("K", [2, 3])
 def test_sa_dpm(K):
     fork = DDIMFork()
     variables = fork.iteration()
+    model, x, t, e, b = (variables[name] for name in ("model", "x", "t", "e", "b"))
     (block,) = recipe("sa_dpm")
     run(block, variables)
-    losses, counts = [], []
-    for function in (variables["sequence_aware_loss"], DDIMFork.published_loss):
-        torch.manual_seed(0)
-        fork.model.times.clear()
-        losses.append(function(**_renamed(variables), num_consecutive_steps=K, lamda=0.3))
-        counts.append(len(fork.model.times))
-    torch.testing.assert_close(*losses, **CLOSE)
-    torch.testing.assert_close(*(gradient(loss, fork.model.scale) for loss in losses), **CLOSE)
-    assert counts == [1, K]
+    torch.manual_seed(0)
+    named = {"num_consecutive_steps": K, "lamda": 0.3}
+    loss = variables["sequence_aware_loss"](model, x0=x, t=t, e=e, b=b, **named)
+    assert len(model.times) == 1
+    torch.manual_seed(0)
+    assert_equal_losses(model.scale, loss, fork.published_loss(x, t, e, K, 0.3))
 
 
 LABELS, NOISE, DRAWN = torch.arange(8) % 3, normal(1, *SHAPE), normal(4, *SHAPE)
@@ -111,7 +107,7 @@ def known_draws(monkeypatch):
 def test_improved_diffusion(host, changes):
     """The host's loss plus the mean SA-2 term, by one call more, at the host's own times."""
     diffusion = GuidedDiffusion(**host)
-    network = Network(2 if diffusion.learned else 1)
+    network = Toy(2 if diffusion.learned else 1)
     once, each, _ = recipe("improved_diffusion")
     namespace = {"diffusion": diffusion}
     run(once, namespace)
@@ -128,27 +124,20 @@ def test_improved_diffusion(host, changes):
     neighbours = (STEPS - 1).clamp(min=0)  # below the first step: the first, without weight
     assert network.times[0].tolist() == (original[STEPS] * rate).tolist()
     assert network.times[1].tolist() == (original[neighbours] * rate).tolist()
-    expected = _mean_sa2(diffusion, network, x, rate)
-    added = terms["loss"] - terms["host"]
-    torch.testing.assert_close(added, expected, **CLOSE)
-    slopes = [gradient(term.mean(), network.scale) for term in (added, expected)]
-    torch.testing.assert_close(*slopes, **CLOSE)
-
-
-def _mean_sa2(diffusion, network, x, rate):
-    """[B], the two errors of each window by themselves."""
-    errors = []
-    for t, eps in ((STEPS, NOISE), ((STEPS - 1).clamp(min=0), DRAWN)):
-        a = over(torch.tensor(diffusion.alphas_cumprod)[t], x)
-        time = torch.tensor(diffusion.timestep_map)[t] * rate
-        output = network(a.sqrt() * x + (1 - a).sqrt() * eps, time, LABELS)
-        errors.append(output[:, :2] - eps)
-    inside = over((STEPS >= 1).long(), x)
-    return ((errors[0] + inside * errors[1]) / 2).square().mean((1, 2, 3))
+    _, expected = sa_terms(
+        lambda x, n, y: network(x, original[n - 1] * rate, y)[:, :2],
+        x,
+        STEPS + 1,
+        torch.stack([NOISE, DRAWN]),
+        np.append(1.0, diffusion.alphas_cumprod),
+        reduction="mean",
+        y=LABELS,
+    )
+    assert_equal_losses(network.scale, terms["loss"] - terms["host"], expected)
 
 
 def test_improved_diffusion_sampling_with_respaced_steps():
-    network = Network(2)
+    network = Toy(2)
     diffusion = GuidedDiffusion(KEPT)
     *_, sampling = recipe("improved_diffusion")
     namespace = {"diffusion": diffusion, "model": network, "shape": SHAPE, "labels": LABELS}
@@ -193,18 +182,22 @@ def test_edm_with_a_window_of_one_is_twice_the_hosts_loss():
 
 @pytest.mark.usefixtures("known_draws")
 def test_edm():
-    """The added term by the window's two errors; the network sees its own kind of input."""
+    """The added term at x_s = sqrt(a) (x_0 + sigma eps); the network sees its own kind of input."""
     host, variables, _, before = edm()
     ladder, n, y = variables["ladder"].double(), variables["n"], variables["y"]
-    window = torch.zeros_like(y)
-    for k, eps in enumerate((variables["noise"] / variables["sigma"], DRAWN)):
-        sigma = over(ladder[(n - 1 - k).clamp(min=0)], y)
-        guess = host.net(y + sigma * eps, sigma, variables["labels"])
-        window += over((n - k >= 1).long(), y) * ((y + sigma * eps - guess) / sigma - eps) / 2
+    a = 1 / (1 + torch.cat([torch.zeros(1), ladder]) ** 2)
+
+    def eps_model(x, n, labels):
+        x, sigma = x / a[n].sqrt(), ladder[n - 1]
+        return (x - host.net(x, sigma, labels)) / sigma
+
+    noise = torch.stack([variables["noise"] / variables["sigma"], DRAWN])
+    labels = variables["labels"]
+    _, expected = sa_terms(eps_model, y, n, noise, a, reduction="mean", labels=labels)
     factor = variables["weight"] * variables["sigma"] ** 2
-    expected = factor * window.square().mean((1, 2, 3), keepdim=True)
     added = variables["loss"] - before
-    torch.testing.assert_close(added, expected.expand_as(added), rtol=1e-6, atol=1e-8)
+    expected = (factor * expected.reshape(factor.shape)).expand_as(added)
+    torch.testing.assert_close(added, expected, rtol=1e-6, atol=1e-8)
     assert added.requires_grad
     assert host.sigmas[1].tolist() == pytest.approx(ladder[(n - 2).clamp(min=0)].tolist(), rel=1e-6)
 
@@ -228,5 +221,6 @@ def test_jax():
     namespace["noise"] = jnp.asarray(noise.numpy())
     (block,) = recipe("jax")
     run(block, namespace)
-    ours = SALoss(NoiseSchedule.linear(1000))(namespace["model"], x0, n=n, noise=noise)
-    assert float(namespace["loss"]) == pytest.approx(ours.total.item(), rel=1e-5)
+    a = NoiseSchedule.linear(1000).cum_alphas
+    simple, sa = sa_terms(namespace["model"], x0, n, noise, a)
+    assert float(namespace["loss"]) == pytest.approx((simple + sa).mean().item(), rel=1e-5)

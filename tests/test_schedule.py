@@ -56,15 +56,20 @@ def test_from_alphas_cumprod_inverts_cum_alphas(betas):
     np.testing.assert_allclose(again.betas, schedule.betas, rtol=1e-6, atol=1e-12)
 
 
-def test_small_cum_betas_keep_their_digits():
-    """1 - (1 - 1e-12) has four right digits; the table has all of them."""
-    schedule = NoiseSchedule.from_betas([1e-12, 1e-12])
-    np.testing.assert_allclose(schedule.cum_betas[1:], [1e-12, 2e-12 - 1e-24], rtol=1e-14)
+def test_small_betas_keep_their_digits():
+    """1 - (1 - 1e-12) has four right digits; the tables have all of them."""
+    schedule = NoiseSchedule.from_betas([1e-12, 3e-12])
+    np.testing.assert_allclose(schedule.cum_betas[1:], [1e-12, 4e-12 - 3e-24], rtol=1e-14)
+    np.testing.assert_allclose(schedule.skip_beta(1, 2), 3e-12, rtol=1e-12)
 
 
-def test_tables_cannot_be_written():
+def test_a_schedule_keeps_its_own_betas():
+    betas = np.array([0.0, 0.1, 0.2])
+    schedule = NoiseSchedule(betas)
+    betas[1] = 0.5
+    assert schedule.betas[1] == 0.1
     with pytest.raises(ValueError, match="read-only"):
-        NoiseSchedule.linear(100).betas[3] = 0.5
+        schedule.betas[1] = 0.5
 
 
 @pytest.mark.parametrize(
@@ -76,11 +81,20 @@ def test_tables_cannot_be_written():
         ([0.1, float("nan")], r"got nan at step n = 2"),
         ([], r"not empty, got shape \(0,\)"),
         ([[0.1]], r"one-dimensional"),
+        # What float64 cannot hold:
+        ([0.5, 5e-324], "betas must be at least 1.2e-38, got 4.94066e-324 at step n = 2"),
+        ([1e-300, 0.5], "betas must be at least 1.2e-38, got 1e-300 at step n = 1"),
+        ([1 - 1e-16] * 40, "cum_alphas must be at least 1.5e-154, got .* at step n = 10"),
     ],
 )
 def test_bad_betas_are_refused(betas, said):
     with pytest.raises(ValueError, match=said):
         NoiseSchedule.from_betas(betas)
+
+
+def test_a_first_beta_is_refused():
+    with pytest.raises(ValueError, match="use from_betas"):
+        NoiseSchedule([0.1, 0.2])
 
 
 @pytest.mark.parametrize("products", [[0.9, 0.9], [0.5, 0.6], [1.0, 0.5], [0.5, 0.0]])
@@ -89,13 +103,30 @@ def test_products_that_do_not_fall_are_refused(products):
         NoiseSchedule.from_alphas_cumprod(products)
 
 
+@pytest.mark.parametrize("kind", ["linear", "cosine", "vpsde"])
 @pytest.mark.parametrize("N", [0, -1, 2.5, True])
-def test_bad_step_counts_are_refused(N):
-    with pytest.raises(ValueError, match="N must be a whole number"):
+def test_bad_step_counts_are_refused(kind, N):
+    with pytest.raises(ValueError, match="N must be a whole number >= 1"):
+        getattr(NoiseSchedule, kind)(N)
+
+
+@pytest.mark.parametrize("N", [2, 3, 19, 20])
+def test_a_linear_schedule_too_short_is_refused(N):
+    with pytest.raises(ValueError, match=r"betas must lie inside \(0, 1\), got .* at step n"):
         NoiseSchedule.linear(N)
 
 
-@pytest.mark.parametrize(("s", "t"), [(3, 2), (-1, 2), (0, 101)])
-def test_bad_step_pairs_are_refused(s, t):
-    with pytest.raises(ValueError, match="0 <= s <= t <= 100"):
-        NoiseSchedule.linear(100).skip_beta(s, t)
+@pytest.mark.parametrize(
+    ("s", "t", "said"),
+    [
+        (3, 2, "0 <= s <= t <= 100"),
+        (-1, 2, "0 <= s <= t <= 100"),
+        (0, 101, "0 <= s <= t <= 100"),
+        (0.0, 1.0, "steps must be integers"),
+    ],
+)
+def test_bad_step_pairs_are_refused(s, t, said):
+    schedule = NoiseSchedule.linear(100)
+    for coefficient in (schedule.skip_alpha, schedule.skip_beta):
+        with pytest.raises(ValueError, match=said):
+            coefficient(s, t)

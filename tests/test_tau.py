@@ -67,6 +67,12 @@ def test_custom_weights_are_taken_as_they_are():
     assert np.array_equal(values[1:], weights[1:])
 
 
+@pytest.mark.parametrize("weighting", ["uniform", "theorem1", "relative", np.ones(101)], ids=str)
+def test_weights_cannot_be_written(weighting):
+    with pytest.raises(ValueError, match="read-only"):
+        TauTable(NoiseSchedule.linear(100), weighting).values[3] = 1.0
+
+
 @pytest.mark.parametrize("weights", [np.ones(100), np.full(101, np.nan), np.ones((101, 1))])
 def test_bad_custom_weights_are_refused(weights):
     with pytest.raises(ValueError, match="101 finite numbers"):

@@ -94,8 +94,8 @@ def test_an_interrupted_warm_start_continues_from_its_own_checkpoint(baseline, t
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--config.base.iterations=0",), "base.iterations must be >= 1, or 0 to take"),
-        (("--config.head.iterations=0",), "head.iterations must be >= 1, or 0 to take"),
+        (("--config.base.iterations=0",), "base.iterations must be >= 1, or 0 to use"),
+        (("--config.head.iterations=0",), "head.iterations must be >= 1, or 0 to use"),
         (("--config.base.init_from=nowhere.pth",), "there is no checkpoint nowhere.pth"),
         (
             ("--config.base.init_from={published}", "--config.network.args.model_channels=24"),

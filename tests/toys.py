@@ -1,4 +1,4 @@
-"""The toy networks of the reference numbers (tests/data), and how to read those numbers."""
+"""The tests' toy network and images, and how the reference numbers (tests/data) are read."""
 
 from __future__ import annotations
 
@@ -51,15 +51,22 @@ def toy_eps(x: Tensor, t: Tensor) -> Tensor:
     return 0.8 * torch.sin(1.7 * x + 0.003 * over(t, x)) + 0.1 * x
 
 
-class ScaledToy(torch.nn.Module):
-    """toy_eps times a trainable scale; counts its calls and the rows it saw."""
+class Toy(torch.nn.Module):
+    """Trainable ``(x, t, y) -> eps``, with further outputs as more channels; notes its times.
 
-    def __init__(self, scale: float = 1.1, index_from: int = 1) -> None:
+    ``scale`` [outputs] has the parameters, one for each output; y are labels, or none.
+    """
+
+    def __init__(self, outputs: int = 1, scale: float = 1.1) -> None:
         super().__init__()
-        self.scale = torch.nn.Parameter(torch.tensor(scale, dtype=torch.float64))
-        self.index_from = index_from
-        self.calls: list[Tensor] = []
+        self.scale = torch.nn.Parameter(torch.full((outputs,), scale, dtype=torch.float64))
+        self.times: list[Tensor] = []
 
-    def forward(self, x: Tensor, n: Tensor) -> Tensor:
-        self.calls.append(n)
-        return self.scale * toy_eps(x, n - 1 + self.index_from)
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        assert t.shape == (len(x),)
+        self.times.append(t)
+        eps = self.scale[0] * toy_eps(x, t)
+        if y is not None:
+            eps = eps + 0.1 * over(y, x)
+        more = torch.tanh(x + 0.002 * over(t, x)) ** 2
+        return torch.cat([eps, *(scale * more for scale in self.scale[1:])], 1)

@@ -1,9 +1,9 @@
-"""Comparisons: a grid of trainings and cells, each computed once, and the report made of them.
+"""Comparisons: a grid of trainings and cells, each computed once, and a report on them.
 
-grid.py        what a configuration asks for, and what decides each part of it
-tasks.py       how each part is made and where it lies
-workers.py     tasks by any number of processes and machines
+grid.py        what a configuration asks for, and what determines each part of it
+tasks.py       how each part is made and where it is stored
+workers.py     running the tasks in any number of processes, on any number of machines
 statistics.py  means, deviations and paired intervals over seeds
-report.py      tables from cells: Markdown, CSV, LaTeX
-page.py        the same as one HTML file
+report.py      the report: Markdown, CSV, LaTeX
+page.py        the report as one HTML file
 """

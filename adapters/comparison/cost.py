@@ -1,4 +1,4 @@
-"""What a grid will cost, before it is paid for."""
+"""The cost of a grid, estimated before it is run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROBE_BATCH = 64
 
 
 def plan_text(plan: Plan) -> str:
-    """The tasks by kind: how many are done, and what the others take."""
+    """A table of the tasks by kind: how many there are, how many are left, and their cost."""
     flop, rate = flop_per_image(plan), measured_rate(plan)
     rows = []
     for kind, tasks in _by_kind(plan.in_order()):
@@ -32,14 +32,14 @@ def plan_text(plan: Plan) -> str:
     return (
         f"{grid.config.name} in {plan.store.folder} on {plan.store.device}\n\n"
         f"{table(head, rows, left=1)}\n"
-        f"Evaluations of one image, a backward pass counted as two; {flop / 1e9:.3g} GFLOP each. "
-        f"Hours for one worker at {rate:.3g} evaluations a second, measured just now in forward "
-        "passes of this machine alone.\n"
+        f"An evaluation: one image through the network, {flop / 1e9:.3g} GFLOP; a backward pass "
+        f"counts as two. Hours: one worker at {rate:.3g} evaluations a second, measured just now "
+        "in forward passes on this machine.\n"
     )
 
 
 def flop_per_image(plan: Plan) -> float:
-    """Of one forward pass of the noise network, counted without computing anything."""
+    """FLOP of one forward pass of the noise network, counted without computing it."""
     experiment = _any_experiment(plan)
     network = experiment.network(experiment.base_method, "meta").eval()
     x = torch.empty(1, *experiment.image_shape, device="meta")
@@ -50,7 +50,7 @@ def flop_per_image(plan: Plan) -> float:
 
 
 def measured_rate(plan: Plan) -> float:
-    """Forward passes of one image a second, here, in batches."""
+    """Images a second in batched forward passes, measured on this machine."""
     experiment = _any_experiment(plan)
     network = experiment.network(experiment.base_method).to(experiment.device).eval()
     batch = min(PROBE_BATCH, experiment.config.sample.batch_size)

@@ -30,7 +30,7 @@ SHOWN_IMAGES, SHOWN_COLUMNS = 40, 10
 
 
 def plot_table(path: Path, one: Table) -> None:
-    """A panel for each process, a line for each training: mean and a band of one deviation."""
+    """A panel for each reverse process, a line for each training: mean and standard deviation."""
     processes = list(dict.fromkeys(row.process for row in one.rows))
     across = min(PANELS_ACROSS, len(processes))
     down = math.ceil(len(processes) / across)
@@ -73,7 +73,10 @@ def _draw_panel(axes: Axes, one: Table, process: str) -> None:
 
 
 def draw_samples(path: Path, grid: Grid, plan: Plan, part: Part) -> bool:
-    """Every process and line side by side, from one noise; False where no images are there."""
+    """Draw every reverse process and line side by side, from the same noise.
+
+    Returns False, and draws nothing, where there are no images.
+    """
     steps = sorted(part.steps)[len(part.steps) // 3]
     panels = {}
     for process in part.processes:

@@ -1,4 +1,4 @@
-"""What a comparison asks for: trainings and cells, named by all that decides their numbers."""
+"""What a comparison asks for: trainings and cells, named by what determines their numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from adapters.registry import get_process
 from adapters.sn_dpm import SN_DPM
 from configs.comparison import base_comparison
 
-# Sections by which cells differ from each other, and keys that change no number.
+# Sections that do not affect the noise network, and keys that change no number.
 SAMPLING = ("sample", "evaluate", "head", "gamma")
 WITHOUT_EFFECT = {
     "data": ("root", "check_md5"),
@@ -29,11 +29,11 @@ WITHOUT_EFFECT = {
     "gamma": ("batch_size",),
     "sample": ("batch_size", "processes", "steps"),
 }
-# Keys that came later: at these values a cell is what it was before, and found under its old name.
+# Keys added later: names leave them out at these values, so that older results are still found.
 LATER = {"sample": {"channels_last": False, "compile": False, "precision": "float32"}}
-# What each host's optimal variance rests on besides the noise network: a section of its own.
+# By what an optimal variance needs besides the noise network: its folder's name, and the host.
 ADAPTERS: dict[str | None, tuple[str, Adapter]] = {
-    None: ("sn", SN_DPM),  # DDPM and DDIM need no host in particular
+    None: ("sn", SN_DPM),  # DDPM and DDIM work with any host
     "eps2": ("sn", SN_DPM),
     "epsc": ("npr", NPR_DPM),
     "gamma": ("analytic", ANALYTIC_DPM),
@@ -47,7 +47,7 @@ COMPARISON = Schema(
 
 @dataclass(frozen=True)
 class Line:
-    """A training and a way to sample: what a table compares. Written "TRAINING/SAMPLING"."""
+    """What a table compares: a training and a way to sample, written "TRAINING/SAMPLING"."""
 
     training: str
     sampling: str = "default"
@@ -61,7 +61,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Cell:
-    """One set of images: whose seed, by which process, in how many steps."""
+    """One set of images: its line, its seed, its reverse process and the number of steps."""
 
     line: Line
     seed: int
@@ -80,7 +80,7 @@ class Part:
     steps: tuple[int, ...]
 
     def cells(self, seed: int) -> Iterator[Cell]:
-        """Its cells of a seed."""
+        """The cells of one seed."""
         for line, process, steps in product(self.lines, self.processes, self.steps):
             yield Cell(line, seed, process, steps)
 
@@ -89,7 +89,7 @@ class Grid:
     """A checked comparison.
 
     Raises:
-        ValueError: a key that is missing or of another type, a name that nothing has.
+        ValueError: a key is missing or has another type, or a name is unknown.
     """
 
     def __init__(self, config: FrozenConfigDict) -> None:
@@ -98,7 +98,7 @@ class Grid:
             if not config[key] or "/" in config[key]:
                 raise ValueError(f"{key} must be a name without /, got {config[key]!r}")
         if not config.seeds or len(set(config.seeds)) < len(config.seeds):
-            raise ValueError(f"seeds must be numbers that differ, got {config.seeds}")
+            raise ValueError(f"seeds must be different numbers, got {config.seeds}")
         for key in config.tables:
             _has("tables", config.parts, key)
         self.parts = tuple(self._part(key) for key in config.tables)
@@ -115,7 +115,7 @@ class Grid:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Of the trainings; each is also that of its samples."""
+        """The seeds of the trainings; samples have the seed of their training."""
         return tuple(self.config.seeds)
 
     @cached_property
@@ -126,18 +126,18 @@ class Grid:
 
     @cached_property
     def trainings(self) -> tuple[str, ...]:
-        """The keys of the trainings that its cells and curves rest on, each once."""
+        """The keys of the trainings that the cells and gap curves need, each once."""
         of_cells = (line.training for part in self.parts for line in part.lines)
         return tuple(dict.fromkeys((*of_cells, *self.config.gap.trainings)))
 
     def title(self, line: Line) -> str:
-        """How tables call a line."""
+        """The title of a line in tables."""
         training = self.config.trainings[line.training].title
         sampling = self.config.samplings[line.sampling].title
         return f"{training}, {sampling}" if sampling else training
 
     def _check_titles(self) -> None:
-        """Tables and legends tell lines and curves apart by their titles."""
+        """ValueError for two equal titles: tables and legends show nothing else of a line."""
         lines = dict.fromkeys(line for part in self.parts for line in part.lines)
         titles = [self.title(line) for line in lines]
         curves = [self.config.trainings[name].title for name in self.config.gap.trainings]
@@ -147,7 +147,7 @@ class Grid:
                     raise ValueError(f"titles must differ, got {title!r} for two lines")
 
     def experiment(self, line: Line, seed: int, process: str | None = None) -> FrozenConfigDict:
-        """The experiment of a line and a seed, with the one row ``process`` in its table."""
+        """The experiment of a line and a seed; ``process`` is the only row of its table."""
         config = ConfigDict(self.config.experiment.to_dict())
         overrides = self.config.trainings[line.training]["set"]
         _override(config, f"trainings.{line.training}.set", overrides)
@@ -160,19 +160,19 @@ class Grid:
         check_keys(frozen, EXPERIMENT)
         if frozen.head.training != "pretrained":
             raise ValueError(
-                "experiment.head.training must be 'pretrained': every row samples with one noise "
-                f"network, got {frozen.head.training!r}"
+                "experiment.head.training must be 'pretrained': all rows sample with the same "
+                f"noise network, got {frozen.head.training!r}"
             )
         return frozen
 
     def _steps(self) -> tuple[int, ...]:
-        """All columns, that of the fitted constant too if there is one."""
+        """The steps of all columns, and those of the fitted constant if there is one."""
         fitted = any(self.eps_scale(line) == 0 for part in self.parts for line in part.lines)
         extra = (self.config.eps_scale.steps,) if fitted else ()
         return tuple(sorted({s for part in self.parts for s in part.steps} | set(extra)))
 
     def eps_scale(self, line: Line) -> float:
-        """What the predicted eps is multiplied by; 0 for the fitted constant."""
+        """The factor of the predicted noise; 0 for the fitted constant."""
         return self.config.samplings[line.sampling].eps_scale
 
     def _check_gap(self) -> None:
@@ -189,7 +189,7 @@ class Grid:
         settings = self.config.eps_scale
         if get_process(settings.process).needs is not None:
             raise ValueError(
-                "eps_scale.process must be a row of the noise network alone, "
+                "eps_scale.process must be a row that needs only the noise network, "
                 f"got {settings.process!r}"
             )
         if not 0 < settings.low < settings.high:
@@ -216,7 +216,7 @@ class Grid:
 
 
 def training_name(config: FrozenConfigDict) -> str:
-    """A folder's name for a noise network: readable, and told by all that decides its weights."""
+    """The folder name of a noise network, with a digest of what determines its weights."""
     return f"{default_workdir(config).name}_{digest(_training_sections(config))}"
 
 
@@ -230,19 +230,19 @@ def goes_on_from(config: FrozenConfigDict, other: FrozenConfigDict) -> bool:
 def _training_sections(config: FrozenConfigDict) -> dict[str, Any]:
     sections = {k: v for k, v in config.to_dict().items() if k not in (*SAMPLING, "name")}
     if not config.sa.lam:
-        sections["sa"] = {"lam": 0.0}  # the baseline, whatever the other keys
+        sections["sa"] = {"lam": 0.0}  # the baseline: the other keys have no effect
     return sections
 
 
 def second_name(config: FrozenConfigDict, needs: str) -> str:
-    """The same for what an optimal variance rests on, below the noise network's folder."""
+    """The folder name of a head or of Gamma, inside the noise network's folder."""
     name, adapter = ADAPTERS[needs]
     section = "gamma" if adapter.needs == "gamma" else "head"
     return f"{name}_{digest({section: config[section].to_dict()})}"
 
 
 def cell_name(config: FrozenConfigDict, cell: Cell, eps_scale: Mapping[str, Any] | float) -> str:
-    """The same for a cell, below its training's."""
+    """The file name of a cell, inside its training's folder."""
     needs = get_process(cell.process).needs
     decides = {
         "sample": config.sample.to_dict(),
@@ -254,7 +254,7 @@ def cell_name(config: FrozenConfigDict, cell: Cell, eps_scale: Mapping[str, Any]
 
 
 def digest(sections: Mapping[str, Any]) -> str:
-    """Ten hexadecimal digits of all values that have an effect."""
+    """Ten hexadecimal digits: a hash of all values that have an effect."""
     kept = {name: _with_effect(name, section) for name, section in sections.items()}
     text = json.dumps(kept, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
@@ -268,11 +268,11 @@ def _with_effect(name: str, section: Any) -> Any:
 
 
 def _override(config: ConfigDict, name: str, keys: Mapping[str, Any]) -> None:
-    """Set existing keys, nested ones too, to values of their types."""
+    """Set existing keys, also nested ones, to values of the same types."""
     for key, value in keys.items():
         here = f"{name}.{key}"
         if key not in config:
-            raise ValueError(f"{here}: there is no such key to set")
+            raise ValueError(f"{here}: the configuration has no such key")
         if isinstance(config[key], ConfigDict):
             _override(config[key], here, value)
             continue

@@ -1,4 +1,4 @@
-"""The report as one HTML file: style and pictures inside, nothing fetched, every text escaped."""
+"""The report as one HTML file: it includes style and pictures, and all text is escaped."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ nav a { margin-right: 1rem; }
 </style>
 <h1>{{ report.title }}</h1>
 <p>{{ report.state }}. Mean ± standard deviation over the seeds. <b>Bold</b>: best of a process's
-lines, where the paired 95 % intervals of its difference from every other line exclude zero. Each
-interval stands for itself: of a hundred, five exclude zero by chance.</p>
+lines, if the paired 95 % intervals of its difference from every other line exclude zero. The
+intervals are not adjusted for their number: of a hundred, five exclude zero by chance.</p>
 <nav>{% for title, _ in parts %}<a href="#part{{ loop.index }}">{{ title }}</a>{% endfor %}
 <a href="#pictures">Pictures</a><a href="#made">Made by</a></nav>
 {% for title, tables in parts %}
@@ -79,7 +79,7 @@ src="data:image/png;base64,{{ data(picture.path) }}"><figcaption>{{ picture.capt
 
 
 def html_page(report: Report) -> str:
-    """The page."""
+    """The report as an HTML page."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     parts = [(title, list(ts)) for title, ts in groupby(report.tables, lambda t: t.part.title)]
     return environment.from_string(_PAGE).render(report=report, parts=parts, data=_base64)

@@ -1,4 +1,4 @@
-"""All tasks of a grid: which there are, what each needs, and in which order they are best made."""
+"""All tasks of a grid: what each task needs, and the best order to run them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ from adapters.stages import TrainStage
 
 
 class Plan:
-    """All tasks of a grid in the order in which they are best made, and those of its results.
+    """All tasks of a grid.
+
+    Attributes:
+        tasks: all tasks, by name.
+        cells: the tasks of the cells. gaps: the tasks of the gap curves, by (training, seed).
 
     Raises:
-        ValueError: an experiment that cannot be run; nothing has been written then.
+        ValueError: an experiment cannot be run. Nothing has been written then.
     """
 
     def __init__(self, store: Store) -> None:
@@ -25,7 +29,7 @@ class Plan:
         self.tasks: dict[str, Task] = {}
         self.cells: dict[Cell, CellTask] = {}
         self.gaps: dict[tuple[str, int], GapTask] = {}
-        self._base = lru_cache(maxsize=None)(self._make_base)  # one for all cells of a training
+        self._base = lru_cache(maxsize=None)(self._make_base)  # shared by all cells of a training
         grid = store.grid
         for seed in grid.seeds:
             for cell in (cell for cell in grid.cells if cell.seed == seed):
@@ -36,7 +40,7 @@ class Plan:
                 self.gaps[name, seed] = self._add(task)
 
     def in_order(self) -> list[Task]:
-        """Seed by seed, trainings before what rests on them: two workers are soon both busy."""
+        """The best order: seed by seed, trainings before their cells, so workers soon have work."""
         tasks = list(self.tasks.values())
         rank = {StageTask: 0, EpsScaleTask: 1, CellTask: 2, GapTask: 2}
         seeds = {t.name: _seed_of(t) for t in tasks}
@@ -54,7 +58,7 @@ class Plan:
     def _make_base(self, training: str, seed: int) -> StageTask:
         experiment = self.store.experiment(Line(training), seed, None)
         settings, loss = experiment.config.base, experiment.loss
-        # A backward pass costs two forward ones; the calls without a graph have none.
+        # A backward pass costs as much as two forward passes; calls without a graph have none.
         differentiated = 1 if loss.lam == 0 or loss.backprop == "one" else loss.K
         calls = 2 * differentiated + (loss.K if loss.lam else 1)
         start = self._beginning(training, seed)
@@ -64,7 +68,7 @@ class Plan:
         return self._add(StageTask(self.store, stage, (), cost, start))
 
     def _beginning(self, training: str, seed: int) -> StageTask | None:
-        """The longest of the grid's trainings that this one goes on from."""
+        """The longest of the grid's trainings that this one continues."""
         grid = self.store.grid
         configs = {name: grid.experiment(Line(name), seed) for name in grid.trainings}
         config = configs[training]
@@ -83,12 +87,12 @@ class Plan:
         else:
             method, settings = experiment.adapter.pretrained, experiment.config.head
             stage = TrainStage(experiment, "head", method, base.stage)
-            # The frozen network runs forward; the head is small beside it.
+            # Only the frozen network's forward pass counts: the head is small.
             cost = settings.iterations * settings.batch_size
         return self._add(StageTask(self.store, stage, (base,), float(cost)))
 
     def _add(self, task: Any) -> Any:
-        """The task, or the equal one that is there already."""
+        """Add a task; return it, or the equal one that was added before."""
         return self.tasks.setdefault(task.name, task)
 
 

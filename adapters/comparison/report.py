@@ -1,4 +1,4 @@
-"""The report of a comparison, from whatever lies in its store: STORE/reports/NAME/
+"""The report of a comparison, made of the results in its store: STORE/reports/NAME/
 
 report.md, report.html (one file, with its pictures), tables.tex, cells.csv, *.png
 """
@@ -44,7 +44,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Failure:
-    """A task that failed: its name, why in one line, and its traceback."""
+    """A task that failed: its name, the reason in one line, and the traceback."""
 
     task: str
     error: str
@@ -60,13 +60,13 @@ class Report:
     tables: tuple[Table, ...]
     pictures: tuple[Picture, ...]
     facts: dict[str, str]
-    published: str  # Markdown, "" where there is nothing
+    published: str  # Markdown, "" where nothing is published
     failures: tuple[Failure, ...]
     config: str  # JSON
 
 
 def write_report(plan: Plan, command: str) -> Path:
-    """Make the report of what is there; the Markdown file's path."""
+    """Write the report of the results that exist; return the Markdown file's path."""
     grid, folder = plan.store.grid, plan.store.folder / REPORTS / plan.store.grid.config.name
     folder.mkdir(parents=True, exist_ok=True)
     failures = Failures(plan.store.folder, run_id="")
@@ -94,7 +94,7 @@ def write_report(plan: Plan, command: str) -> Path:
         config=json.dumps(grid.config.to_dict(), indent=2, sort_keys=True),
     )
     for path in set(folder.glob("*.png")) - {one.path for one in report.pictures}:
-        path.unlink(missing_ok=True)  # of a table that this comparison no longer has
+        path.unlink(missing_ok=True)  # from a table that this comparison no longer has
     scales = {cell: found["eps_scale"] for cell, found in stored.items()}
     content = {
         "report.md": _markdown(report, folder),
@@ -109,7 +109,7 @@ def write_report(plan: Plan, command: str) -> Path:
 
 
 def _with_needs(task: Task) -> Iterator[Task]:
-    """A task, what it rests on, what that rests on, ..."""
+    """A task, the tasks that it needs, the tasks that those need, ..."""
     yield task
     for need in task.needs:
         yield from _with_needs(need)
@@ -175,7 +175,7 @@ def _gap_facts(plan: Plan) -> dict[str, str]:
 
 
 def _published(plan: Plan) -> str:
-    """Other people's numbers, each with its source; the SA paper's own are to be had there."""
+    """Other people's numbers, each with its source, and a reference to the SA paper's numbers."""
     published = plan.store.grid.config.published
     if not len(published):
         return ""

@@ -33,16 +33,16 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the sign of the mean is supported."""
+        """Whether the whole interval lies on one side of zero."""
         return self.low > 0 or self.high < 0
 
     def supports(self, lower: bool) -> bool:
-        """Whether all of it lies below zero (``lower``), or above."""
+        """Whether the whole interval lies below zero (``lower``), or above zero."""
         return self.high < 0 if lower else self.low > 0
 
 
 def spread(values: Values) -> Spread | None:
-    """None where there is no value."""
+    """The values' mean and standard deviation; None where there is no value."""
     numbers = list(values.values())
     if not numbers:
         return None
@@ -54,7 +54,7 @@ def paired(values: Values, reference: Values) -> Interval | None:
     """Student's interval of ``values - reference`` over the seeds that both have.
 
     Runs of one seed share the order of the data, the initial weights and the samples' noise, so
-    their difference varies less than each of them. None where no seed is common.
+    their difference varies less than each of them. None where they have no common seed.
     """
     seeds = sorted(set(values) & set(reference))
     differences = [values[seed] - reference[seed] for seed in seeds]
@@ -64,17 +64,17 @@ def paired(values: Values, reference: Values) -> Interval | None:
     mean = float(np.mean(differences))
     if n == 1:
         return Interval(mean, math.nan, math.nan, 1)
-    from scipy.stats import t  # half a second to import
+    from scipy.stats import t  # takes half a second to import
 
     half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1) * np.std(differences, ddof=1) / math.sqrt(n))
     return Interval(mean, mean - half, mean + half, n)
 
 
 def supported_best(lines: Sequence[Values], lower_is_better: bool) -> int | None:
-    """The line whose mean is best, if its paired difference from every other says so, too.
+    """The index of the line with the best mean, if all its paired differences support that.
 
-    The means are over each line's own seeds, the differences over common ones: where seeds are
-    missing, the two can have other signs.
+    The means are over each line's own seeds, the differences over common ones. Where seeds are
+    missing, the two can have different signs.
     """
     if len(lines) < 2 or not all(lines):
         return None
@@ -88,5 +88,5 @@ def supported_best(lines: Sequence[Values], lower_is_better: bool) -> int | None
 
 
 def expected_by_chance(intervals: Sequence[Interval]) -> float:
-    """How many of these would exclude zero if no difference were real."""
+    """How many of these intervals would exclude zero if no difference were real."""
     return (1 - CONFIDENCE) * sum(interval.n > 1 for interval in intervals)

@@ -1,10 +1,10 @@
 """The folder of a grid, and what its tasks share within one process.
 
-    STORE/trainings/NAME/            config.json, base/, and below it a folder a head or Gamma
+    STORE/trainings/NAME/            config.json, base/, and a folder for each head or Gamma
     STORE/cells/NAME/CELL.json       its metrics; CELL.npz the first images; CELL.grid.png
     STORE/gap/NAME_START_DIGEST.npz  a gap curve
 
-NAME and CELL end in a digest of all that decides the numbers, so what lies there is what is meant.
+NAME and CELL end in a digest of all that determines the numbers, so an existing file is right.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from adapters.registry import get_process
 from adapters.stages import TrainStage
 from third_party.common.data import ImageDataset
 
-CACHE = "cache"  # of the classifiers, in the store
+CACHE = "cache"  # folder of the classifiers, in the store
 
 
 class Store:
@@ -35,7 +35,7 @@ class Store:
         self.progress = progress
         self.experiment = lru_cache(maxsize=64)(self._experiment)
         self._networks: dict[Path, tuple[nn.Module, str]] = {}
-        # One copy of the images for all experiments; their sections are equal but for overrides.
+        # All experiments with equal data sections, normally all, share one copy of the images.
         self._load = lru_cache(maxsize=1)(load_dataset)
 
     def training_folder(self, line: Line, seed: int) -> Path:
@@ -43,7 +43,7 @@ class Store:
         return self.folder / "trainings" / training_name(self.grid.experiment(line, seed))
 
     def network(self, stage: TrainStage) -> tuple[nn.Module, str]:
-        """A stage's averaged network and its typ; the last one is kept at hand."""
+        """A stage's averaged network and its ``typ``; the last one is kept in memory."""
         if stage.average_path not in self._networks:
             self._networks = {stage.average_path: stage.average()}
         return self._networks[stage.average_path]
@@ -56,7 +56,7 @@ class Store:
 
     @lru_cache(maxsize=1)  # noqa: B019, a store lives as long as its process
     def reference(self, features: tuple[str, ...]) -> Summary:
-        """The real images' moments."""
+        """The moments of the real images' features."""
         extractors = build_extractors(
             features,
             cache_dir=self.folder / CACHE,
@@ -67,7 +67,7 @@ class Store:
         return summarise(self.dataset.uint8_batches(batch), extractors)
 
     def _experiment(self, line: Line, seed: int, process: str | None) -> Experiment:
-        """The experiment whose folder holds what ``process`` needs beside the noise network."""
+        """The experiment whose folder holds what ``process`` needs besides the noise network."""
         config = self.grid.experiment(line, seed, process)
         folder = self.training_folder(line, seed)
         needs = get_process(process).needs if process else None

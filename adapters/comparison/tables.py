@@ -1,4 +1,4 @@
-"""Tables of a comparison: every number over seeds, beside what it is compared with."""
+"""Tables of a comparison: numbers over seeds, and their differences from a reference."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from adapters.comparison.statistics import (
 from adapters.registry import get_process
 from adapters.report import as_text, explain, headline_metrics, table
 
-Results = Mapping[Cell, Mapping[str, float]]  # the cells that are there -> metric -> value
+Results = Mapping[Cell, Mapping[str, float]]  # finished cells -> metric -> value
 MISSING = "-"
 FAILED = "failed"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A number of a table: a process, a line and a number of steps.
+    """A number of a table: one reverse process, line and number of steps.
 
     ``difference``: from the part's first line, paired by seed; None in that line itself.
-    ``is_best``: best of the process's lines, where the intervals support it. ``seeds``: how many it
-    should be over; ``failed``: how many of them failed.
+    ``is_best``: best of the reverse process's lines, if the intervals support it. ``seeds``: how
+    many there should be. ``failed``: how many of them failed.
     """
 
     spread: Spread | None
@@ -40,7 +40,7 @@ class Entry:
     failed: int = 0
 
     def text(self, digits: int = 2) -> str:
-        """Mean ± deviation, or why there is none; and over how many seeds, if not over all."""
+        """Mean ± deviation, or why it is missing; the number of seeds, if some are missing."""
         if self.spread is None:
             return FAILED if self.failed else MISSING
         n = self.spread.n
@@ -64,7 +64,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table."""
+    """A row of a table."""
 
     process: str
     line: str
@@ -73,7 +73,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A part's numbers of one metric."""
+    """The numbers of one part and one metric."""
 
     part: Part
     metric: str
@@ -100,7 +100,7 @@ class Table:
 def build_tables(
     grid: Grid, results: Results, failed: Callable[[Cell], bool] = lambda cell: False
 ) -> list[Table]:
-    """Every part's tables, one a metric; only of the parts that have a number."""
+    """A table for each part and metric; parts without results are left out."""
     tables = []
     for part in grid.parts:
         there = [results[cell] for s in grid.seeds for cell in part.cells(s) if cell in results]
@@ -113,14 +113,14 @@ def build_tables(
 
 
 def lower_is_better(metric: str) -> bool | None:
-    """None for a metric that knows no better."""
+    """Whether lower values are better; None for a metric without a better direction."""
     if metric == "fid" or metric.startswith("frechet_"):
         return True
     return False if metric == "inception_score" or metric.startswith("is_") else None
 
 
 def values_of(grid: Grid, results: Results, cell: Cell, metric: str) -> dict[int, float]:
-    """Seed -> value of a cell and its like."""
+    """Seed -> value of this cell and of the same cell with the other seeds."""
     like = {s: Cell(cell.line, s, cell.process, cell.steps) for s in grid.seeds}
     return {s: results[c][metric] for s, c in like.items() if c in results}
 
@@ -195,7 +195,7 @@ _TEX = str.maketrans(
 
 
 def latex(tables: Sequence[Table]) -> str:
-    """The tables for a paper, with the package booktabs."""
+    """The tables in LaTeX; they need the package booktabs."""
     text = ["% needs \\usepackage{booktabs}"]
     for one in tables:
         columns = "ll" + "r" * len(one.part.steps)
@@ -235,7 +235,7 @@ def _tex(text: str) -> str:
 
 
 def comma_separated(grid: Grid, results: Results, scales: Mapping[Cell, float]) -> str:
-    """Every cell of every seed, a line each: for other programs."""
+    """All cells of all seeds as CSV, a line for each cell."""
     names = list(dict.fromkeys(name for metrics in results.values() for name in metrics))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

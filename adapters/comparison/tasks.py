@@ -30,17 +30,17 @@ from adapters.stored import read_arrays, read_images, read_json
 from sa_plugin.gap import GapCurve, gap_along_chain
 from sa_plugin.sampler import Sampler
 
-DAMAGED = "is damaged: remove it, the same command makes it again"
-FIT_SEED = 2**32  # added to the seed of the images that the eps constant is fitted on
+DAMAGED = "is damaged: remove it, and the same command makes it again"
+FIT_SEED = 2**32  # added to the seed for the images on which the eps constant is fitted
 
 
 class Task(Protocol):
     """A part of the grid.
 
     Attributes:
-        name: a path below the store, unlike any other task's.
-        needs: the tasks whose results it takes.
-        evaluations: network evaluations of one image, a training step's backward pass as two.
+        name: a path inside the store; no other task has it.
+        needs: the tasks whose results it uses.
+        evaluations: network evaluations of one image; a backward pass counts as two.
     """
 
     name: str
@@ -50,16 +50,16 @@ class Task(Protocol):
     def evaluations(self) -> float: ...
 
     def is_done(self) -> bool:
-        """Whether its result lies in the store."""
+        """Whether its result is in the store."""
 
     def run(self) -> None:
-        """Make the result, or go on making it."""
+        """Make the result, or continue making it."""
 
 
 class StageTask:
     """A training, a head or a Gamma: a stage of an experiment.
 
-    ``start`` is a shorter training of the same network, which this one goes on from.
+    ``start`` is a shorter training of the same network, which this one continues.
     """
 
     def __init__(
@@ -92,10 +92,10 @@ class StageTask:
 
 
 class EpsScaleTask:
-    """The constant by which a noise network's predictions are best multiplied, for one cell.
+    """The best constant factor of a noise network's predictions.
 
-    It minimises the first metric of the cell ``config.eps_scale`` names, on images of another seed
-    than the tables' (bounded Brent search).
+    A bounded Brent search minimises the first distance of the cell that ``config.eps_scale`` names.
+    Its images have another seed than those of the tables.
     """
 
     def __init__(self, store: Store, line: Line, seed: int, base: StageTask) -> None:
@@ -110,7 +110,7 @@ class EpsScaleTask:
 
     @property
     def evaluations(self) -> float:
-        """As many cells as evaluations of the metric."""
+        """Each evaluation of the metric samples one cell."""
         settings = self.settings
         return settings.evaluations * settings.steps * settings.n_images
 
@@ -168,7 +168,7 @@ class EpsScaleTask:
 
 
 class CellTask:
-    """Images of one cell, straight into the metrics."""
+    """The metrics of one cell; only its first images are stored."""
 
     def __init__(
         self,
@@ -196,7 +196,7 @@ class CellTask:
         return self.path.exists()
 
     def result(self) -> dict[str, Any]:
-        """``metrics``, ``seconds``, ``eps_scale`` and what it was made with."""
+        """``metrics``, ``seconds``, ``eps_scale`` and ``made_with``."""
         return read_json(self.path, DAMAGED, as_result)
 
     def first_images(self) -> Tensor:
@@ -243,7 +243,7 @@ class CellTask:
 
 
 def as_result(found: Any) -> dict[str, Any]:
-    """A cell's result, of which every part is what the report takes it for."""
+    """A cell's result; raises unless every part has the type that the report expects."""
     check_cell(found["metrics"])
     checked = {"eps_scale": float(found["eps_scale"]), "seconds": float(found["seconds"])}
     return {**found, **checked, "made_with": dict(found["made_with"])}
@@ -296,7 +296,7 @@ class GapTask:
 
 
 def scaled(scale: float) -> Callable[[Any], Callable[..., Any]]:
-    """For ``Experiment.sampler``: the predicted eps times a constant; not second outputs."""
+    """For ``Experiment.sampler``: multiply the predicted noise, but no second output."""
 
     def wrap(network: Any) -> Callable[..., Any]:
         if scale == 1:
@@ -308,14 +308,14 @@ def scaled(scale: float) -> Callable[[Any], Callable[..., Any]]:
                 return scale * output
             return (scale * output[0], *output[1:])
 
-        call.model = network.model  # found by the sampler, for its device
+        call.model = network.model  # the sampler reads the device from it
         return call
 
     return wrap
 
 
 def made_with(device: str) -> dict[str, str]:
-    """Versions and the kind of device, for the record."""
+    """Versions and device, stored with a result."""
     kind = torch.device(device)
     name = torch.cuda.get_device_name(kind) if kind.type == "cuda" else "cpu"
     return {
@@ -329,7 +329,7 @@ def made_with(device: str) -> dict[str, str]:
 
 
 class _First:
-    """Lets batches pass by and keeps the first images."""
+    """Passes batches on and keeps the first images."""
 
     def __init__(self, count: int) -> None:
         self._missing = count

@@ -1,9 +1,9 @@
-"""Tasks by any number of workers, on one machine or on several that share the store.
+"""Run tasks with any number of workers, on one machine or on several that share the store.
 
-A worker takes the first task that is not done, whose needs are, and whose lock it gets. The locks
-are the kernel's (``flock``): they end with the process that holds them, however it ends. A task
-that fails is noted and what rests on it is left out; the rest goes on. The next command tries it
-again.
+A worker takes the first task that is not done, whose needs are done, and whose lock is free. The
+locks are the kernel's (``flock``), which frees them when their process ends for any reason. When a
+task fails, its error is stored and the tasks that need it are skipped; all others run. The next
+command tries the failed task again.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ LOCKS, FAILURES = "locks", "failed"
 
 
 class Failures:
-    """Tasks that failed, with their tracebacks, in the store."""
+    """The tasks that failed, with their tracebacks, stored in files."""
 
     def __init__(self, folder: Path, run_id: str) -> None:
         self.folder = folder / FAILURES
         self.run_id = run_id
 
     def path(self, task: Task) -> Path:
-        """Where a task's failure is noted."""
+        """The file of a task's failure."""
         return self.folder / f"{task.name.replace('/', '~')}.json"
 
     def error(self, task: Task, *, of_this_run: bool = False) -> str | None:
@@ -59,7 +59,7 @@ class Failures:
         return "" if noted is None else noted["traceback"]
 
     def _noted(self, task: Task) -> dict[str, str] | None:
-        """The note of a failure; one that is damaged is of no run: its task is tried again."""
+        """The stored failure; a damaged file counts for no run, so its task is tried again."""
         path = self.path(task)
         if not path.exists():
             return None
@@ -70,13 +70,13 @@ class Failures:
             return {"run": "", "error": str(damaged), "traceback": ""}
 
     def note(self, task: Task, error: Exception) -> None:
-        """Write a failure down."""
+        """Store a failure."""
         line = " ".join(f"{type(error).__name__}: {error}".split())
         noted = {"run": self.run_id, "error": line, "traceback": traceback.format_exc()}
         write_atomically(self.path(task), (json.dumps(noted, indent=2) + "\n").encode())
 
     def clear(self, task: Task) -> None:
-        """After a success."""
+        """Remove the stored failure, after a success."""
         self.path(task).unlink(missing_ok=True)
 
 
@@ -87,11 +87,11 @@ def work(
     *,
     goes_on: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Make what is missing, together with whoever else does, until nothing is left that can be.
+    """Run the missing tasks, together with other workers, until none is left that can run.
 
     Args:
-        run_id: of the command: a failure of another one is tried again.
-        goes_on: asked before each task.
+        run_id: names the command; a task that failed in another command is tried again.
+        goes_on: called before each task; if it returns False, this worker stops.
     """
     failures = Failures(folder, run_id)
     done: set[str] = set()
@@ -104,7 +104,7 @@ def work(
 
 
 def _one_pass(tasks: Sequence[Task], folder: Path, failures: Failures, done: set[str]) -> str:
-    """Run the first task that can be; "ran", "waiting" for others' tasks, or "nothing left"."""
+    """Run the first task that can run; "ran", "waiting" (for other workers) or "nothing left"."""
     blocked: set[str] = set()
     waiting = False
     for task in tasks:
@@ -127,7 +127,7 @@ def _one_pass(tasks: Sequence[Task], folder: Path, failures: Failures, done: set
 
 
 def _run(task: Task, failures: Failures, done: int, total: int) -> None:
-    # Another worker may have finished or failed it between our look and our lock.
+    # Another worker may have finished or failed it before we got the lock.
     if task.is_done() or failures.error(task, of_this_run=True) is not None:
         return
     began = time.monotonic()
@@ -146,7 +146,7 @@ def _lock_path(folder: Path, task: Task) -> Path:
 
 
 def work_together(make_plan: Callable[[], Plan], workers: int, run_id: str) -> None:
-    """``work`` in this process or, with more than one worker, in as many others."""
+    """Do ``work`` in this process or, with more than one worker, in that many new processes."""
     if workers == 1:
         plan = make_plan()
         work(plan.in_order(), plan.store.folder, run_id)
@@ -176,7 +176,7 @@ def _child(make_plan: Callable[[], Plan], run_id: str, threads: int, parent: int
     torch.set_num_threads(threads)
     keep_freed_memory()
     # A worker whose command was killed finishes its task and stops.
-    with contextlib.suppress(KeyboardInterrupt), caught():  # told by the command itself
+    with contextlib.suppress(KeyboardInterrupt), caught():  # the command itself reports it
         plan = make_plan()
         tasks, folder = plan.in_order(), plan.store.folder
         work(tasks, folder, run_id, goes_on=lambda: os.getppid() == parent)

@@ -1,6 +1,6 @@
 """Checkpoints as the original codes publish them: read as data only, checked, written.
 
-files          one file -> what it holds, without running anything of it; and safe writing
-layouts        what it holds -> state dicts, "ema" and "model"; state dicts -> a layout
-architecture   a state dict -> the network it belongs to, and what does not fit a network
+files          read the content of a file without running any code in it; write a file safely
+layouts        from a file's content to the state dicts "ema" and "model", and back to a layout
+architecture   find the network of a state dict; report what does not fit a network
 """

@@ -1,6 +1,6 @@
-"""Which network a state dict belongs to, told by its names and shapes, and what does not fit.
+"""Find the network of a state dict by its names and shapes, and report what does not fit.
 
-Notation: a shape is a tuple; ``shapes`` maps the names of a state dict to them.
+Notation: a shape is a tuple; ``shapes`` maps the names of a state dict to shapes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ HEADS = {"iddpm_unet": ("out2.",), "ddpm_unet": ("before_out.", "norm_out2.", "c
 
 
 def check_fits(state: Mapping[str, Tensor], network: nn.Module, source: object) -> None:
-    """ValueError unless ``state`` has ``network``'s names and shapes, telling what differs."""
+    """ValueError, with the differences, unless ``state`` has ``network``'s names and shapes."""
     given, wanted = _shapes(state), _shapes(network.state_dict())
     missing = [name for name in wanted if name not in given]
     extra = [name for name in given if name not in wanted]
@@ -49,19 +49,20 @@ def check_fits(state: Mapping[str, Tensor], network: nn.Module, source: object) 
 
 
 def network_of_state(state: Mapping[str, Tensor], source: object = "the state dict") -> nn.Module:
-    """The network, without memory for its weights, that the names and shapes themselves describe.
+    """Build the network that the names and shapes describe, without memory for its weights.
 
-    What they do not tell is left at a value that changes neither: the numbers of attention heads
-    and of groups, the resolution, dropout.
+    Some options do not affect names and shapes, and get any valid value: the numbers of attention
+    heads and of groups, the resolution, dropout.
 
     Raises:
-        ValueError: it is of neither family of networks, or lacks a parameter that tells a size.
+        ValueError: ``state`` belongs to neither family of networks, or lacks a parameter whose
+            shape is needed.
     """
     shapes = _shapes(state)
     family = _family(shapes)
     if family is None:
         raise ValueError(
-            f"{source} is of no network here: no name begins with "
+            f"{source} belongs to no known network: no name begins with "
             f"{' or '.join(map(repr, BLOCKS.values()))}, its names are {_first(list(shapes))}"
         )
     build = {"iddpm_unet": _iddpm_of, "ddpm_unet": _ddpm_of}[family]
@@ -72,15 +73,15 @@ def network_of_state(state: Mapping[str, Tensor], source: object = "the state di
         raise ValueError(
             f"{source} does not fit {family}, parameters 1 missing: {error.args[0]}"
         ) from error
-    except (ArithmeticError, IndexError, RuntimeError, ValueError) as error:  # absurd sizes
+    except (ArithmeticError, IndexError, RuntimeError, ValueError) as error:  # impossible sizes
         raise ValueError(f"{source} describes no {family}: {error}") from error
 
 
 def network_of_config(path: Path, state: Mapping[str, Tensor]) -> nn.Module:
-    """The network of a configuration file, without memory for its weights; the file is run.
+    """Build the network of a configuration file, without memory for its weights; runs the file.
 
-    With the head where ``state`` has one. The configuration names a dataset, not its images' shape:
-    their channels and, of the DDPM UNet, their size are taken from ``state``.
+    The network has a head if ``state`` has one. The configuration names a dataset, not the shape of
+    its images: their channels and, for the DDPM UNet, their size are taken from ``state``.
     """
     if not path.is_file():
         raise ValueError(f"--config: there is no file {str(path)!r}")
@@ -88,7 +89,7 @@ def network_of_config(path: Path, state: Mapping[str, Tensor]) -> nn.Module:
         config = runpy.run_path(str(path))["get_config"]()
         name, args = config.network.name, config.network.args.to_dict()
         joint, mode = config.head.training == "joint", config.head.mode
-    except Exception as error:  # a file that is run can raise anything
+    except Exception as error:  # the file's code can raise anything
         raise ValueError(f"--config {path}: {type(error).__name__}: {error}") from error
     shapes = _shapes(state)
     channels = _image_channels(shapes)
@@ -106,9 +107,9 @@ def network_of_config(path: Path, state: Mapping[str, Tensor]) -> nn.Module:
 
 
 def cut_outputs(state: Mapping[str, Tensor], outputs: int) -> dict[str, Tensor]:
-    """The same network with its first ``outputs`` channels of output alone.
+    """The state dict of the same network with only its first ``outputs`` output channels.
 
-    A network with a learned variance (arXiv 2102.09672) gives the noise first.
+    A network with a learned variance (arXiv 2102.09672) returns the noise in its first channels.
     """
     family = _family(_shapes(state))
     layer = LAST_LAYERS.get(family or "", "")
@@ -187,9 +188,9 @@ def _image_channels(shapes: Shapes) -> int:
 
 
 def _image_size(shapes: Shapes, args: Mapping[str, Any]) -> int:
-    """Pixels a side with which the DDPM UNet has its attention where ``shapes`` have it.
+    """The image size with which the DDPM UNet has attention in the levels where ``shapes`` do.
 
-    Where no size does, one with which it can be built, so that the difference can be told.
+    If no size fits: one with which it can be built, so that ``check_fits`` lists the differences.
     """
     levels = max(len(args.get("ch_mult", ())), 1)
     sides = args.get("attn_resolutions") or (1,)
@@ -199,9 +200,9 @@ def _image_size(shapes: Shapes, args: Mapping[str, Any]) -> int:
 
 
 def _count(shapes: Shapes, start: str) -> int:
-    """How many parts are numbered after ``start``: one more than the largest number.
+    """The number of parts numbered after ``start``: one more than the largest number.
 
-    Some have no parameters, but never more than those that have.
+    Parts without parameters do not appear, but there are never more of them than of the others.
     """
     numbers = {name[len(start) :].partition(".")[0] for name in shapes if name.startswith(start)}
     largest = max((int(n) for n in numbers if n.isdecimal() and len(n) < 10), default=-1)

@@ -1,6 +1,7 @@
-"""One checkpoint file of unknown origin: read as data, without running anything; written safely.
+"""Read a checkpoint file of unknown origin as data, without running code; write one safely.
 
-One name is allowed beside tensors and plain values, argparse.Namespace, and gets an inert stand-in.
+Besides tensors and plain values, one name is allowed, argparse.Namespace; an inert class replaces
+it.
 """
 
 from __future__ import annotations
@@ -18,34 +19,34 @@ from sa_plugin._files.writing import written_atomically
 
 
 class Settings:
-    """Stands in for argparse.Namespace in a file: whatever it holds is read and dropped."""
+    """Replaces argparse.Namespace in a file; its content is read and dropped."""
 
     def __init__(self, *_: object, **__: object) -> None:
-        """Take any arguments."""
+        """Accept any arguments."""
 
     def __setstate__(self, state: object) -> None:
         """Keep nothing: an attribute could shadow a method."""
 
 
 def read_file(path: Path) -> Any:
-    """What a file of ``torch.save`` holds, on the CPU.
+    """The content of a file of ``torch.save``, on the CPU.
 
     Raises:
-        ValueError: not such a file, damaged, or holding anything beside tensors, plain containers,
-            plain values and argparse.Namespace. Nothing of it has been run then.
+        ValueError: the file is of another kind or damaged, or holds anything besides tensors, plain
+            containers, plain values and argparse.Namespace. No code in it has been run.
     """
-    with reading(path, "is damaged, or no checkpoint") as file:
+    with reading(path, "is damaged or not a checkpoint") as file:
         return load_tensors(file, {"argparse.Namespace": Settings})
 
 
 def write_file(state: Mapping[str, Tensor], path: Path) -> None:
-    """Save a state dict under a temporary name and rename: ``path`` is never seen half written."""
+    """Save a state dict under a temporary name, then rename: ``path`` is never half written."""
     with written_atomically(path, sync=True) as file:
         torch.save(compact(state), file)
 
 
 def compact(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors without what surrounds them: a view is saved with all that it views."""
+    """The same tensors, views copied: a view would be saved with all the memory behind it."""
     return {
         name: tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
         for name, tensor in state.items()

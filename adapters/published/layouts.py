@@ -1,8 +1,8 @@
 """The layouts in which the original codes publish weights; docs/checkpoints.md describes them.
 
-A layout holds state dicts under two names: "ema", the averaged weights with which images are drawn,
-and "model", those of the last training step. A file with a single state dict does not say which of
-the two it is: "weights", given for either.
+A layout holds state dicts under two names: "ema", the averaged weights, which are used to sample,
+and "model", the weights of the last training step. A file with a single state dict does not say
+which of the two it holds. Its state dict is called "weights" and is returned for both names.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ StateDict = dict[str, Tensor]
 
 WHICH = ("ema", "model")
 UNNAMED = "weights"
-PREFIX = "module."  # that torch.nn.DataParallel puts before every name
+PREFIX = "module."  # torch.nn.DataParallel puts it before every name
 HOST_FOLDERS = {"ema": "ema_models_states", "model": "models_states"}
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -34,9 +34,9 @@ class Published:
     """A checkpoint whose layout is known.
 
     Attributes:
-        path: where it lies.
-        layout: what it is, in words.
-        parts: "ema" and "model", as far as it has them, or "weights"; read when asked for.
+        path: its file or folder.
+        layout: the layout, in words.
+        parts: readers of "ema" and "model", those that it has, or of "weights".
     """
 
     path: Path
@@ -47,14 +47,14 @@ class Published:
         """One of its state dicts, names without prefix, in the order of the file.
 
         Raises:
-            ValueError: there is none, or it holds something that cannot be a network's weight.
+            ValueError: it does not exist, or holds something that cannot be a network's weight.
         """
         if which not in WHICH:
             raise ValueError(f"which must be one of {WHICH}, got {which!r}")
         if which not in self.parts and UNNAMED not in self.parts:
             raise ValueError(
                 f"{self.path} ({self.layout}) holds no {which!r} weights, only "
-                f"{', '.join(map(repr, self.parts))}: choose with which, or --which"
+                f"{', '.join(map(repr, self.parts))}: choose with ``which`` or --which"
             )
         state = self.parts[which if which in self.parts else UNNAMED]()
         for name, tensor in state.items():
@@ -63,10 +63,10 @@ class Published:
 
 
 def read_published(path: Path) -> Published:
-    """A checkpoint in any of the layouts.
+    """Open a checkpoint in any of the layouts.
 
     Raises:
-        ValueError: no such file or folder, an unreadable file, or a layout that is not known.
+        ValueError: the file or folder does not exist or is unreadable, or its layout is unknown.
     """
     if path.is_dir():
         return _host_folder(path)
@@ -97,7 +97,7 @@ def _host_folder(path: Path) -> Published:
     parts = {which: _file_reader(file) for which, file in files.items() if file is not None}
     if not parts:
         folders = " or ".join(f"{folder}/model.pth" for folder in HOST_FOLDERS.values())
-        raise ValueError(f"{path} is no checkpoint folder of the host: it has no {folders}")
+        raise ValueError(f"{path} is not a checkpoint folder of the host: it has no {folders}")
     return Published(path, "checkpoint folder of the host", parts)
 
 
@@ -121,7 +121,7 @@ def _file_reader(file: Path) -> Callable[[], Mapping[str, Tensor]]:
 
 
 def _sa_dpm_training(path: Path, content: dict[str, Any]) -> Published:
-    """SA-DPM's ckpt_EPOCH.pth: the optimiser's state of a parameter holds its average, ``ema``."""
+    """SA-DPM's ckpt_EPOCH.pth: the optimiser's state holds a parameter's average as ``ema``."""
     model, optimizer = content["model_dict"], content.get("optimizer")
     parts: dict[str, Callable[[], Mapping[str, Tensor]]] = {"model": lambda: model}
     states = optimizer.get("state") if isinstance(optimizer, dict) else None
@@ -142,7 +142,7 @@ def _optimizer_averages(
     if len(averages) != len(model):
         raise ValueError(
             f"{path}: the optimizer has {len(averages)} averages for the {len(model)} entries of "
-            "'model_dict', so that they cannot be told apart"
+            "'model_dict', so it is not clear which belong together"
         )
     for (name, tensor), average in zip(model.items(), averages, strict=True):
         if not isinstance(average, Tensor) or average.shape != tensor.shape:
@@ -151,7 +151,7 @@ def _optimizer_averages(
 
 
 def _listed(path: Path, content: list[Any] | tuple[Any, ...]) -> Published:
-    """A list of DDIM: [model, optimiser, epoch, step] and, where there is one, the average."""
+    """DDIM's list: [model, optimiser, epoch, step] and, if there is one, the average."""
     states = [entry for entry in content if _is_state_dict(entry)]
     if len(states) not in (1, 2) or states[0] is not content[0]:
         raise ValueError(
@@ -170,7 +170,7 @@ def _named(path: Path, content: dict[Any, Any]) -> Published:
     if not states or len(averages) > 1 or len(others) > 1:
         raise ValueError(
             f"{path} holds the entries {_short(content)}, {len(states)} of them state dicts: must "
-            "hold one network's weights, or theirs and an average with 'ema' in its name"
+            "hold one network's weights, and at most one average, with 'ema' in its name"
         )
     parts = {
         which: lambda s=states[names[0]]: s
@@ -207,7 +207,7 @@ def _check_tensor(what: str, tensor: Tensor) -> None:
         tensor = entries_once(tensor)
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from error
-    # Far faster than isfinite(): both ends are NaN where an entry is.
+    # Much faster than isfinite() on all entries: both ends are NaN if an entry is.
     if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
         raise ValueError(f"{what} is not finite")
 
@@ -221,17 +221,17 @@ def _short(names: Mapping[Any, Any]) -> str:
 
 
 def write_plain(states: Mapping[str, StateDict], target: Path) -> None:
-    """Our own layout, and that of the published files: one plain state dict."""
+    """Write one plain state dict: our own layout, and that of the published files."""
     write_file(_single(states), target)
 
 
 def write_sa_dpm(states: Mapping[str, StateDict], target: Path) -> None:
-    """SA-DPM's model_EPOCH_ema.pth: the state dict behind DataParallel's prefix."""
+    """Write SA-DPM's model_EPOCH_ema.pth: the state dict with DataParallel's prefix."""
     write_file({PREFIX + name: tensor for name, tensor in _single(states).items()}, target)
 
 
 def write_host(states: Mapping[str, StateDict], target: Path) -> None:
-    """A checkpoint folder of the host, IT.ckpt, without the states of a training to continue."""
+    """Write a checkpoint folder of the host, IT.ckpt, without the states to continue training."""
     folders = {"models": "model", "ema_models": "ema"}
     parts = {
         folder: {"model": compact(states.get(which) or _single(states))}
@@ -247,8 +247,8 @@ def host_iteration(target: Path) -> int:
     match = re.fullmatch(r"(\d+)\.ckpt", target.name)
     if match is None or str(int(match[1])) != match[1]:
         raise ValueError(
-            f"OUT={str(target)!r}: the host's folder must be called IT.ckpt, IT being a number of "
-            "iterations, such as 500000.ckpt"
+            f"OUT={str(target)!r}: the host's folder must be called IT.ckpt, where IT is a number "
+            "of iterations, such as 500000.ckpt"
         )
     return int(match[1])
 
