@@ -124,11 +124,11 @@ def _of_two(
         Variant("reuse, stratified steps", SALoss(schedule, reuse=True, stratified=True)),
         Variant("one", one),
         Variant("one, stratified steps", SALoss(schedule, backprop="one", stratified=True)),
-        Variant("one, extra calls by the average", one, network=with_average),
+        Variant("one, other rows by the average", one, network=with_average),
     ]
     if bf16:
         low = SALoss(schedule, backprop="one", extra_precision="bf16")
-        variants.append(Variant("one, extra calls in bf16", low))
+        variants.append(Variant("one, other rows in bf16", low))
     return [*variants, Variant("plain", SALoss(schedule, lam=0.0))]
 
 

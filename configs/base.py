@@ -40,7 +40,7 @@ def base_config() -> ConfigDict:
                 # the output channels, trained in the base stage, without a head stage.
                 "training": "pretrained",
                 "mode": "simple",  # or "complex"
-                "ratio": 1.0,  # weight of the second prediction's loss
+                "ratio": 1.0,  # weight of the second output's loss
                 **_training(),
             },
             # Analytic-DPM's Gamma_n = E mean(eps_pred^2); see sa_plugin.gamma. n_images images are

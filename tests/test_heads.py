@@ -36,7 +36,7 @@ def test_jointly_learnt_variances_come_close_to_the_exact_ones():
 
 @pytest.mark.slow
 def test_complex_heads_on_a_frozen_network_come_close_to_the_exact_variances():
-    """The noise network has learnt nothing of the second prediction; its features suffice."""
+    """The noise network has learnt nothing of the second output; its features suffice."""
     names = ["NPR, complex head", "SN, complex head"]
     found = errors(learnt(Problem.two_halves(), iterations=600, names=names))
     means = {name: float(error[:-1].mean()) for name, error in found.items()}

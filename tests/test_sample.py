@@ -165,7 +165,7 @@ def test_a_network_that_breaks_is_told(tmp_path, weights, capsys, factor, said):
         (["--steps=0"], "steps must be a whole number in 1..1000, got 0"),
         (["--steps=ten"], "argument --steps: invalid int value: 'ten'"),
         (["--process=npr_ddpm"], "--process 'npr_ddpm' needs 'epsc', which adapters.sn_dpm"),
-        (["--process=sn_ddpm"], "does not fit"),  # the weights have no second prediction
+        (["--process=sn_ddpm"], "does not fit"),  # the weights have no second output
         (["--process=none"], "'none'"),
         (["--config.sample.n_images=0"], "sample.n_images must be >= 1, got 0"),
         (["--config.sample.seed=-1"], "sample.seed must be >= 0, got -1"),

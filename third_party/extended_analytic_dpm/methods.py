@@ -73,7 +73,7 @@ def build_criterion(
     """The criterion of a method for `model`, with Adam on the trainable parameters.
 
     trunk       the noise network's weights (a file, or a state dict): needed by `*_pretrained`
-    ratio       weight of the second prediction's loss, or "adaptive"
+    ratio       weight of the second output's loss, or "adaptive"
     grad_clip   largest norm of the gradient, None for no limit
     lr_warmup   steps over which the rate rises to `lr`; 0: constant, as in the host
     """
