@@ -1,4 +1,4 @@
-"""Installs the library alone; adapters, third_party and configs run from the checkout."""
+"""Installs the library and its file readers; all else runs from the checkout."""
 
 import re
 from pathlib import Path
@@ -50,8 +50,8 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
-    packages=find_packages(include=["sa_plugin", "sa_plugin.*"]),
-    package_data={"sa_plugin": ["py.typed"]},
+    packages=find_packages(include=["sa_plugin", "sa_plugin.*", "sa_files"]),
+    package_data={"sa_plugin": ["py.typed"], "sa_files": ["py.typed"]},
     install_requires=["torch>=2.6.0", "numpy>=1.26.0"],
     extras_require={
         "metrics": METRICS,

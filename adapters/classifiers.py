@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adapters.features import Extracted, Extractor, from_uint8, write_atomically
-from sa_plugin._files.reading import reading
-from sa_plugin._files.tensors import load_tensors
+from sa_files.reading import reading
+from sa_files.tensors import load_tensors
 from third_party.common.datasets import IMAGE_SHAPES, get_dataset
 
 CLASSES = 10  # ten digits, ten kinds of clothing

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sa_plugin._files.writing import written_atomically
+from sa_files.writing import written_atomically
 
 
 @dataclass(frozen=True)

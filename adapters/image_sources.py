@@ -12,7 +12,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from sa_plugin._files.reading import reading, reason, tar_files
+from sa_files.reading import reading, reason, tar_files
 from third_party.common.data import ImageDataset
 from third_party.common.datasets import DATASETS, get_dataset
 from third_party.common.datasets.folders import SUFFIXES

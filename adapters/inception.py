@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adapters.features import Extracted, Extractor
-from sa_plugin._files.reading import reading
-from sa_plugin._files.tensors import load_tensors
+from sa_files.reading import reading
+from sa_files.tensors import load_tensors
 from sa_plugin.sampler import to_uint8
 
 WEIGHTS_VARIABLE = "SA_INCEPTION_WEIGHTS"

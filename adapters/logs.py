@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 
 from adapters.features import write_atomically
-from sa_plugin._files.reading import reading
+from sa_files.reading import reading
 
 CSV_FILE = "log.csv"
 

@@ -27,10 +27,10 @@ from adapters.evaluation import Collector, Summary, compare
 from adapters.features import Extractor, write_atomically
 from adapters.outputs import Images, units_of
 from adapters.stored import read_json
+from sa_files.arrays import Arrays as StoredArrays
+from sa_files.arrays import open_npz
+from sa_files.reading import reading
 from sa_plugin._batches import BLOCK
-from sa_plugin._files.arrays import Arrays as StoredArrays
-from sa_plugin._files.arrays import open_npz
-from sa_plugin._files.reading import reading
 from sa_plugin.metrics import Moments
 
 SAVE_SECONDS = 30.0  # between two writes of a part

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from adapters.features import write_atomically
+from sa_files.arrays import read_npy
+from sa_files.reading import reading
 from sa_plugin._batches import BLOCK
-from sa_plugin._files.arrays import read_npy
-from sa_plugin._files.reading import reading
 
 Images = NDArray[np.uint8]  # [n, H, W, C]
 

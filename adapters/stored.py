@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from sa_plugin._files.arrays import Array, open_npz
-from sa_plugin._files.reading import UnreadableFile, reading, size_of
+from sa_files.arrays import Array, open_npz
+from sa_files.reading import UnreadableFile, reading, size_of
 
 LARGEST_JSON = 2**26
 

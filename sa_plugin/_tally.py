@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sa_plugin._files.reading import reading
-from sa_plugin._files.tensors import load_tensors
+from sa_files.reading import reading
+from sa_files.tensors import load_tensors
 
 _TABLES = ("counts", "mean", "deviations")
 

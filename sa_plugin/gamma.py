@@ -20,13 +20,13 @@ import torch
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from torch import Tensor
 
+from sa_files.arrays import open_npz
+from sa_files.pickled import ARRAYS, PickledArray
+from sa_files.reading import reading
+from sa_files.tensors import entries_once, load_tensors
 from sa_plugin._batches import BlockNoise, shown
 from sa_plugin._checks import check_choice, check_non_negative, check_whole
 from sa_plugin._execution import NetworkCall
-from sa_plugin._files.arrays import open_npz
-from sa_plugin._files.pickled import ARRAYS, PickledArray
-from sa_plugin._files.reading import reading
-from sa_plugin._files.tensors import entries_once, load_tensors
 from sa_plugin._tally import Store, Tally, write_atomically
 from sa_plugin._tensors import DeviceTables
 from sa_plugin.prediction import PREDICTS, to_eps

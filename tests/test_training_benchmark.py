@@ -67,7 +67,7 @@ def test_a_memory_layout_has_one_network_and_every_row_trains_it(tiny):
     assert len(everything) == 3  # channels_last, the official style's, the host-style's
     for step, weights in rows.values():
         before = [p.detach().clone() for p in weights.model.parameters()]
-        step(torch.rand(2, 1, 8, 8))
+        step(torch.rand(2, 1, 8, 8) * 2 - 1)
         assert not any(map(torch.equal, before, weights.model.parameters()))
         numbers = sum(p.numel() for p in weights.model.parameters())
         counted = weights.nbytes() / 4 - 5 * numbers  # weight, gradient, average, two moments

@@ -19,11 +19,11 @@ import torch
 from PIL import Image
 
 from adapters.image_sources import open_images
+from sa_files.arrays import open_npz, open_zip, read_npy
+from sa_files.pickled import load_pickled_arrays
+from sa_files.reading import ROOM, UnreadableFile, reading, tar_files, unpack_gzip
+from sa_files.tensors import entries_once, load_tensors
 from sa_plugin import Gamma
-from sa_plugin._files.arrays import open_npz, open_zip, read_npy
-from sa_plugin._files.pickled import load_pickled_arrays
-from sa_plugin._files.reading import ROOM, UnreadableFile, reading, tar_files, unpack_gzip
-from sa_plugin._files.tensors import entries_once, load_tensors
 from third_party.common.datasets.pixels import Preparation, read_image
 
 

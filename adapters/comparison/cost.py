@@ -15,7 +15,6 @@ from adapters.gamma_stage import GammaStage
 from adapters.report import table
 
 PROBE_SECONDS = 1.0
-PROBE_BATCH = 64
 
 
 def plan_text(plan: Plan) -> str:
@@ -34,7 +33,7 @@ def plan_text(plan: Plan) -> str:
         f"{table(head, rows, left=1)}\n"
         f"An evaluation: one image through the network, {flop / 1e9:.3g} GFLOP; a backward pass "
         f"counts as two. Hours: one worker at {rate:.3g} evaluations a second, measured just now "
-        "in forward passes on this machine.\n"
+        "in forward passes of one image on this machine; batches are faster.\n"
     )
 
 
@@ -50,19 +49,23 @@ def flop_per_image(plan: Plan) -> float:
 
 
 def measured_rate(plan: Plan) -> float:
-    """Images a second in batched forward passes, measured on this machine."""
+    """Images a second, one at a time, in forward passes on this machine.
+
+    One image bounds the memory, and one call or about ``PROBE_SECONDS`` the time, also for a large
+    network. Batches are faster.
+    """
     experiment = _any_experiment(plan)
     network = experiment.network(experiment.base_method).to(experiment.device).eval()
-    batch = min(PROBE_BATCH, experiment.config.sample.batch_size)
-    x = torch.zeros(batch, *experiment.image_shape, device=experiment.device)
-    n = torch.ones(batch, dtype=torch.int64, device=experiment.device)
+    x = torch.zeros(1, *experiment.image_shape, device=experiment.device)
+    n = torch.ones(1, dtype=torch.int64, device=experiment.device)
+    seconds: list[float] = []
     with torch.no_grad():
-        network(x, n).sum().item()  # the first call is slower
-        began, calls = time.perf_counter(), 0
-        while time.perf_counter() - began < PROBE_SECONDS:
+        while sum(seconds) < PROBE_SECONDS:
+            began = time.perf_counter()
             network(x, n).sum().item()
-            calls += 1
-    return calls * batch / (time.perf_counter() - began)
+            seconds.append(time.perf_counter() - began)
+    later = seconds[1:] or seconds  # the first call is slower
+    return len(later) / sum(later)
 
 
 def _any_experiment(plan: Plan):

@@ -27,7 +27,7 @@ from adapters.features import write_atomically
 from adapters.locks import locked
 from adapters.signals import caught
 from adapters.stored import read_json
-from sa_plugin._files.reading import UnreadableFile
+from sa_files.reading import UnreadableFile
 
 logger = logging.getLogger(__name__)
 

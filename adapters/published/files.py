@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sa_plugin._files.reading import reading
-from sa_plugin._files.tensors import load_tensors
-from sa_plugin._files.writing import written_atomically
+from sa_files.reading import reading
+from sa_files.tensors import load_tensors
+from sa_files.writing import written_atomically
 
 
 class Settings:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from adapters.published.files import compact, read_file, write_file
-from sa_plugin._files.tensors import entries_once
+from sa_files.tensors import entries_once
 from third_party.common.checkpoints import Checkpoint, write_checkpoint
 
 StateDict = dict[str, Tensor]

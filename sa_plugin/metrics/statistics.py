@@ -11,9 +11,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from sa_plugin._files.arrays import Arrays, open_npz
-from sa_plugin._files.reading import reading
-from sa_plugin._files.writing import written_atomically
+from sa_files.arrays import Arrays, open_npz
+from sa_files.reading import reading
+from sa_files.writing import written_atomically
 from sa_plugin.metrics._arrays import Array, as_float64
 from sa_plugin.metrics.moments import Moments
 

@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .files.reading import UnreadableFile, reading
-from .files.tensors import load_tensors
+from sa_files.reading import UnreadableFile, reading
+from sa_files.tensors import load_tensors
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sa_files.arrays import open_npz
+from sa_files.reading import reading
+
 from ..data import Images, StoredImages
-from ..files.arrays import open_npz
-from ..files.reading import reading
 from . import register
 from ._common import check_choice, first_folder, not_found, written_atomically
 from .mapped import MappedArrays

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sa_files.pickled import PickledArray, load_pickled_arrays
+from sa_files.reading import check_bound, reading, reason, size_of, tar_files, unpack_gzip
+
 from ..data import Images
-from ..files.pickled import PickledArray, load_pickled_arrays
-from ..files.reading import check_bound, reading, reason, size_of, tar_files, unpack_gzip
 from . import register
 from ._common import check_choice, not_found
 

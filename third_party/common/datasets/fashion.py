@@ -12,8 +12,9 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
+from sa_files.reading import check_bound, reading, size_of, unpack_gzip
+
 from ..data import Images
-from ..files.reading import check_bound, reading, size_of, unpack_gzip
 from . import register
 from ._common import check_choice, first_folder
 

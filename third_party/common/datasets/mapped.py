@@ -11,9 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sa_files.arrays import map_npy
+from sa_files.reading import reading
+
 from ..data import StoredImages
-from ..files.arrays import map_npy
-from ..files.reading import reading
 
 
 class MappedArrays(StoredImages):

@@ -5,7 +5,5 @@ arrays    npz and npy
 pickled   pickles, of which only data is taken
 tensors   torch.save
 
-sa_plugin and third_party must not import each other, but both read files of unknown origin. The
-folder `third_party/common/files` is therefore a symbolic link to this one, and this one must import
-nothing from either.
+One package with one class of errors for sa_plugin, third_party and adapters. It knows none of them.
 """
