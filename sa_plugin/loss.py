@@ -207,7 +207,8 @@ class SALoss:
             noise: [K-1, B, C, H, W], the noises of the other positions, ascending.
             eps_model, x0, n, anchor, generator, model_kwargs: as for a call of the loss.
         """
-        time = torch.as_tensor(n).to(x0.device, non_blocking=True)
+        n = check_steps(n, len(x0), self.schedule.N)
+        time = n.to(x0.device, non_blocking=True)
         call = PlainCall(eps_model, self._noised(x0, time, eps), time, model_kwargs)
         if eps_pred is not None:
             call = MadeCall(eps_model, call.x, time, model_kwargs, eps_pred)

@@ -277,6 +277,13 @@ def test_bad_calls_are_refused(arguments, said):
         SALoss(LINEAR)(Toy(), images(0, 2, *IMAGE), **arguments)
 
 
+@pytest.mark.parametrize("n", [[0, 1], [1, 1001], [1.0, 2.0], [1]])
+def test_bad_steps_of_a_loop_are_refused(n):
+    x0 = images(0, 2, *IMAGE)
+    with pytest.raises(ValueError, match="n must"):
+        SALoss(LINEAR).sa_term(Toy(), x0, torch.tensor(n), x0)
+
+
 @pytest.mark.parametrize(
     ("model", "said"),
     [
