@@ -116,7 +116,7 @@ def test_a_plain_installation_imports_all_but_the_integrations():
         for module, distributions in metadata.packages_distributions().items()
         if not there & {canonicalize_name(name) for name in distributions}
     }
-    blocked -= {"sa_plugin", *sys.stdlib_module_names}
+    blocked -= {"sa_plugin", "sa_files", *sys.stdlib_module_names}
     assert {"diffusers", "scipy", "tqdm"} <= blocked
     done = run_without(
         blocked,
