@@ -60,15 +60,15 @@ def check_images(x0: Tensor, seen: bool = False, *, wait: bool = False) -> bool:
             "x0 must be floating-point images [B, C, H, W], at least one, got "
             f"{x0.dtype} {tuple(x0.shape)}"
         )
-    if seen:
-        return True
+    if seen or not can_look(x0, wait):
+        return seen
     x0 = x0.detach()
     finite = x0.isfinite()
     low = torch.where(finite, x0, torch.inf).amin()
     ends = look(low, torch.where(finite, x0, -torch.inf).amax(), wait=wait)
     if ends is None or ends[0] > ends[1]:
         return False
-    if max(-ends[0], ends[1]) > FAR_OUTSIDE or 0 <= ends[0] < ends[1] <= 1:
+    if max(-ends[0], ends[1]) > FAR_OUTSIDE or _from_0_to_1(*ends):
         warnings.warn(
             f"x0 ranges over [{ends[0]:.4g}, {ends[1]:.4g}]; the loss and the sampler expect "
             "images scaled to [-1, 1]",
@@ -87,7 +87,7 @@ def check_steps(n: Tensor, batch: int, N: int, *, name: str = "n", wait: bool = 
         raise ValueError(
             f"{name} must be integers of shape ({batch},), got {n.dtype} {tuple(n.shape)}"
         )
-    seen = look(n.min(), n.max(), wait=wait)
+    seen = look(n.min(), n.max(), wait=wait) if can_look(n, wait) else None
     if seen is not None and not 1 <= seen[0] <= seen[1] <= N:
         found = f"{seen[0]}..{seen[1]}"
         raise ValueError(
@@ -109,15 +109,25 @@ def check_recovered(eps: Tensor, name: str, host: object) -> bool:
     return seen is not None
 
 
+def _from_0_to_1(low: float, high: float) -> bool:
+    """Whether a batch fills [0, 1]; one scaled to [-1, 1] has negative values, too."""
+    return 0 <= low < 0.25 and 0.75 < high <= 1
+
+
+def can_look(tensor: Tensor, wait: bool = False) -> bool:
+    """Whether values may be looked at; see ``look``."""
+    if torch.compiler.is_compiling() or tensor.is_meta:
+        return False
+    return wait or tensor.device.type == "cpu"
+
+
 def look(*scalars: Tensor, wait: bool = False) -> list[float] | None:
     """The numbers of 0-d tensors; None where they cannot be seen at once.
 
     That is within ``torch.compile`` and ``torch.func`` transforms, on the meta device, and on an
     accelerator unless ``wait`` allows to wait for it.
     """
-    if torch.compiler.is_compiling():
-        return None
-    if any(s.is_meta or (s.device.type != "cpu" and not wait) for s in scalars):
+    if not all(can_look(s, wait) for s in scalars):
         return None
     try:
         return [s.item() for s in scalars]

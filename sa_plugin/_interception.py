@@ -25,18 +25,26 @@ def intercepted(owner: Any, name: str, around: Around) -> Iterator[None]:
             f"{name} is intercepted already: the objective calls itself, or another one that an SA "
             "loss is attached to"
         )
+    stand_in = _StandIn(held, around)
+    described = hasattr(getattr(type(owner), name, None), "__set__")  # a property, a slot
     before = {name: own[name]} if name in own else {}
-    own[name] = stand_in = _StandIn(held, around)
+    if described:
+        setattr(owner, name, stand_in)
+    else:
+        own[name] = stand_in
     try:
         yield
     finally:
-        del own[name]
-        own.update(before)
+        if described:
+            setattr(owner, name, held)
+        elif own.get(name) is stand_in:  # else the host has assigned another one
+            del own[name]
+            own.update(before)
         vars(stand_in)["_around"] = None  # a checkpoint calls it again, in the backward pass
 
 
 class _StandIn:
-    """In place of a callable; its class and all other attributes are the callable's."""
+    """In place of a callable; its class, attributes and items are the callable's."""
 
     def __init__(self, held: Callable[..., Any], around: Around) -> None:
         vars(self).update(_held=held, _around=around)
@@ -55,3 +63,21 @@ class _StandIn:
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._held, name, value)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._held[key]
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __bool__(self) -> bool:
+        return bool(self._held)
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self._held == other)
+
+    def __hash__(self) -> int:
+        return hash(self._held)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:  # a copy is one of the callable
+        return self._held.__reduce_ex__(protocol)

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from sa_plugin._tensors import follow
 
@@ -70,18 +69,27 @@ class Answer:
     steps: Tensor
 
     def first(self) -> Any:
-        """The output for the first row alone: the first B of every tensor in it."""
-        if len(self.steps) == 1:
-            return self.output
-        return tree_map_only(Tensor, self._cut, self.output)
+        """The output for the first row alone, in copies: a host may change it in place."""
+        return _first(self.output, self.steps.shape[1], len(self.x))
 
-    def _cut(self, one: Tensor) -> Tensor:
-        if one.ndim == 0 or len(one) != len(self.x):
+
+def _first(output: Any, batch: int, rows: int) -> Any:
+    """The first ``batch`` of ``rows`` in every tensor, also in tuples, lists and dictionaries."""
+    if isinstance(output, Tensor):
+        if batch == rows:
+            return output.clone()
+        if output.ndim == 0 or len(output) != rows:
             raise ValueError(
-                f"the network must return a row for each of its {len(self.x)} inputs, got "
-                f"{tuple(one.shape)}; SALoss(..., stack=False) calls it with the host's alone"
+                f"the network must return a row for each of its {rows} inputs, got "
+                f"{tuple(output.shape)}; SALoss(..., stack=False) calls it with the host's alone"
             )
-        return one[: self.steps.shape[1]]
+        return output[:batch].clone()
+    if isinstance(output, dict):
+        return type(output)((name, _first(one, batch, rows)) for name, one in output.items())
+    if isinstance(output, tuple | list):
+        make = getattr(output, "_make", type(output))  # a named tuple takes no list
+        return make(_first(one, batch, rows) for one in output)
+    return output
 
 
 class PlainCall(HostCall):

@@ -9,12 +9,12 @@ What differs from host to host is in ``sa_plugin.hosts``.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import repeat
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from sa_plugin._checks import check_recovered, check_steps
+from sa_plugin._checks import check_images, check_recovered, check_steps
 from sa_plugin._interception import intercepted
 from sa_plugin._tensors import Coefficients
 from sa_plugin.hosts import HOSTS, CriterionCall, Host
@@ -34,16 +34,21 @@ def attach(criterion: Any, loss: SALoss, host: Host | None = None) -> Any:
         (batch means, before lambda) at each call. ``detach`` undoes it.
 
     Raises:
-        ValueError: a host that is not known, another schedule, a second attach, or ``reuse`` with a
-            host whose loss is not that of eps. At the call: an objective that does not call its
-            network exactly once with (x_n, time); an SA term without a gradient; with ``stack``,
-            outputs that are not a row for every input. At the first call: steps outside 1..N, or
-            recovered noise that is not standard normal.
+        ValueError: a host that is not known, another schedule, a second attach, a frozen noise
+            network, or ``reuse`` with a host whose loss is not that of eps. At the call: an
+            objective that does not call its network exactly once with (x_n, time); an SA term
+            without a gradient; with ``stack``, outputs that are not a row for every input. At the
+            first call: steps outside 1..N, or recovered noise that is not standard normal.
     """
     if _hooked(criterion):
         raise ValueError("an SA loss is attached to this criterion already; detach() it first")
     host = _host_of(criterion, HOSTS if host is None else (host,))
     loss.schedule.check_same(host.betas(criterion))
+    if loss.lam > 0 and host.is_frozen(criterion):
+        raise ValueError(
+            f"the noise network of this {type(criterion).__name__} is frozen, only a head is "
+            "trained: the SA term would change nothing; attach to the noise network's own training"
+        )
     if loss.reuse and host.predicts(criterion) != "eps":
         raise ValueError(
             "reuse takes a host whose own loss is the squared error of eps, got one whose network "
@@ -96,25 +101,29 @@ class _HookedObjective:
         with intercepted(self.criterion, self.host.network, around):
             value = self._objective(v, *args, **kwargs)
         if len(asked) != 1:
-            raise ValueError(f"{self._name} must call its network once, got {len(asked)} calls")
+            raise ValueError(
+                f"{self._name} must call its network once, got {len(asked)} calls (by "
+                f"another name than {self.host.network} it is not seen)"
+            )
         simple, sa, added = asked[0].terms()
-        if torch.is_grad_enabled() and self.loss.lam > 0 and not sa.requires_grad:
+        if value.requires_grad and self.loss.lam > 0 and not sa.requires_grad:
             raise ValueError(
                 f"the SA term of {self._name} has no gradient: the noise network is frozen, or "
                 "called without a graph, as a reentrant checkpoint does"
             )
         statistics = getattr(self.criterion, "statistics", None)
         if statistics is not None:  # floats where the host keeps floats, else 0-d tensors
-            floats = float in map(type, statistics.values())
+            floats = any(map(isinstance, statistics.values(), repeat(float)))
             for name, term in (("simple_loss", simple), ("sa_loss", sa)):
                 mean = term.detach().mean()
                 statistics[name] = mean.item() if floats else mean
-        return value + added
+        return value + added if self.loss.lam > 0 or self.loss.reuse else value
 
     def _ask(self, call: CriterionCall, v: Tensor) -> Asked:
         """The host's call, made, with those of the windows around its steps."""
-        n, checked = call.steps(), self._checked  # once, as it waits for the device
+        n, checked = call.steps().long(), self._checked  # once, as it waits for the device
         if not checked:
+            check_images(v, seen=True)
             name = f"the steps of {self._name} by {self.host}"
             check_steps(n, len(v), self.loss.schedule.N, name=name, wait=True)
         a, b = self._coefficients(n, v)

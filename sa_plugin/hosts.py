@@ -15,8 +15,11 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from sa_plugin._execution import module_of
 from sa_plugin._tensors import Coefficients
 from sa_plugin.calls import HostCall
+
+HEADS = {"out2", "before_out", "norm_out2", "conv_out2"}  # the modules of these codes' heads
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,10 @@ class Host(ABC):
         """What the network's (first) output is: "eps", "x0" or "v"."""
         return "eps"
 
+    def is_frozen(self, criterion: Any) -> bool:
+        """Whether the layers that make eps are known to be frozen."""
+        return False
+
 
 @dataclass(frozen=True)
 class ExtendedAnalyticDPM(Host):
@@ -98,6 +105,13 @@ class ExtendedAnalyticDPM(Host):
 
     def predicts(self, criterion: Any) -> str:
         return str(criterion.wrapper.typ).split("_")[0]
+
+    def is_frozen(self, criterion: Any) -> bool:
+        """Where all trained parameters are a head's: those of the ``_pretrained`` methods."""
+        module = module_of(criterion.wrapper)
+        named = () if module is None else module.named_parameters()
+        trained = [set(name.split(".")) for name, p in named if p.requires_grad]
+        return bool(trained) and all(names & HEADS for names in trained)
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,9 @@ class SALoss:
             raise ValueError(f"extra_precision={self.extra_precision!r} needs backprop='one'")
         self.tau = TauTable(self.schedule, self.weighting)
         self._coefficients = Coefficients(self.schedule)
-        self._tau = torch.from_numpy(self.tau.values.copy())
+        self.K, self.lam = int(self.K), float(self.lam)
+        cpu = torch.device("cpu")
+        self._tau = {cpu: torch.from_numpy(self.tau.values.copy())}  # by device
         self._range_seen = False
 
     def __call__(
@@ -255,7 +257,9 @@ class SALoss:
     ) -> Window:
         """The windows around steps n [B], on n's device."""
         N = self.schedule.N
-        self._tau = tau = self._tau.to(n.device)  # moved once
+        if n.device not in self._tau:
+            self._tau[n.device] = self._tau[torch.device("cpu")].to(n.device)
+        tau = self._tau[n.device]
         if self.lam == 0:  # the own row alone
             return down(torch.zeros_like(tau), 1, n, n, None)
         if anchor is None:

@@ -14,7 +14,9 @@ from sa_plugin.loss import SALoss
 from sa_plugin.schedule import NoiseSchedule
 from tests.stand_ins import KINDS, PORT, original, port, seed
 from tests.toys import Toy, images, over
+from third_party.common.nets import Model4Pretrained, UNetModel4Pretrained
 from third_party.common.wrapper import DTWrapper
+from third_party.extended_analytic_dpm.methods import build_criterion
 
 SCHEDULE = NoiseSchedule.linear(100)
 X0 = images(0, 32, 2, 3, 3)
@@ -287,16 +289,85 @@ def test_lambda_zero_leaves_the_host_alone(kind):
     assert criterion.statistics["sa_loss"] == 0
 
 
+@pytest.mark.parametrize("method", ["pred_eps_eps2_pretrained", "pred_eps_epsc_pretrained"])
+@pytest.mark.parametrize("mode", ["simple", "complex"])
+@pytest.mark.parametrize("name", ["iddpm", "ddpm"])
+def test_a_frozen_trunk_is_refused(name, mode, method):
+    """Its SA term would change nothing, and its output has a graph all the same: the head's."""
+    options = {"attention_resolutions": (), "in_channels": 3, "num_res_blocks": 1, "mode": mode}
+    if name == "iddpm":
+        options |= {"model_channels": 32, "channel_mult": (1,), "out_channels": 3}
+        network = UNetModel4Pretrained(**options)
+    else:
+        options = {"in_channels": 3, "num_res_blocks": 1, "mode": mode, "resolution": 8}
+        options |= {"ch": 32, "ch_mult": (1,), "out_ch": 3, "attn_resolutions": ()}
+        network = Model4Pretrained(**options)
+    criterion = build_criterion(method, PORT, network, trunk=network.state_dict())
+    with pytest.raises(ValueError, match=r"this DTDSDM.* is frozen, only a head is trained"):
+        attach(criterion, SALoss(SCHEDULE))
+    attach(criterion, SALoss(SCHEDULE, lam=0))
+
+
 @pytest.mark.parametrize("options", [{}, {"backprop": "one"}], ids=str)
-def test_a_frozen_trunk_is_refused(options):
-    """Its SA term would change nothing; without a graph nothing is trained, and it is served."""
-    network = Toy(2)
-    criterion = attach(port("eps_eps2", network), SALoss(SCHEDULE, **options))
-    network.scale.requires_grad_(False)
-    with pytest.raises(ValueError, match=r"SA term of DTDSDM.objective has no gradient: .*frozen"):
+def test_a_term_without_a_gradient_is_refused_where_the_host_has_one(options):
+    """Where nothing is trained, there is nothing to refuse."""
+    weight = torch.ones(1, requires_grad=True)
+    criterion = Criterion(Wrapper(lambda x, n: 0.9 * x), lambda w, x, n: w(x, n) * weight)
+    attach(criterion, SALoss(SCHEDULE, **options))
+    with pytest.raises(ValueError, match=r"SA term of Criterion.objective has no gradient: .*froz"):
         criterion.objective(X0)
-    with torch.no_grad():
-        assert criterion.objective(X0).isfinite().all()
+    weight.requires_grad_(False)
+    assert criterion.objective(X0).isfinite().all()
+
+
+# -- hosts that do as they like with their network and what it returns
+
+
+class Several(tuple):
+    """A container that only its author knows."""
+
+
+@STACK
+@pytest.mark.parametrize("batch", [1, 4])
+def test_containers_of_other_classes_are_divided_too(stack, batch):
+    got = []
+    criterion = Criterion(
+        Wrapper(lambda x, n: Several([0.9 * x, x[:, 0]])),
+        lambda wrapper, x, n: got.append(wrapper(x, n)) or got[-1][0],
+    )
+    attach(criterion, SALoss(SCHEDULE, stack=stack)).objective(X0[:batch])
+    assert type(got[0]) is Several
+    assert [len(one) for one in got[0]] == [batch, batch]
+
+
+@pytest.mark.parametrize("options", [{}, {"stack": False}, {"backprop": "one"}], ids=str)
+def test_a_host_may_change_its_output_in_place(options):
+    totals = []
+    for change in (lambda out: out, lambda out: out.mul_(1.0).add_(3.0).sub_(3.0)):
+        criterion = Criterion(Wrapper(lambda x, n: 0.9 * x), lambda w, x, n, c=change: c(w(x, n)))
+        attach(criterion, SALoss(SCHEDULE, **options))
+        criterion.statistics = {}
+        seed()
+        criterion.objective(X0)
+        totals.append(criterion.statistics["sa_loss"])
+    assert totals[0] == totals[1]
+    overwritten = Criterion(Wrapper(lambda x, n: 0.9 * x), lambda w, x, n: w(x, n).zero_())
+    overwritten.statistics = {}
+    seed()
+    attach(overwritten, SALoss(SCHEDULE, **options)).objective(X0)
+    assert overwritten.statistics["sa_loss"] == totals[0]
+
+
+def test_an_empty_batch_is_refused():
+    with pytest.raises(ValueError, match="at least one"):
+        attach(port("eps", Toy()), SALoss(SCHEDULE)).objective(X0[:0])
+
+
+def test_any_integers_are_times():
+    criterion = Criterion(
+        Wrapper(lambda x, n: 0.9 * x), lambda w, x, n: w(x, torch.tensor(n).short())
+    )
+    assert attach(criterion, SALoss(SCHEDULE)).objective(X0).isfinite().all()
 
 
 # -- hosts that checkpoint the call itself

@@ -1,5 +1,6 @@
 """intercepted(): every call of what an owner holds is met, and nothing stays behind."""
 
+import copy
 import functools
 from dataclasses import dataclass
 
@@ -152,3 +153,40 @@ def test_a_network_compiled_in_place_has_one_graph():
         module(X)
     assert seen == [0, 1, 2]
     assert len(graphs) == 1
+
+
+class Described:
+    """Keeps what it holds behind a property."""
+
+    def __init__(self, held):
+        self._own = held
+
+    held = property(lambda self: self._own, lambda self, held: setattr(self, "_own", held))
+
+
+@pytest.mark.parametrize("held", [linear(), abs])
+def test_a_property_is_intercepted_too(held):
+    owner = Described(held)
+    with intercepted(owner, "held", lambda called, x: called(x) + 10):
+        assert torch.equal(owner.held(X), held(X) + 10)
+    assert owner.held is held
+
+
+@pytest.mark.parametrize("kind", [Owner, OwningModule])
+def test_what_the_host_assigns_meanwhile_stays(kind):
+    owner, other = kind(linear()), linear()
+    with intercepted(owner, "held", lambda called, x: called(x) + 10):
+        owner.held = other
+    assert owner.held is other
+
+
+def test_a_stand_in_is_used_as_what_it_stands_for():
+    module = nn.Sequential(linear(), linear())
+    owner = Owner(module)
+    with intercepted(owner, "held", lambda called, x: called(x) + 10):
+        assert owner.held[0] is module[0]
+        assert len(owner.held) == 2
+        assert owner.held in {module}
+        copied = copy.deepcopy(owner.held)
+        assert torch.equal(owner.held(X), copied(X) + 10)
+    assert type(copied) is nn.Sequential

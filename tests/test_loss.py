@@ -342,3 +342,18 @@ def test_a_batch_without_a_finite_number_tells_nothing():
     loss(Toy(), torch.full((2, 3), torch.nan))
     with pytest.warns(UserWarning, match="x0 ranges over"):
         loss(Toy(), torch.linspace(0, 1, 6).reshape(2, 3))
+
+
+def test_one_loss_serves_two_devices():
+    loss = SALoss(LINEAR)
+    n, noise = torch.tensor([1, 9]), normal(1, 2, 2, *IMAGE)
+    before = loss(Toy(), images(0, 2, *IMAGE), n=n, noise=noise).total
+    meta = {"n": n.to("meta"), "noise": noise.to("meta")}
+    assert loss(lambda x, n: x, images(0, 2, *IMAGE).to("meta"), **meta).total.is_meta
+    assert loss(Toy(), images(0, 2, *IMAGE), n=n, noise=noise).total == before
+
+
+def test_any_whole_number_is_a_K():
+    loss = SALoss(LINEAR, K=np.int8(2), lam=np.float32(0.5), window="paper")
+    assert (type(loss.K), type(loss.lam)) == (int, float)
+    assert loss(Toy(), images(0, 2, *IMAGE)).total.isfinite()
