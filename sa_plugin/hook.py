@@ -121,11 +121,12 @@ class _HookedObjective:
 
     def _ask(self, call: CriterionCall, v: Tensor) -> Asked:
         """The host's call, made, with those of the windows around its steps."""
-        n, checked = call.steps().long(), self._checked  # once, as it waits for the device
+        n, checked = call.steps(), self._checked  # once, as it waits for the device
         if not checked:
             check_images(v, seen=True)
             name = f"the steps of {self._name} by {self.host}"
             check_steps(n, len(v), self.loss.schedule.N, name=name, wait=True)
+        n = n.long()
         a, b = self._coefficients(n, v)
         eps = (call.x.detach() - a * v) / b
         if not checked:

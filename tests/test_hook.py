@@ -363,6 +363,15 @@ def test_an_empty_batch_is_refused():
         attach(port("eps", Toy()), SALoss(SCHEDULE)).objective(X0[:0])
 
 
+def test_times_between_steps_are_refused():
+    """As continuous-time codes have them; cut to whole numbers they would be other steps."""
+    criterion = Criterion(
+        Wrapper(lambda x, n: 0.9 * x), lambda w, x, n: w(x, torch.tensor(n) * 0.999)
+    )
+    with pytest.raises(ValueError, match=r"the steps of Criterion.objective .* must be integers"):
+        attach(criterion, SALoss(SCHEDULE)).objective(X0)
+
+
 def test_any_integers_are_times():
     criterion = Criterion(
         Wrapper(lambda x, n: 0.9 * x), lambda w, x, n: w(x, torch.tensor(n).short())
