@@ -22,15 +22,15 @@ from pathlib import Path
 import torch
 from ml_collections import FrozenConfigDict
 
-from adapters.allocator import keep_freed_memory
-from adapters.command import EXIT_FAILED, OwnOptions, exit_code
 from adapters.comparison.cost import plan_text
 from adapters.comparison.grid import COMPARISON, Grid
 from adapters.comparison.plan import Plan
 from adapters.comparison.report import write_report
 from adapters.comparison.store import Store
 from adapters.comparison.workers import work_together
-from adapters.config import read_command_line
+from adapters.experiment.config import read_command_line
+from adapters.shell.allocator import keep_freed_memory
+from adapters.shell.command import EXIT_FAILED, OwnOptions, exit_code
 
 MODULE = "adapters.compare"
 MOST_WORKERS = 8  # unless asked for more: each holds a network and the images' features

@@ -19,9 +19,7 @@ from pathlib import Path
 
 import torch
 
-from adapters.allocator import keep_freed_memory
-from adapters.command import one_line_warnings
-from adapters.evaluation import (
+from adapters.measuring.evaluation import (
     EXTRAS,
     Summary,
     check_extras,
@@ -29,8 +27,12 @@ from adapters.evaluation import (
     statistics_summary,
     summarise,
 )
-from adapters.features import Extractor, build_extractors, write_atomically
-from adapters.image_sources import open_images
+from adapters.measuring.extractor import Extractor
+from adapters.measuring.features import build_extractors
+from adapters.measuring.image_sources import open_images
+from adapters.shell.allocator import keep_freed_memory
+from adapters.shell.command import one_line_warnings
+from sa_files.writing import write_atomically
 from sa_plugin.metrics import Statistics, is_statistics
 from third_party.common.data import ImageDataset
 

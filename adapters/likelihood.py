@@ -21,18 +21,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapters.allocator import keep_freed_memory
-from adapters.analytic_dpm import ANALYTIC_DPM
-from adapters.command import OwnOptions, exit_code
-from adapters.config import CommandLine, check_holds, claimed, read_command_line
-from adapters.experiment import Adapter, Experiment, load_dataset
-from adapters.features import write_atomically
-from adapters.npr_dpm import NPR_DPM
-from adapters.registry import PROCESSES, get_process
-from adapters.report import table as table_of
-from adapters.sn_dpm import SN_DPM
-from adapters.stored import read_json
-from sa_plugin.likelihood import bits_per_dim, mean_with_error, negative_elbo
+from adapters.experiment.config import CommandLine, check_holds, claimed, read_command_line
+from adapters.experiment.experiment import Experiment, load_dataset
+from adapters.experiment.run import stages_of
+from adapters.experiment.tables import table as table_of
+from adapters.hosts import PROCESSES, get_process, host_of
+from adapters.shell.allocator import keep_freed_memory
+from adapters.shell.command import OwnOptions, exit_code
+from sa_files.stored import read_json
+from sa_files.writing import write_atomically
+from sa_plugin.bounds.likelihood import bits_per_dim, mean_with_error, negative_elbo
 from third_party.common.data import ImageDataset, to_unit_range
 
 logger = logging.getLogger(__name__)
@@ -40,7 +38,6 @@ logger = logging.getLogger(__name__)
 MODULE = "adapters.likelihood"
 FOLDER = "likelihood"  # for the terms' arrays, in the run's folder
 RESULT = "likelihood.json"
-ADAPTERS: dict[str, Adapter] = {a.needs: a for a in (ANALYTIC_DPM, NPR_DPM, SN_DPM)}
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ def _experiment(line: CommandLine) -> Experiment:
     if len(needs) != 1:
         hosts = sorted(name for name, row in PROCESSES.items() if row.needs)
         raise ValueError(f"sample.processes must name rows of one host, among {hosts}")
-    adapter = ADAPTERS[needs.pop()]
+    adapter = host_of(needs)
     check_holds(line.workdir, adapter.recorded(line.config), adapter.module)
     return Experiment(adapter, line.config, line.workdir, line.device, line.progress)
 
@@ -164,7 +161,7 @@ class LikelihoodCells:
         if not self.missing:
             return
         logger.info("%s", self.plan())
-        stages = self.experiment.stages()
+        stages = stages_of(self.experiment)
         gamma = stages["gamma"].result() if "gamma" in stages else None
         plain = stages["base"].average()
         optimal = stages["head"].average() if "head" in stages else plain

@@ -7,15 +7,9 @@ from __future__ import annotations
 
 import sys
 
-from adapters.allocator import keep_freed_memory
-from adapters.experiment import Adapter, run
-
-NPR_DPM = Adapter(
-    module="adapters.npr_dpm",
-    needs="epsc",
-    pretrained="pred_eps_epsc_pretrained",
-    joint="pred_eps_epsc",
-)
+from adapters.experiment.run import run
+from adapters.hosts import NPR_DPM
+from adapters.shell.allocator import keep_freed_memory
 
 if __name__ == "__main__":
     keep_freed_memory()

@@ -13,14 +13,15 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from adapters.allocator import keep_freed_memory
-from adapters.command import OwnOptions, exit_code
-from adapters.config import CommandLine, check_holds, read_command_line
-from adapters.experiment import Experiment
-from adapters.registry import get_process
+from adapters.experiment.config import CommandLine, check_holds, read_command_line
+from adapters.experiment.experiment import Experiment
+from adapters.experiment.run import stages_of
+from adapters.hosts import get_process
+from adapters.pictures.strips import film_strip, plot_variances, reverse_variances, save_film_strip
 from adapters.sample import adapter_of
-from adapters.strips import film_strip, plot_variances, reverse_variances, save_film_strip
-from sa_plugin.sampler import Sampler
+from adapters.shell.allocator import keep_freed_memory
+from adapters.shell.command import OwnOptions, exit_code
+from sa_plugin.sampling.sampler import Sampler
 from third_party.common.data import to_unit_range
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def _finished(line: CommandLine) -> Experiment:
 
 
 def _draw(experiment: Experiment, own: argparse.Namespace) -> None:
-    config, stage = experiment.config, experiment.stages()["sample"]
+    config, stage = experiment.config, stages_of(experiment)["sample"]
     steps = max(config.sample.steps) if own.steps is None else own.steps
     gamma = None if stage.gamma is None else stage.gamma()
     processes = config.sample.processes

@@ -22,31 +22,28 @@ import torch
 from ml_collections import FrozenConfigDict
 from torch import Tensor
 
-from adapters.allocator import keep_freed_memory
-from adapters.analytic_dpm import ANALYTIC_DPM
-from adapters.command import EXIT_FAILED, OwnOptions, exit_code, one_line_warnings
-from adapters.config import claimed, read_command_line
-from adapters.convert import read_fitting
+from adapters.checkpoints.fitting import read_fitting
 from adapters.evaluate import open_reference, table
-from adapters.evaluation import Summary, summarise
-from adapters.experiment import Adapter, Experiment
-from adapters.features import build_extractors
-from adapters.metrics_output import MetricsFile
-from adapters.npr_dpm import NPR_DPM
-from adapters.outputs import NpzFile, Output, PngFolder, TarShards
-from adapters.processes import Processes, processes
-from adapters.produce import images_of, in_slices, slice_size, write_missing
-from adapters.registry import get_process
-from adapters.sn_dpm import SN_DPM
-from adapters.stages import CACHE
-from sa_plugin.gamma import Gamma
-from sa_plugin.sampler import Sampler
+from adapters.experiment.config import claimed, read_command_line
+from adapters.experiment.experiment import Experiment
+from adapters.experiment.run import stages_of
+from adapters.experiment.stages import CACHE
+from adapters.hosts import Adapter, get_process, host_of
+from adapters.measuring.evaluation import Summary, summarise
+from adapters.measuring.features import build_extractors
+from adapters.sampling.metrics_output import MetricsFile
+from adapters.sampling.outputs import NpzFile, Output, PngFolder, TarShards
+from adapters.sampling.produce import images_of, in_slices, slice_size, write_missing
+from adapters.shell.allocator import keep_freed_memory
+from adapters.shell.command import EXIT_FAILED, OwnOptions, exit_code, one_line_warnings
+from adapters.shell.processes import Processes, processes
+from sa_plugin.sampling.gamma import Gamma
+from sa_plugin.sampling.sampler import Sampler
 from third_party.extended_analytic_dpm.methods import get_method
 
 MODULE = "adapters.sample"
 OUTPUTS = {"png": PngFolder, "npz": NpzFile, "tar": TarShards}
 METRICS = "metrics"
-ADAPTERS = (SN_DPM, NPR_DPM, ANALYTIC_DPM)
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -68,8 +65,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def adapter_of(config: FrozenConfigDict) -> Adapter:
     """The host whose optimal variance the configuration's rows use; SN-DPM if they use none."""
-    needs = {get_process(name).needs for name in config.sample.processes}
-    return next((adapter for adapter in ADAPTERS if adapter.needs in needs), SN_DPM)
+    return host_of(get_process(name).needs for name in config.sample.processes)
 
 
 class Cell:
@@ -82,7 +78,7 @@ class Cell:
     def __init__(self, experiment: Experiment, args: argparse.Namespace) -> None:
         self.experiment = experiment
         self.args = args
-        self.stage = experiment.stages()["sample"]
+        self.stage = stages_of(experiment)["sample"]
         self._check_options()
         self.network = self.stage.stage_of(args.process)
         self.weights = args.weights or self.network.average_path

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from adapters.allocator import keep_freed_memory
-from adapters.experiment import Adapter, run
-
-SN_DPM = Adapter(
-    module="adapters.sn_dpm",
-    needs="eps2",
-    pretrained="pred_eps_eps2_pretrained",
-    joint="pred_eps_eps2",
-)
+from adapters.experiment.run import run
+from adapters.hosts import SN_DPM
+from adapters.shell.allocator import keep_freed_memory
 
 if __name__ == "__main__":
     keep_freed_memory()

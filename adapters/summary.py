@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adapters import report
-from adapters.config import CONFIG_FILE
-from adapters.stages import METRICS_FILE
-from adapters.stored import read_json
+from adapters.experiment import tables as report
+from adapters.experiment.config import CONFIG_FILE
+from adapters.experiment.stages import METRICS_FILE
+from sa_files.stored import read_json
 
 
 def group_runs(folders: Sequence[Path]) -> dict[str, list[Path]]:

@@ -1,4 +1,4 @@
-"""The gain of keeping freed memory (adapters/allocator.py): python -m benchmarks.allocator
+"""The gain of keeping freed memory (adapters/shell/allocator.py): python -m benchmarks.allocator
 
 Two processes take turns in making the same training steps. One uses glibc's allocator with its
 defaults, the other keeps freed memory.
@@ -15,7 +15,7 @@ from statistics import median
 
 import torch
 
-from adapters.allocator import keep_freed_memory
+from adapters.shell.allocator import keep_freed_memory
 from benchmarks import machine
 from benchmarks.training import parse_variants, some_images, timed
 from benchmarks.training_steps import NETWORKS, Variant, build_steps

@@ -19,12 +19,12 @@ from ml_collections import FrozenConfigDict
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from adapters.command import OwnOptions, exit_code
-from adapters.config import read_command_line
-from adapters.experiment import Adapter
-from adapters.registry import build_network, get_process
+from adapters.experiment.config import read_command_line
+from adapters.hosts import Adapter, get_process
 from adapters.sample import adapter_of
+from adapters.shell.command import OwnOptions, exit_code
 from third_party.common.datasets import IMAGE_SHAPES
+from third_party.common.nets.by_name import build_network
 from third_party.extended_analytic_dpm.methods import get_method
 
 MODULE = "benchmarks.cost"

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import trange
 
-from adapters.registry import build_network
 from configs.digits_sn_sa import get_config
 from sa_plugin import NoiseSchedule
-from sa_plugin.reverse import ReverseCoefficients, reverse_moments
+from sa_plugin.sampling.reverse import ReverseCoefficients, reverse_moments
 from third_party.common.ema import EMA
+from third_party.common.nets.by_name import build_network
 from third_party.common.schedule import NamedSchedule
 from third_party.common.wrapper import DTWrapper
 from third_party.extended_analytic_dpm.methods import build_criterion, get_method

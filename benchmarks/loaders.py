@@ -20,19 +20,19 @@ from ml_collections import FrozenConfigDict
 from PIL import Image
 from torch import Tensor
 
-from adapters.classifiers import Classifier, read_cache
+from adapters.checkpoints.layouts import read_published
 from adapters.comparison.tasks import DAMAGED, as_result
-from adapters.config import check_holds, claimed
-from adapters.image_sources import open_images
-from adapters.logs import read_rows
-from adapters.outputs import NpzFile, TarShards
-from adapters.published.layouts import read_published
-from adapters.report import read_metrics
-from adapters.stored import read_arrays, read_images, read_json
+from adapters.experiment.config import check_holds, claimed
+from adapters.experiment.logs import read_rows
+from adapters.experiment.tables import read_metrics
+from adapters.measuring.classifiers import Classifier, read_cache
+from adapters.measuring.image_sources import open_images
+from adapters.sampling.outputs import NpzFile, TarShards, read_images
+from sa_files.stored import read_arrays, read_json
 from sa_plugin import Gamma
-from sa_plugin._tally import Store, Tally
-from sa_plugin.gap import GapCurve
+from sa_plugin.bounds.gap import GapCurve
 from sa_plugin.metrics import Statistics
+from sa_plugin.sampling.tally import Store, Tally
 from third_party.common import checkpoints
 from third_party.common.datasets import get_dataset
 from third_party.common.datasets.mapped import MappedArrays

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from adapters.registry import build_network
 from configs import cifar10, digits
+from third_party.common.nets.by_name import build_network
 
 # Image shapes are those of the data; network sizes come from the configurations.
 NETWORKS = {

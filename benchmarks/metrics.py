@@ -27,11 +27,12 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from adapters.evaluation import Summary, evaluate, statistics_summary, summarise
-from adapters.features import build_extractors, write_atomically
-from adapters.inception import WEIGHTS_VARIABLE
-from adapters.outputs import encode_png
+from adapters.measuring.evaluation import Summary, evaluate, statistics_summary, summarise
+from adapters.measuring.features import build_extractors
+from adapters.measuring.inception import WEIGHTS_VARIABLE
+from adapters.sampling.outputs import encode_png
 from benchmarks import machine
+from sa_files.writing import write_atomically
 from sa_plugin.metrics import Statistics, frechet_distance
 
 NAME = "pt_inception-2015-12-05-6726825d.pth"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sa_plugin import NoiseSchedule, SALoss, Sampler, TauTable
-from sa_plugin.variance import FORWARDS, VARIANCES
+from sa_plugin.sampling.variance import FORWARDS, VARIANCES
 
 SCHEDULES = ("linear", "cosine", "vpsde")
 WEIGHTINGS = ("uniform", "theorem1", "relative")

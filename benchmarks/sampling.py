@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapters.allocator import keep_freed_memory
+from adapters.shell.allocator import keep_freed_memory
 from benchmarks import machine
 from sa_plugin import NoiseSchedule, Sampler
 

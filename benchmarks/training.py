@@ -23,7 +23,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from adapters.allocator import keep_freed_memory
+from adapters.shell.allocator import keep_freed_memory
 from benchmarks import machine
 from benchmarks.gradients import gradient_table
 from benchmarks.training_steps import (

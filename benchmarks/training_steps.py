@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from adapters.registry import build_network
 from configs import cifar10, digits
 from sa_plugin import NoiseSchedule, SALoss, attach
 from third_party.common.ema import EMA
+from third_party.common.nets.by_name import build_network
 from third_party.common.schedule import NamedSchedule
 from third_party.common.step_options import StepOptions
 from third_party.extended_analytic_dpm.methods import build_criterion

@@ -2,7 +2,7 @@
 
 An experiment's file takes ``base_config()`` and sets the keys that differ. The dictionary is
 locked: a key that is not listed here is refused. Values are numbers and strings;
-adapters/registry.py resolves names.
+adapters/hosts.py and third_party/common resolve names.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ def base_config() -> ConfigDict:
                 "ratio": 1.0,  # weight of the second output's loss
                 **_training(),
             },
-            # Analytic-DPM's Gamma_n = E mean(eps_pred^2); see sa_plugin.gamma. n_images images are
-            # chosen at random, or all images if there are fewer. Each passes all N steps.
+            # Analytic-DPM's Gamma_n = E mean(eps_pred^2); see sa_plugin.sampling.gamma. n_images
+            # images are chosen at random, or all if there are fewer. Each passes all N steps.
             "gamma": {"n_images": 10_000, "noises": 1, "batch_size": 500, "seed": 0},
             "sample": {
                 "n_images": 50_000,
                 "batch_size": 500,
                 "seed": 0,
-                "processes": (),  # rows of the tables; see adapters.registry.PROCESSES
+                "processes": (),  # rows of the tables; see adapters.hosts.PROCESSES
                 "steps": (10, 25, 50, 100, 200, 1000),
                 "trajectory": "linear",
                 "clip_x0": True,
@@ -65,8 +65,8 @@ def base_config() -> ConfigDict:
                 "precision": "float32",  # or "bf16", "fp16", for the network's matrix products
             },
             "evaluate": {
-                # See adapters.features.EXTRACTORS: FID uses "inception"; the Inception Score uses
-                # "inception_tf", a second pass.
+                # See adapters.measuring.features.EXTRACTORS: FID uses "inception"; the Inception
+                # Score uses "inception_tf", a second pass.
                 "features": ("inception", "inception_tf"),
                 "splits": 10,  # in the formula of the Inception Score
             },

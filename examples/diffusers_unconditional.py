@@ -20,13 +20,13 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from sa_plugin.gamma import estimate_gamma
 from sa_plugin.integrations.diffusers import (
     DiffusersSALoss,
     OptimalVarianceScheduler,
     noise_schedule,
     unet_model,
 )
+from sa_plugin.sampling.gamma import estimate_gamma
 
 SIZE = 8  # large enough for the two resolutions of the UNet
 

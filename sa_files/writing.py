@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 @contextmanager
-def written_atomically(path: Path, *, sync: bool = False) -> Iterator[BinaryIO]:
+def written_atomically(path: str | os.PathLike[str], *, sync: bool = False) -> Iterator[BinaryIO]:
     """A file open for writing; it gets the name ``path`` when the block ends without an error.
 
     Until then its name is random and not made from the process number: machines that share a folder
     can have equal numbers. ``sync``: wait for the disk. Without it, a power cut after the rename
     could leave an empty file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    target = Path(path).absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
-        temporary.replace(path)
+        temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_atomically(
+    path: str | os.PathLike[str], content: bytes | str, *, sync: bool = False
+) -> None:
+    """Write ``content``, text as UTF-8, as in ``written_atomically``."""
+    with written_atomically(path, sync=sync) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: str | os.PathLike[str], content: Any, *, sync: bool = False) -> None:
+    """Write ``content`` as JSON, indented, with the keys in their order."""
+    write_atomically(path, json.dumps(content, indent=2) + "\n", sync=sync)

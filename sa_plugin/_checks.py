@@ -133,3 +133,12 @@ def look(*scalars: Tensor, wait: bool = False) -> list[float] | None:
         return [s.item() for s in scalars]
     except RuntimeError:  # within torch.func.vmap a tensor stands for many
         return None
+
+
+def explain_absence(error: ModuleNotFoundError, module: str, extra: str) -> ModuleNotFoundError:
+    """``error`` in one line that names the extra; unchanged if another module is missing."""
+    if error.name != module:
+        return error
+    return ModuleNotFoundError(
+        f"{module} is not installed; get it by: pip install 'sa-plugin[{extra}]'", name=module
+    )

@@ -6,9 +6,8 @@ The torch code uses the same functions. ``examples/jax_sa2.py`` is an example. T
 
 from sa_plugin.loss import window_gap
 from sa_plugin.prediction import to_eps, to_x0
-from sa_plugin.reverse import ReverseCoefficients, ReverseMoments, reverse_moments
-from sa_plugin.tau import theorem1_weight
-from sa_plugin.variance import (
+from sa_plugin.sampling.reverse import ReverseCoefficients, ReverseMoments, reverse_moments
+from sa_plugin.sampling.variance import (
     covariance,
     covariance_weight_ddim,
     covariance_weight_ddpm,
@@ -16,6 +15,7 @@ from sa_plugin.variance import (
     iddpm_variance,
     optimal_variance,
 )
+from sa_plugin.tau import theorem1_weight
 
 __all__ = [
     "ReverseCoefficients",

@@ -1,4 +1,4 @@
-"""One of two processes for tests/test_signals.py: prints where it stops, and what it then meets."""
+"""One of two processes for test_signals.py: prints where it stops, and what it then meets."""
 
 import os
 import sys

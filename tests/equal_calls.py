@@ -1,4 +1,4 @@
-"""One of two processes for tests/test_parallel.py: a window that is masked on the first alone.
+"""One of two processes for test_parallel.py: a window that is masked on the first alone.
 
 The network is a stock DistributedDataParallel with a buffer, which it exchanges in every call.
 """

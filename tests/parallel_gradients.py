@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from tests.test_step_options import criterion_for, gradients, images, network
+from tests.third_party.test_step_options import criterion_for, gradients, images, network
 from third_party.common import distributed
 from third_party.common.step_options import StepOptions
 

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tests import DATA
 from third_party.common import nets
 
-DATA = Path(__file__).parent / "data"
 PUBLISHED = json.loads((DATA / "models.json").read_text())
 SMALL = json.loads((DATA / "models_small.json").read_text())
 TINY = {

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from adapters.produce import images_of, write_missing
 from adapters.sample import OUTPUTS
+from adapters.sampling.produce import images_of, write_missing
 from sa_plugin import NoiseSchedule, Sampler
 
 SHAPE = (3, 16, 16)

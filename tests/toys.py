@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sa_plugin.schedule import NoiseSchedule
-
-DATA = Path(__file__).parent / "data"
+from tests import DATA
 
 
 def read_json(name: str):

@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from adapters.comparison.grid import Line
 from adapters.comparison.plan import Plan
 from adapters.comparison.tasks import CellTask, EpsScaleTask, GapTask, StageTask, Task
-from adapters.gamma_stage import GammaStage
-from adapters.report import table
+from adapters.experiment.gamma_stage import GammaStage
+from adapters.experiment.tables import table
 
 PROBE_SECONDS = 1.0
 

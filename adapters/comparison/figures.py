@@ -13,8 +13,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from adapters.comparison.grid import Cell, Grid, Part
 from adapters.comparison.plan import Plan
 from adapters.comparison.tables import Table
-from adapters.gap_pictures import plot_gap
-from adapters.pictures import (
+from adapters.hosts import get_process
+from adapters.pictures.gap_pictures import plot_gap
+from adapters.pictures.pictures import (
     COLOURS,
     INK,
     MARKERS,
@@ -22,7 +23,6 @@ from adapters.pictures import (
     save_labelled_grids,
     write_figure,
 )
-from adapters.registry import get_process
 
 PANELS_ACROSS = 3
 LOG_FROM = 4  # a vertical axis that spans more than this factor is logarithmic

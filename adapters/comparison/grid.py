@@ -12,12 +12,8 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from adapters.analytic_dpm import ANALYTIC_DPM
-from adapters.config import EXPERIMENT, Schema, check_keys, default_workdir
-from adapters.experiment import Adapter
-from adapters.npr_dpm import NPR_DPM
-from adapters.registry import get_process
-from adapters.sn_dpm import SN_DPM
+from adapters.experiment.config import EXPERIMENT, Schema, check_keys, default_workdir
+from adapters.hosts import get_process, host_of
 from configs.comparison import base_comparison
 
 # Sections that do not affect the noise network, and keys that change no number.
@@ -31,13 +27,6 @@ WITHOUT_EFFECT = {
 }
 # Keys added later: names leave them out at these values, so that older results are still found.
 LATER = {"sample": {"channels_last": False, "compile": False, "precision": "float32"}}
-# By what an optimal variance needs besides the noise network: its folder's name, and the host.
-ADAPTERS: dict[str | None, tuple[str, Adapter]] = {
-    None: ("sn", SN_DPM),  # DDPM and DDIM work with any host
-    "eps2": ("sn", SN_DPM),
-    "epsc": ("npr", NPR_DPM),
-    "gamma": ("analytic", ANALYTIC_DPM),
-}
 COMPARISON = Schema(
     expected=base_comparison,
     free=("trainings", "samplings", "parts", "published", "experiment.network.args"),
@@ -236,9 +225,8 @@ def _training_sections(config: FrozenConfigDict) -> dict[str, Any]:
 
 def second_name(config: FrozenConfigDict, needs: str) -> str:
     """The folder name of a head or of Gamma, inside the noise network's folder."""
-    name, adapter = ADAPTERS[needs]
-    section = "gamma" if adapter.needs == "gamma" else "head"
-    return f"{name}_{digest({section: config[section].to_dict()})}"
+    section = "gamma" if needs == "gamma" else "head"
+    return f"{host_of([needs]).name}_{digest({section: config[section].to_dict()})}"
 
 
 def cell_name(config: FrozenConfigDict, cell: Cell, eps_scale: Mapping[str, Any] | float) -> str:

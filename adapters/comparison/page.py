@@ -1,16 +1,47 @@
-"""The report as one HTML file: it includes style and pictures, and all text is escaped."""
+"""What a report shows, and its HTML file: style and pictures included, all text escaped."""
 
 from __future__ import annotations
 
 import base64
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jinja2
 
-if TYPE_CHECKING:
-    from adapters.comparison.report import Report
+from adapters.comparison.tables import Table
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG file of the report with its caption."""
+
+    path: Path
+    caption: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A task that failed: its name, the reason in one line, and the traceback."""
+
+    task: str
+    error: str
+    log: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a report shows."""
+
+    title: str
+    state: str
+    tables: tuple[Table, ...]
+    pictures: tuple[Picture, ...]
+    facts: dict[str, str]
+    published: str  # Markdown, "" where nothing is published
+    failures: tuple[Failure, ...]
+    config: str  # JSON
+
 
 _PAGE = """<!doctype html>
 <html lang="en">

@@ -8,9 +8,9 @@ from typing import Any
 from adapters.comparison.grid import Cell, Line, goes_on_from
 from adapters.comparison.store import Store
 from adapters.comparison.tasks import CellTask, EpsScaleTask, GapTask, StageTask, Task
-from adapters.gamma_stage import GammaStage
-from adapters.registry import get_process
-from adapters.stages import TrainStage
+from adapters.experiment.gamma_stage import GammaStage
+from adapters.experiment.stages import TrainStage
+from adapters.hosts import get_process
 
 
 class Plan:

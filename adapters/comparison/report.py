@@ -9,12 +9,11 @@ import json
 import textwrap
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.comparison import figures
 from adapters.comparison.grid import Cell
-from adapters.comparison.page import html_page
+from adapters.comparison.page import Failure, Picture, Report, html_page
 from adapters.comparison.plan import Plan
 from adapters.comparison.statistics import paired, spread
 from adapters.comparison.tables import (
@@ -27,42 +26,11 @@ from adapters.comparison.tables import (
 )
 from adapters.comparison.tasks import Task
 from adapters.comparison.workers import Failures
-from adapters.features import write_atomically
-from adapters.report import as_text, table
+from adapters.experiment.tables import as_text, table
+from sa_files.writing import write_atomically
 
 REPORTS = "reports"
 PAPER = "arXiv 2312.12431"
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A PNG file of the report with its caption."""
-
-    path: Path
-    caption: str
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A task that failed: its name, the reason in one line, and the traceback."""
-
-    task: str
-    error: str
-    log: str
-
-
-@dataclass(frozen=True)
-class Report:
-    """All that a report shows."""
-
-    title: str
-    state: str
-    tables: tuple[Table, ...]
-    pictures: tuple[Picture, ...]
-    facts: dict[str, str]
-    published: str  # Markdown, "" where nothing is published
-    failures: tuple[Failure, ...]
-    config: str  # JSON
 
 
 def write_report(plan: Plan, command: str) -> Path:

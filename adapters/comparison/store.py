@@ -14,12 +14,12 @@ from pathlib import Path
 
 from torch import nn
 
-from adapters.comparison.grid import ADAPTERS, Grid, Line, second_name, training_name
-from adapters.evaluation import Summary, summarise
-from adapters.experiment import Experiment, load_dataset
-from adapters.features import build_extractors
-from adapters.registry import get_process
-from adapters.stages import TrainStage
+from adapters.comparison.grid import Grid, Line, second_name, training_name
+from adapters.experiment.experiment import Experiment, load_dataset
+from adapters.experiment.stages import TrainStage
+from adapters.hosts import get_process, host_of
+from adapters.measuring.evaluation import Summary, summarise
+from adapters.measuring.features import build_extractors
 from third_party.common.data import ImageDataset
 
 CACHE = "cache"  # folder of the classifiers, in the store
@@ -71,6 +71,7 @@ class Store:
         config = self.grid.experiment(line, seed, process)
         folder = self.training_folder(line, seed)
         needs = get_process(process).needs if process else None
-        _, adapter = ADAPTERS[needs]
         workdir = folder / second_name(config, needs) if needs else folder
-        return Experiment(adapter, config, workdir, self.device, self.progress, load=self._load)
+        return Experiment(
+            host_of([needs]), config, workdir, self.device, self.progress, load=self._load
+        )

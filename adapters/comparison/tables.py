@@ -16,8 +16,8 @@ from adapters.comparison.statistics import (
     spread,
     supported_best,
 )
-from adapters.registry import get_process
-from adapters.report import as_text, explain, headline_metrics, table
+from adapters.experiment.tables import as_text, explain, headline_metrics, table
+from adapters.hosts import get_process
 
 Results = Mapping[Cell, Mapping[str, float]]  # finished cells -> metric -> value
 MISSING = "-"

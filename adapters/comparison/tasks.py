@@ -18,17 +18,18 @@ from torch import Tensor
 import sa_plugin
 from adapters.comparison.grid import Cell, Line, cell_name, digest, training_name
 from adapters.comparison.store import Store
-from adapters.config import CONFIG_FILE
-from adapters.evaluation import evaluate
-from adapters.experiment import Experiment
-from adapters.features import write_atomically
-from adapters.gamma_stage import GammaStage
-from adapters.pictures import save_grid
-from adapters.report import check_cell
-from adapters.stages import GRID_COLUMNS, GRID_IMAGES, TrainStage
-from adapters.stored import read_arrays, read_images, read_json
-from sa_plugin.gap import GapCurve, gap_along_chain
-from sa_plugin.sampler import Sampler
+from adapters.experiment.config import CONFIG_FILE
+from adapters.experiment.experiment import Experiment
+from adapters.experiment.gamma_stage import GammaStage
+from adapters.experiment.stages import GRID_COLUMNS, GRID_IMAGES, TrainStage
+from adapters.experiment.tables import check_cell
+from adapters.measuring.evaluation import evaluate
+from adapters.pictures.pictures import save_grid
+from adapters.sampling.outputs import read_images
+from sa_files.stored import read_arrays, read_json
+from sa_files.writing import write_atomically
+from sa_plugin.bounds.gap import GapCurve, gap_along_chain
+from sa_plugin.sampling.sampler import Sampler
 
 DAMAGED = "is damaged: remove it, and the same command makes it again"
 FIT_SEED = 2**32  # added to the seed for the images on which the eps constant is fitted

@@ -20,14 +20,14 @@ from pathlib import Path
 
 import torch
 
-from adapters.allocator import keep_freed_memory
 from adapters.comparison.plan import Plan
 from adapters.comparison.tasks import Task
-from adapters.features import write_atomically
-from adapters.locks import locked
-from adapters.signals import caught
-from adapters.stored import read_json
+from adapters.shell.allocator import keep_freed_memory
+from adapters.shell.locks import locked
+from adapters.shell.signals import caught
 from sa_files.reading import UnreadableFile
+from sa_files.stored import read_json
+from sa_files.writing import write_atomically
 
 logger = logging.getLogger(__name__)
 

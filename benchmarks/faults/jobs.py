@@ -12,9 +12,8 @@ from pathlib import Path
 import torch
 
 from adapters import compare, sample
-from adapters.analytic_dpm import ANALYTIC_DPM
-from adapters.experiment import run
-from adapters.sn_dpm import SN_DPM
+from adapters.experiment.run import run
+from adapters.hosts import ANALYTIC_DPM, SN_DPM
 from benchmarks.faults.launch import Command, Launched
 
 _COMMON = ("--device=cpu", "--noprogress")

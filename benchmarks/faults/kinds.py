@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adapters.config import LOCK_FILE
+from adapters.experiment.config import LOCK_FILE
 from benchmarks.faults.jobs import Job, results
 from benchmarks.faults.launch import POLL_SECONDS, Launched
 
@@ -268,7 +268,7 @@ def _turn_the_clock() -> None:
 
 
 def _be_impatient() -> None:
-    from adapters import config
+    from adapters.experiment import config
 
     config.PATIENCE = 0.5
 

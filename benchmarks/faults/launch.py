@@ -26,10 +26,10 @@ POLL_SECONDS = 0.005
 _LATE_IMPORTS = (
     "adapters.analytic_dpm",
     "adapters.compare",
-    "adapters.gamma_stage",
+    "adapters.experiment.gamma_stage",
     "adapters.sample",
     "adapters.sn_dpm",
-    "adapters.stages",
+    "adapters.experiment.stages",
     "matplotlib.pyplot",
     "scipy.optimize",
     "sklearn.datasets",

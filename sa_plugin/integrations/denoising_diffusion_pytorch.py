@@ -14,14 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sa_plugin._checks import check_choice
-from sa_plugin._extras import explain_absence
-from sa_plugin._interception import intercepted
+from sa_plugin._checks import check_choice, explain_absence
 from sa_plugin._tensors import Coefficients
 from sa_plugin.calls import HostCall
+from sa_plugin.hooks.interception import intercepted
+from sa_plugin.hooks.wrappers import EpsModel
 from sa_plugin.loss import Asked, SALoss
 from sa_plugin.schedule import NoiseSchedule
-from sa_plugin.wrappers import EpsModel
 
 try:
     from denoising_diffusion_pytorch import GaussianDiffusion

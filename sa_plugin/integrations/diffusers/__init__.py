@@ -5,7 +5,7 @@ return an object with ``.sample``. A learned variance or another second output l
 channels.
 """
 
-from sa_plugin._extras import explain_absence
+from sa_plugin._checks import explain_absence
 
 try:
     from sa_plugin.integrations.diffusers.scheduler import (

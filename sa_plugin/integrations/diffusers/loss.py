@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sa_plugin.hooks.wrappers import EpsModel
 from sa_plugin.integrations.diffusers.models import (
     call_unet,
     noise_schedule,
@@ -14,7 +15,6 @@ from sa_plugin.integrations.diffusers.models import (
     unpack,
 )
 from sa_plugin.loss import SALoss, SALossOutput
-from sa_plugin.wrappers import EpsModel
 
 
 class DiffusersSALoss:

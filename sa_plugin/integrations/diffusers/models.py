@@ -8,8 +8,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from sa_plugin._checks import check_choice
+from sa_plugin.hooks.wrappers import EpsModel
 from sa_plugin.schedule import NoiseSchedule
-from sa_plugin.wrappers import EpsModel
 
 PREDICTION_TYPES = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from sa_plugin._checks import check_non_negative, check_whole
 from sa_plugin._tensors import DeviceTables
 from sa_plugin.integrations.diffusers.models import noise_schedule, predicts_of
-from sa_plugin.reverse import ReverseCoefficients, reverse_moments
+from sa_plugin.sampling.reverse import ReverseCoefficients, reverse_moments
+from sa_plugin.sampling.trajectory import resolve_trajectory
+from sa_plugin.sampling.variance import NEEDS_SECOND, check_gamma, check_variance
 from sa_plugin.schedule import NoiseSchedule
-from sa_plugin.trajectory import resolve_trajectory
-from sa_plugin.variance import NEEDS_SECOND, check_gamma, check_variance
 
 
 @dataclass

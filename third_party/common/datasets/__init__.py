@@ -18,11 +18,14 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..data import ImageDataset
+from . import archives, cifar10, digits, fashion, folders  # noqa: F401 - they register themselves
+from ._registry import DATASETS, register
+
+__all__ = ["DATASETS", "DEFAULT_ROOT", "IMAGE_SHAPES", "get_dataset", "register"]
 
 DEFAULT_ROOT = "data"
 
@@ -36,19 +39,6 @@ IMAGE_SHAPES = {
     "lsun_bedroom": (3, 256, 256),
     "celebahq256": (3, 256, 256),
 }
-
-Loader = Callable[..., ImageDataset]
-DATASETS: dict[str, Loader] = {}
-
-
-def register(name: str) -> Callable[[Loader], Loader]:
-    """Make `get_dataset(name)` call the decorated function."""
-
-    def enter(loader: Loader) -> Loader:
-        DATASETS[name] = loader
-        return loader
-
-    return enter
 
 
 def get_dataset(
@@ -67,7 +57,3 @@ def get_dataset(
             allowed = f"has the options {', '.join(known)}" if known else "has no options"
             raise ValueError(f"dataset {name!r} has no option {option!r}: it {allowed}")
     return loader(Path(DEFAULT_ROOT if root is None else root).expanduser().absolute(), **options)
-
-
-# These modules register themselves above, so the import comes last.
-from . import archives, cifar10, digits, fashion, folders  # noqa: E402, F401

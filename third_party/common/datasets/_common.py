@@ -1,12 +1,10 @@
-"""Code that the datasets share: errors of one line, and files that are never seen incomplete."""
+"""Code that the datasets share: errors of one line."""
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 
 def check_choice(argument: str, value: Any, allowed: Sequence[Any]) -> None:
@@ -32,15 +30,3 @@ def first_folder(dataset: str, places: Sequence[Path], advice: str) -> Path:
 def one_line(error: BaseException) -> str:
     """An error's text, or its type if it has no text."""
     return " ".join(str(error).split()) or type(error).__name__
-
-
-@contextmanager
-def written_atomically(path: Path) -> Iterator[BinaryIO]:
-    """A file open for writing that gets the name `path` once it is complete."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from sa_files.arrays import open_npz
 from sa_files.reading import reading
+from sa_files.writing import written_atomically
 
 from ..data import Images, StoredImages
-from . import register
-from ._common import check_choice, first_folder, not_found, written_atomically
+from ._common import check_choice, first_folder, not_found
+from ._registry import register
 from .mapped import MappedArrays
 
 logger = logging.getLogger(__name__)

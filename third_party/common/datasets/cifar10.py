@@ -14,8 +14,8 @@ from sa_files.pickled import PickledArray, load_pickled_arrays
 from sa_files.reading import check_bound, reading, reason, size_of, tar_files, unpack_gzip
 
 from ..data import Images
-from . import register
 from ._common import check_choice, not_found
+from ._registry import register
 
 
 @register("cifar10")

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..data import Images
-from . import register
+from ._registry import register
 
 
 @register("digits")

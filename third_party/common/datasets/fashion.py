@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from sa_files.reading import check_bound, reading, size_of, unpack_gzip
 
 from ..data import Images
-from . import register
 from ._common import check_choice, first_folder
+from ._registry import register
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 ADVICE = (

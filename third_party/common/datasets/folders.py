@@ -13,9 +13,11 @@ import numpy.typing as npt
 from torch import Tensor
 from tqdm import tqdm
 
+from sa_files.writing import written_atomically
+
 from ..data import StoredImages
-from . import register
-from ._common import first_folder, one_line, written_atomically
+from ._common import first_folder, one_line
+from ._registry import register
 from .mapped import MappedArrays
 from .pixels import Preparation, read_image
 

@@ -1,0 +1,223 @@
+"""An experiment: a checked configuration, with its folder, its device and what it builds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ml_collections import FrozenConfigDict
+from torch import nn
+
+from adapters.checkpoints.fitting import read_fitting
+from adapters.hosts import PROCESSES, Adapter, get_process
+from adapters.measuring.features import check_names
+from sa_plugin.loss import SALoss
+from sa_plugin.sampling.gamma import Gamma
+from sa_plugin.sampling.sampler import Sampler
+from sa_plugin.schedule import NoiseSchedule
+from third_party.common import distributed
+from third_party.common.data import ImageDataset, check_world
+from third_party.common.datasets import DATASETS, IMAGE_SHAPES, get_dataset
+from third_party.common.nets.by_name import build_network
+from third_party.common.schedule import NamedSchedule
+from third_party.common.step_options import PRECISIONS, StepOptions
+from third_party.common.wrapper import DTWrapper
+from third_party.extended_analytic_dpm.methods import get_method
+
+HEAD_TRAININGS = ("pretrained", "joint")
+
+
+class Experiment:
+    """A checked configuration, with its folder and its device.
+
+    ``load``: takes the section ``data`` and returns the images; callers that have loaded the images
+    already can pass them on with it.
+
+    Raises:
+        ValueError: a value is not possible. Nothing has been written then.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        config: FrozenConfigDict,
+        workdir: Path,
+        device: str = "cpu",
+        progress: bool = True,
+        *,
+        load: Callable[[FrozenConfigDict], ImageDataset] | None = None,
+    ) -> None:
+        self.adapter = adapter
+        self._load = load or load_dataset
+        self.config = config
+        self.workdir = workdir
+        self.device = _usable_device(device)
+        self.progress = progress
+        self.host_schedule = NamedSchedule(config.schedule.name, config.schedule.N)
+        self.schedule = NoiseSchedule.from_betas(self.host_schedule.betas[1:])
+        options = config.sa.to_dict()
+        self.lam_warmup = options.pop("lam_warmup")
+        self.loss = SALoss(self.schedule, **options)
+        self._check()
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether the base stage trains both outputs of one network."""
+        return self.adapter.joint is not None and self.config.head.training == "joint"
+
+    @property
+    def base_method(self) -> str:
+        """The host's method of the base stage."""
+        return self.adapter.joint if self.is_joint else "pred_eps"
+
+    @cached_property
+    def dataset(self) -> ImageDataset:
+        """The training images, loaded on first use."""
+        return self._load(self.config.data)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W); the files are read only where the dataset has no fixed size."""
+        known = IMAGE_SHAPES.get(self.config.data.name)
+        return self.dataset.image_shape if known is None else known
+
+    def network(self, method: str, device: str | torch.device | None = None) -> nn.Module:
+        """A new network for one of the host's methods, initialised from the run's seed."""
+        chosen, channels = get_method(method), self.image_shape[0]
+        with torch.random.fork_rng(devices=[]), torch.device(device or "cpu"):
+            torch.manual_seed(self.config.seed)
+            return build_network(
+                self.config.network.name,
+                self.config.network.args.to_dict(),
+                self.image_shape,
+                trunk_channels=chosen.trunk_channels(channels),
+                head_channels=chosen.head_channels(channels),
+                head_mode=self.config.head.mode,
+            )
+
+    def wrapper(self, network: nn.Module, typ: str) -> DTWrapper:
+        """The network as a function of (x_n, n)."""
+        time = self.config.time
+        return DTWrapper(network, typ, time.rescale_timesteps, time.shift1, self.schedule.N)
+
+    def sampler(
+        self,
+        process: str,
+        steps: int,
+        network: nn.Module,
+        typ: str,
+        gamma: Gamma | None = None,
+        *,
+        call: Callable[[DTWrapper], Callable[..., Any]] = lambda wrapper: wrapper,
+    ) -> Sampler:
+        """The sampler of a row and a column of the tables; ``call`` may wrap the network."""
+        row, sample = get_process(process), self.config.sample
+        optimal = row.needs is not None
+        return Sampler(
+            call(self.wrapper(network, typ)),
+            self.schedule,
+            gamma=gamma,
+            forward=row.forward,
+            variance=row.variance,
+            steps=steps,
+            trajectory=sample.trajectory,
+            clip_x0=sample.clip_x0,
+            avg_cov=sample.avg_cov,
+            clip_sigma_idx=sample.clip_sigma_idx if optimal else 0,
+            clip_pixel=sample.clip_pixel_ddpm if row.forward == "ddpm" else sample.clip_pixel_ddim,
+            device=self.device,
+            channels_last=sample.channels_last,
+            autocast=None if sample.precision == "float32" else sample.precision,
+            compile=sample.compile,
+        )
+
+    def step_options(self, name: str) -> StepOptions:
+        """How the steps of the training called ``name`` are computed."""
+        settings, world = self.config[name], distributed.world_size()
+        keys = ("channels_last", "compile", "precision", "accumulate")
+        options = StepOptions(**{key: settings[key] for key in keys})
+        check_world(settings.batch_size, world)
+        options.check_batch(settings.batch_size // world)
+        return options
+
+    def _check(self) -> None:
+        """Check the options of every part before anything is written or run."""
+        config = self.config
+        if not config.name:
+            raise ValueError("the configuration must have a name")
+        if not config.sample.processes or not config.sample.steps:
+            raise ValueError(
+                f"sample.steps and sample.processes (of {sorted(PROCESSES)}) must not be empty"
+            )
+        if config.data.name not in DATASETS:
+            raise ValueError(
+                f"data.name must be one of {sorted(DATASETS)}, got {config.data.name!r}"
+            )
+        if self.lam_warmup < 0:
+            raise ValueError(f"sa.lam_warmup must be >= 0, got {self.lam_warmup!r}")
+        if config.sample.precision not in PRECISIONS:
+            raise ValueError(
+                f"sample.precision must be one of {tuple(PRECISIONS)}, "
+                f"got {config.sample.precision!r}"
+            )
+        check_names(config.evaluate.features)
+        self._check_head()
+        self._check_gamma()
+        self._check_training("base", self.base_method)
+        network = self.network(self.base_method, "meta")
+        gamma = np.ones(self.schedule.N + 1) if self.adapter.needs == "gamma" else None
+        for name in config.sample.processes:
+            needs = get_process(name).needs
+            if needs not in (None, self.adapter.needs):
+                raise ValueError(
+                    f"sample.processes: {name!r} needs {needs!r}, which {self.adapter.module} "
+                    "does not provide"
+                )
+            for steps in config.sample.steps:
+                self.sampler(name, steps, network, "eps", gamma)
+
+    def _check_head(self) -> None:
+        if self.adapter.pretrained is None:
+            return
+        training = self.config.head.training
+        if training not in HEAD_TRAININGS:
+            raise ValueError(f"head.training must be one of {HEAD_TRAININGS}, got {training!r}")
+        if not self.is_joint:
+            self._check_training("head", self.adapter.pretrained)
+
+    def _check_training(self, name: str, method: str) -> None:
+        """ValueError unless the network can be built and the training's settings fit it."""
+        settings, network = self.config[name], self.network(method, "meta")
+        if settings.iterations < (0 if settings.init_from else 1):
+            raise ValueError(
+                f"{name}.iterations must be >= 1, or 0 to use {name}.init_from unchanged, "
+                f"got {settings.iterations!r}"
+            )
+        if settings.init_from:
+            read_fitting(settings.init_from, network)
+        self.step_options(name)
+
+    def _check_gamma(self) -> None:
+        least = {"n_images": 2, "noises": 1, "batch_size": 1, "seed": 0}
+        for name, low in least.items() if self.adapter.needs == "gamma" else ():
+            if self.config.gamma[name] < low:
+                raise ValueError(f"gamma.{name} must be >= {low}, got {self.config.gamma[name]!r}")
+
+
+def load_dataset(data: FrozenConfigDict, **options: Any) -> ImageDataset:
+    """The images that the section ``data`` names; ``options``: the dataset's, such as a split."""
+    if not data.check_md5:
+        options["check_md5"] = False
+    return get_dataset(data.name, data.root, **options)
+
+
+def _usable_device(name: str) -> torch.device:
+    try:
+        return torch.zeros((), device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch raises both
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name!r} cannot be used: {reason}") from error

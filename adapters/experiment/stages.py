@@ -1,0 +1,332 @@
+"""The stages of an experiment: train, sample, evaluate. No stage changes existing results."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Callable
+from contextlib import closing
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from adapters.checkpoints.fitting import load_published
+from adapters.checkpoints.layouts import write_host
+from adapters.experiment import tables as report
+from adapters.experiment.experiment import Experiment
+from adapters.experiment.logs import CSV_FILE, TrainingLog
+from adapters.hosts import get_process
+from adapters.measuring.evaluation import evaluate, summarise
+from adapters.measuring.features import build_extractors
+from adapters.pictures.pictures import plot_metric, save_grid, save_labelled_grids
+from adapters.sampling.outputs import read_images
+from adapters.shell.signals import held
+from sa_files.writing import write_atomically
+from sa_plugin.hooks.hook import attach
+from sa_plugin.sampling.gamma import Gamma
+from sa_plugin.sampling.sampler import Sampler
+from third_party.common import distributed
+from third_party.common.checkpoints import checkpoint_paths, copy_checkpoint, read_state
+from third_party.common.criterion_base import Criterion
+from third_party.common.data import BatchStream
+from third_party.common.ema import EMA
+from third_party.common.schedule import NamedSchedule
+from third_party.common.training import Trainer
+from third_party.extended_analytic_dpm.methods import get_method
+
+logger = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.json"
+CACHE = "cache"  # folder of the classifiers, beside the experiments' folders
+GRID_IMAGES = 100
+GRID_COLUMNS = 10
+
+
+class TrainStage:
+    """One of the host's trainings; for the noise network, with the SA loss hooked on.
+
+    Args:
+        experiment: its configuration has a section called ``name``.
+        name: "base" or "head"; also the name of the folder.
+        method: the host's method.
+        trunk: for a head, the stage that trains its trunk.
+    """
+
+    def __init__(
+        self, experiment: Experiment, name: str, method: str, trunk: TrainStage | None = None
+    ) -> None:
+        self.experiment = experiment
+        self.name = name
+        self.method = method
+        self.trunk = trunk
+        self.settings = experiment.config[name]
+        self.folder = experiment.workdir / name
+
+    def plan(self) -> str:
+        """What it does, in one line."""
+        loss, lam = self.experiment.loss, self.experiment.config.sa.lam
+        term = ""
+        if self._with_sa:
+            term = f", SA-{loss.K} with lambda {lam:g} ({loss.tau.weighting} weighting)"
+        settings = self.settings
+        start = f" from {settings.init_from}" if settings.init_from else ""
+        if settings.iterations == 0:
+            return f"{self.method}{start}, unchanged"
+        images = f"{settings.iterations} x {settings.batch_size} images"
+        return f"{self.method}{start}, {images}{term}"
+
+    def is_done(self) -> bool:
+        """Whether the last checkpoint exists."""
+        return self._final_checkpoint.is_dir()
+
+    def run(self) -> None:
+        """Train, starting from the newest checkpoint."""
+        if self.is_done():
+            return
+        if self.trunk is not None and not self.trunk.is_done():
+            raise ValueError(f"stage {self.name!r} needs the result of stage {self.trunk.name!r}")
+        if self.settings.iterations > 0:
+            with closing(TrainingLog(self.folder)) as log, held() as stop:
+                self._trainer(self._criterion(), log, stop).run()
+        elif distributed.is_first():
+            network = self._criterion().models["model"]
+            write_host({"ema": network.state_dict()}, self._final_checkpoint)
+
+    def take_over(self, shorter: TrainStage) -> None:
+        """Start from the last checkpoint of a shorter, otherwise equal training."""
+        if checkpoint_paths(self._final_checkpoint.parent):
+            return
+        if (shorter.folder / CSV_FILE).exists():
+            write_atomically(self.folder / CSV_FILE, (shorter.folder / CSV_FILE).read_bytes())
+        copy_checkpoint(shorter._final_checkpoint, self._final_checkpoint.parent)
+
+    def average(self) -> tuple[nn.Module, str]:
+        """The averaged network, in eval mode on the device, and its ``typ``."""
+        if not self.is_done():
+            raise ValueError(f"the result of stage {self.name!r} is needed first")
+        network = self.experiment.network(self.method)
+        network.load_state_dict(read_state(self.average_path))
+        return network.to(self.experiment.device).eval(), get_method(self.method).typ
+
+    @property
+    def average_path(self) -> Path:
+        """The averaged weights: a plain state dict."""
+        return self._final_checkpoint / "ema_models_states" / "model.pth"
+
+    @property
+    def _final_checkpoint(self) -> Path:
+        return self.folder / "ckpts" / f"{self.settings.iterations}.ckpt"
+
+    def _trainer(self, criterion: Criterion, log: TrainingLog, stop: Callable[[], bool]) -> Trainer:
+        settings, experiment = self.settings, self.experiment
+        ema = EMA(criterion.models, settings.ema)
+        if distributed.world_size() > 1:
+            criterion.parallelise()
+        return Trainer(
+            criterion,
+            ema,
+            BatchStream(
+                experiment.dataset,
+                settings.batch_size,
+                experiment.config.seed,
+                device=experiment.device,
+                part=(distributed.rank(), distributed.world_size()),
+            ),
+            self.folder,
+            n_iters=settings.iterations,
+            ckpt_every=settings.ckpt_every,
+            log_every=settings.log_every,
+            before_step=self._set_lambda if self._with_sa else None,
+            on_log=log,
+            stop=stop,
+            seed=experiment.config.seed,
+            progress=experiment.progress,
+            keep=settings.keep or None,
+        )
+
+    @property
+    def _with_sa(self) -> bool:
+        return self.trunk is None and self.experiment.config.sa.lam > 0
+
+    def _set_lambda(self, iteration: int) -> None:
+        """Set lambda from the iteration alone, so that a continued run has the same values."""
+        experiment = self.experiment
+        risen = min(1.0, iteration / max(experiment.lam_warmup, 1))
+        experiment.loss.lam = experiment.config.sa.lam * risen
+
+    def _criterion(self) -> Criterion:
+        time, schedule = self.experiment.config.time, self.experiment.config.schedule
+        network = self.experiment.network(self.method)
+        if self.settings.init_from:
+            load_published(self.settings.init_from, network)
+        criterion = self.experiment.adapter.build_criterion(
+            self.method,
+            NamedSchedule(schedule.name, schedule.N, self.settings.stratified),
+            network.to(self.experiment.device),
+            trunk=None if self.trunk is None else self.trunk.average_path,
+            ratio=self.experiment.config.head.ratio,
+            lr=self.settings.lr,
+            grad_clip=self.settings.grad_clip or None,
+            lr_warmup=self.settings.lr_warmup,
+            rescale_timesteps=time.rescale_timesteps,
+            shift1=time.shift1,
+        )
+        criterion.configure(self.experiment.step_options(self.name))
+        return attach(criterion, self.experiment.loss) if self._with_sa else criterion
+
+
+class SampleStage:
+    """Images of every cell (reverse process x steps): ``samples/PROCESS_STEPS.npz`` and a PNG.
+
+    Args:
+        plain: the stage that trains the noise network.
+        second: the stage whose network is used with the optimal variances.
+        gamma: returns Gamma, if the optimal variances need it.
+    """
+
+    name = "sample"
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        plain: TrainStage,
+        second: TrainStage,
+        gamma: Callable[[], Gamma] | None = None,
+    ) -> None:
+        self.experiment = experiment
+        self.gamma = gamma
+        self.plain = plain
+        self.second = second
+        self.folder = experiment.workdir / "samples"
+
+    @property
+    def cells(self) -> list[tuple[str, int]]:
+        """(process, steps), process by process."""
+        sample = self.experiment.config.sample
+        return list(product(sample.processes, sample.steps))
+
+    def plan(self) -> str:
+        """What it does, in one line."""
+        sample = self.experiment.config.sample
+        left = [steps for process, steps in self.cells if not self.path(process, steps).exists()]
+        calls = sum(left) * sample.n_images
+        return f"{len(left)} cells of {sample.n_images} images, {calls:.3g} network evaluations"
+
+    def is_done(self) -> bool:
+        """Whether every cell's images exist."""
+        return all(self.path(*cell).exists() for cell in self.cells)
+
+    def run(self) -> None:
+        """Sample the cells that are missing."""
+        missing = [cell for cell in self.cells if not self.path(*cell).exists()]
+        if not missing:
+            return
+        gamma = None if self.gamma is None else self.gamma()
+        averages = {stage: stage.average() for stage in {self.stage_of(p) for p, _ in missing}}
+        for process, steps in missing:
+            logger.info("sample: %s, %d steps", get_process(process).title, steps)
+            network, typ = averages[self.stage_of(process)]
+            sampler = self.experiment.sampler(process, steps, network, typ, gamma)
+            self._sample(sampler, self.path(process, steps))
+        self._draw_overview()
+
+    def path(self, process: str, steps: int) -> Path:
+        """The file of a cell's images: ``arr_0``, uint8 [n, H, W, C]."""
+        return self.folder / f"{process}_{steps}.npz"
+
+    def images(self, process: str, steps: int) -> Tensor:
+        """A cell's images, uint8 [n, C, H, W]."""
+        path = self.path(process, steps)
+        if not path.exists():
+            raise ValueError(f"{path} is needed first: run stage 'sample'")
+        return read_images(path)
+
+    def stage_of(self, process: str) -> TrainStage:
+        """The stage whose network a process samples with."""
+        return self.plain if get_process(process).needs is None else self.second
+
+    def _sample(self, sampler: Sampler, path: Path) -> None:
+        sample = self.experiment.config.sample
+        batches = sampler.stream(
+            sample.n_images,
+            self.experiment.image_shape,
+            seed=sample.seed,
+            batch_size=sample.batch_size,
+            progress=self.experiment.progress,
+        )
+        images = torch.cat([batch.cpu() for batch in batches])
+        save_grid(path.with_suffix(".png"), images[:GRID_IMAGES], columns=GRID_COLUMNS)
+        content = io.BytesIO()
+        np.savez_compressed(content, images.permute(0, 2, 3, 1).numpy())
+        write_atomically(path, content.getvalue())
+
+    def _draw_overview(self) -> None:
+        """All reverse processes side by side, from the same initial noise, for few steps."""
+        config = self.experiment.config
+        steps = sorted(config.sample.steps)[len(config.sample.steps) // 3]
+        panels = {"real": next(self.experiment.dataset.uint8_batches(GRID_IMAGES))}
+        for process in config.sample.processes:
+            panels[get_process(process).title] = self.images(process, steps)[:GRID_IMAGES]
+        save_labelled_grids(
+            self.experiment.workdir / "samples.png",
+            panels,
+            columns=GRID_COLUMNS,
+            heading=f"{self.experiment.workdir.name}, {steps} steps",
+        )
+
+
+class EvaluateStage:
+    """Metrics of every cell: ``metrics.json``, ``table.md``, plots, and the table printed."""
+
+    name = "evaluate"
+
+    def __init__(self, experiment: Experiment, sample: SampleStage) -> None:
+        self.experiment = experiment
+        self.sample = sample
+        self.path = experiment.workdir / METRICS_FILE
+
+    def plan(self) -> str:
+        """What it does, in one line."""
+        features = ", ".join(self.experiment.config.evaluate.features)
+        return f"{len(self.sample.cells)} cells, features: {features}"
+
+    def is_done(self) -> bool:
+        """Whether the metrics of every cell exist."""
+        return self.path.exists()
+
+    def run(self) -> None:
+        """Compute the metrics if they are missing; always print the table."""
+        if not self.is_done():
+            metrics = self._compute()
+            content = json.dumps(metrics, indent=2) + "\n"
+            write_atomically(self.path, content.encode())
+        metrics = report.read_metrics(self.path)
+        table = report.markdown(metrics)
+        write_atomically(self.path.with_name("table.md"), table.encode())
+        for name in report.headline_metrics(metrics):
+            lines = {
+                get_process(process).title: {int(s): cell[name] for s, cell in cells.items()}
+                for process, cells in metrics.items()
+            }
+            plot_metric(self.path.with_name(f"{name}.png"), lines, metric=name)
+        print(table)
+
+    def _compute(self) -> dict[str, dict[str, dict[str, float]]]:
+        config, batch = self.experiment.config, self.experiment.config.sample.batch_size
+        extractors = build_extractors(
+            config.evaluate.features,
+            cache_dir=self.experiment.workdir.parent / CACHE,
+            device=self.experiment.device,
+            data_root=config.data.root,
+        )
+        reference = summarise(self.experiment.dataset.uint8_batches(batch), extractors)
+        metrics: dict[str, dict[str, dict[str, float]]] = {}
+        for process, steps in self.sample.cells:
+            batches = self.sample.images(process, steps).split(batch)
+            cell = evaluate(batches, reference, splits=config.evaluate.splits)
+            metrics.setdefault(process, {})[str(steps)] = cell
+        return metrics

@@ -1,0 +1,84 @@
+"""Feature spaces in which images are compared, by name in ``EXTRACTORS``.
+
+A metric's name includes its feature space (``frechet_pixels``, ``is_digit_classifier``): numbers of
+different spaces cannot be compared. Only Inception's are called ``fid`` and ``inception_score``.
+To add a space, write a builder and enter it in ``EXTRACTORS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from adapters.measuring import classifiers
+from adapters.measuring import inception as networks
+from adapters.measuring.extractor import Extracted, Extractor
+
+# (folder of weights, device, folder of datasets) -> extractor
+Builder = Callable[[Path | None, torch.device, Path | None], Extractor]
+
+
+def pixels(cache_dir: Path | None, device: torch.device, root: Path | None) -> Extractor:
+    """The flattened images themselves, D = C H W; their moments take D^2 numbers."""
+    return Extractor("pixels", lambda x: Extracted(x.flatten(1)))
+
+
+def digit_classifier(cache_dir: Path | None, device: torch.device, root: Path | None) -> Extractor:
+    """A classifier of scikit-learn's digits, D = 64."""
+    return classifiers.extractor("digits", cache_dir, device, root)
+
+
+def fashion_classifier(
+    cache_dir: Path | None, device: torch.device, root: Path | None
+) -> Extractor:
+    """A classifier of Fashion-MNIST, D = 64; the dataset's files are below ``root``."""
+    return classifiers.extractor("fashion", cache_dir, device, root)
+
+
+def inception(cache_dir: Path | None, device: torch.device, root: Path | None) -> Extractor:
+    """pool3 (D = 2048) and logits of pytorch-fid's network."""
+    return networks.inception(cache_dir, device)
+
+
+def inception_tf(cache_dir: Path | None, device: torch.device, root: Path | None) -> Extractor:
+    """The same network on torch-fidelity's input."""
+    return networks.inception_tf(cache_dir, device)
+
+
+EXTRACTORS: dict[str, Builder] = {
+    "pixels": pixels,
+    "digit_classifier": digit_classifier,
+    "fashion_classifier": fashion_classifier,
+    "inception": inception,
+    "inception_tf": inception_tf,
+}
+
+
+def check_names(names: Sequence[str]) -> None:
+    """ValueError unless these are names of extractors, at least one, and each only once."""
+    for name in names:
+        if name not in EXTRACTORS:
+            raise ValueError(f"features must be among {sorted(EXTRACTORS)}, got {name!r}")
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"features must be different names, at least one, got {names}")
+
+
+def build_extractors(
+    names: Iterable[str],
+    *,
+    cache_dir: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    data_root: str | Path | None = None,
+) -> tuple[Extractor, ...]:
+    """Build the extractors with these names.
+
+    Args:
+        cache_dir: folder for weights, read and written; optional.
+        data_root: folder of the datasets that classifiers are trained on (default: ``data``).
+    """
+    names = tuple(names)
+    check_names(names)
+    cache, root = (None if path is None else Path(path) for path in (cache_dir, data_root))
+    return tuple(EXTRACTORS[name](cache, torch.device(device), root) for name in names)

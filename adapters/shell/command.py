@@ -1,0 +1,83 @@
+"""Shared by all commands: parsing of their own options, one-line errors and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from signal import SIGINT, SIGTERM
+from typing import NoReturn
+
+from adapters.shell import signals
+
+# All exit codes; docs/reliability.md says how a batch script can use them.
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_BY_SIGNAL = 128  # plus the signal's number, as shells count: 130 SIGINT, 143 SIGTERM
+CONTINUES = "; the same command continues it"
+
+
+class OwnOptions(argparse.ArgumentParser):
+    """Parser of one command's own options; its errors are ValueErrors.
+
+    ``parse_known_args(argv[1:])`` returns their values, and the rest for ``read_command_line``.
+    """
+
+    def __init__(self, module: str, **options: object) -> None:
+        super().__init__(prog=f"python -m {module}", allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise an error; argparse would print a long message."""
+        raise ValueError(message)
+
+
+def exit_code(
+    module: str,
+    work: Callable[[], None],
+    *,
+    failed: int = EXIT_BAD_INPUT,
+    continues: str = CONTINUES,
+) -> int:
+    """Do ``work``; report what stops it in one line on stderr.
+
+    Returns:
+        0: done; 2: a ValueError; ``failed``: an OSError; 130: stopped by SIGINT; 143: by SIGTERM.
+        Any other exception is a bug and keeps its traceback.
+
+    Args:
+        failed: EXIT_FAILED if the command can be repeated after an OSError; the message says so.
+        continues: this text is added to the messages of a command that can be repeated.
+    """
+    try:
+        with signals.caught():
+            work()
+    except ValueError as error:
+        return _tell(module, error, EXIT_BAD_INPUT)
+    except OSError as error:
+        return _tell(module, error, failed, continues if failed == EXIT_FAILED else "")
+    except KeyboardInterrupt as stop:
+        number = signals.received() or SIGINT  # no signal: another process passed the stop on
+        what = "terminated" if number == SIGTERM else "interrupted"
+        said = f"{what}: {stop}" if stop.args else what
+        return _tell(module, said, EXIT_BY_SIGNAL + number, continues)
+    return 0
+
+
+@contextmanager
+def one_line_warnings(module: str) -> Iterator[None]:
+    """Within the block, print each warning in one line on stderr, like an error."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: _tell(module, f"warning: {message}", 0)
+        yield
+
+
+def one_line(text: str) -> str:
+    """The text as one printable line: names from a foreign file may hold terminal commands."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
+def _tell(module: str, what: object, code: int, more: str = "") -> int:
+    print(f"{module}: {one_line(str(what))}{more}", file=sys.stderr)
+    return code

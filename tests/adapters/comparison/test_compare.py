@@ -1,0 +1,484 @@
+"""python -m adapters.compare on real digits: continued, grown, failing; and its refusals."""
+
+import csv
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from ml_collections import FrozenConfigDict
+
+from adapters.compare import main
+from adapters.comparison.grid import (
+    COMPARISON,
+    Cell,
+    Grid,
+    Line,
+    cell_name,
+    digest,
+    second_name,
+    training_name,
+)
+from adapters.comparison.plan import Plan
+from adapters.comparison.store import Store
+from adapters.comparison.tasks import EpsScaleTask, scaled
+from adapters.experiment.config import check_keys, read_command_line
+from adapters.experiment.stages import TrainStage
+from adapters.measuring import inception
+from adapters.measuring.extractor import Extracted
+from adapters.measuring.inception import WEIGHTS_VARIABLE
+from configs.comparison import ROWS
+from tests import ROOT
+from tests.adapters.comparison.test_comparison_statistics import a_grid
+
+TABLES = sorted(
+    path for pattern in ("*table*.py", "figure*.py") for path in (ROOT / "configs").glob(pattern)
+)
+# 30 images cannot fill the 64 pixels' covariance; the warning that says so is expected here.
+pytestmark = pytest.mark.filterwarnings("ignore:.*singular.*:UserWarning")
+
+SMALL = [
+    "--config=configs/digits_tables.py",
+    "--config.seeds=(0,1)",
+    "--config.experiment.schedule.N=50",
+    "--config.experiment.base.iterations=4",
+    "--config.experiment.base.batch_size=8",
+    "--config.trainings.b_equal.set.base.iterations=8",
+    "--config.experiment.head.iterations=3",
+    "--config.experiment.head.batch_size=8",
+    "--config.experiment.gamma.n_images=4",
+    "--config.experiment.sample.n_images=30",
+    "--config.experiment.evaluate.features=('pixels',)",
+    "--config.gap.start=6",
+    "--config.gap.n_images=4",
+    "--config.eps_scale.n_images=30",
+    "--config.eps_scale.steps=2",
+    "--config.eps_scale.evaluations=4",
+    "--config.tables=('main','scaled')",
+    "--config.parts.main.processes=('ddpm_small','npr_ddpm','sn_ddim','analytic_ddpm')",
+    "--config.parts.main.steps=(2,)",
+    "--config.parts.scaled.steps=(2,)",
+    "--device=cpu",
+    "--noprogress",
+]
+
+
+def options(workdir, *arguments):
+    """SMALL with other values: a tuple that is given twice would be one that has grown."""
+    given = {argument.split("=")[0] for argument in arguments}
+    kept = [word for word in SMALL if word.split("=")[0] not in given]
+    workers = [] if "--workers" in given else ["--workers=1"]
+    return [*kept, f"--workdir={workdir}", *workers, *arguments]
+
+
+def compare(workdir, *arguments):
+    """The exit code of the command in ``workdir``."""
+    return main(["compare", *options(workdir, *arguments)])
+
+
+def written(folder, pattern="**/*"):
+    """Files and when they were written, but for reports and locks."""
+    there = (path for path in folder.glob(pattern) if path.is_file())
+    skipped = {"reports", "locks"}
+    return {p: p.stat().st_mtime_ns for p in there if not skipped & set(p.parts)}
+
+
+def numbers(folder):
+    """The report's cells."""
+    with (folder / "reports/digits/cells.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished grid; tests that change it copy it first."""
+    folder = tmp_path_factory.mktemp("compare") / "grid"
+    assert compare(folder) == 0
+    return folder
+
+
+def test_leaves_a_report_with_everything(finished):
+    rows = numbers(finished)
+    # main: 4 processes x 2 trainings; scaled adds B scaled in two, B and SA in DDIM; 2 seeds
+    assert len(rows) == 2 * (8 + 4)
+    assert {row["eps_scale"] != "1.0" for row in rows if row["sampling"] == "scaled"} == {True}
+    assert all(float(row["frechet_pixels"]) > 0 for row in rows)
+    folder = finished / "reports/digits"
+    text = (folder / "report.md").read_text()
+    for word in ("NPR-DDPM", "SN-DDIM", "Analytic-DDPM", "SA-2", "±", "paired by seed"):
+        assert word in text
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == len(list(folder.glob("*.png"))) > 5
+    text = re.sub(r"base64,[A-Za-z0-9+/=]*", "", page)  # a picture may hold any letters
+    assert "http" not in text.replace("http://www.w3.org", "")
+    assert r"\toprule" in (folder / "tables.tex").read_text()
+    assert "gap_distance.png" in {path.name for path in folder.glob("*.png")}
+
+
+def test_the_report_has_the_gap_in_numbers(finished):
+    gaps = {"b": [], "sa": []}
+    for (name, _), task in plan_of(finished, SMALL).gaps.items():
+        gaps[name].append(task.result().mean[-1])
+    text = (finished / "reports/digits/report.md").read_text()
+    means = {name: sum(values) / len(values) for name, values in gaps.items()}
+    assert f"total gap from x_6, SA-2: {means['sa']:.3f} ± " in text
+    assert f"its difference, SA-2 less B: {means['sa'] - means['b']:+.3f} [" in text
+
+
+def test_one_noise_network_stands_behind_all_rows(finished):
+    trainings = [path.name for path in (finished / "trainings").iterdir()]
+    assert len(trainings) == 4  # B and SA-2, two seeds
+    below = {path.name.split("_")[0] for path in (finished / "trainings" / trainings[0]).iterdir()}
+    assert {"base", "npr", "sn", "analytic"} <= below
+    assert len(list((finished / "trainings").rglob("base/ckpts"))) == 4
+
+
+def test_again_computes_nothing(finished):
+    before = written(finished)
+    assert compare(finished) == 0
+    assert written(finished) == before
+
+
+def test_a_grown_grid_reuses_what_is_there(finished, tmp_path):
+    import shutil
+
+    folder = tmp_path / "grid"
+    shutil.copytree(finished, folder, copy_function=shutil.copy2)
+    before = written(folder)
+    assert compare(folder, "--config.parts.main.steps=(2,3)") == 0
+    after = written(folder)
+    assert {path: after[path] for path in before} == before
+    new = [path for path in after if path not in before and path.suffix == ".json"]
+    assert len(new) == 2 * 8
+
+
+def test_a_comparison_of_one_store_shares_cells_with_another(finished):
+    before = written(finished)
+    assert compare(finished, "--config.name=other", "--config.tables=('scaled',)") == 0
+    assert written(finished) == before
+    assert (finished / "reports/other/report.html").exists()
+
+
+def test_the_plan_is_shown_and_nothing_written(tmp_path, capsys):
+    assert compare(tmp_path / "grid", "--dry_run") == 0
+    assert not (tmp_path / "grid").exists()
+    text = capsys.readouterr().out
+    assert "noise networks" in text
+    assert "PFLOP" in text
+    cells = next(line for line in text.splitlines() if line.startswith("| cells"))
+    # 24 cells of 30 images in 2 steps
+    assert [word.strip() for word in cells.split("|")[2:5]] == ["24", "24", "1.44e+03"]
+
+
+class FourPixels(torch.nn.Module):
+    """In Inception's place."""
+
+    def forward(self, x):
+        return Extracted(x.flatten(1)[:, 20:24], x.flatten(1)[:, 20:23])
+
+
+def test_what_fails_is_shown_and_tried_again(tmp_path, capsys, monkeypatch):
+    """Inception's weights are missing: every cell fails, trainings and gap curves do not."""
+    monkeypatch.setenv(WEIGHTS_VARIABLE, str(tmp_path / "absent.pth"))
+    few = ["--config.seeds=(0,)", "--config.tables=('main',)"]
+    few += ["--config.parts.main.processes=('ddpm_small',)"]
+    features = "--config.experiment.evaluate.features=('inception',)"
+    assert compare(tmp_path / "grid", *few, features) == 1
+    captured = capsys.readouterr()
+    assert "2 tasks are not done" in captured.err
+    report = (tmp_path / "grid/reports/digits/report.md").read_text()
+    assert "absent.pth" in report
+    assert "2 failed" in report
+    page = (tmp_path / "grid/reports/digits/report.html").read_text()
+    for text in (report, page):  # the log too
+        assert text.count("in find_weights") == 2
+    assert (tmp_path / "grid/reports/digits/gap_total.png").exists()
+    assert len(list((tmp_path / "grid/failed").iterdir())) == 2
+    weights = tmp_path / "weights.pth"
+    weights.touch()
+    monkeypatch.setenv(WEIGHTS_VARIABLE, str(weights))
+    monkeypatch.setattr(inception, "load_inception", lambda path, tensorflow=False: FourPixels())
+    assert compare(tmp_path / "grid", *few, features) == 0
+    assert not list((tmp_path / "grid/failed").iterdir())
+    report = (tmp_path / "grid/reports/digits/report.md").read_text()
+    assert "failed" not in report
+    assert "**fid (lower is better)" in report
+
+
+def test_a_failed_training_shows_in_every_cell_that_rests_on_it(tmp_path, monkeypatch):
+    """B at equal compute goes on from B's training: its cells need what needs the failed one."""
+    run = TrainStage.run
+
+    def broken(stage):
+        if not stage.experiment.config.sa.lam:
+            raise ValueError("no such training")
+        run(stage)
+
+    monkeypatch.setattr(TrainStage, "run", broken)
+    few = ["--config.seeds=(0,)", "--config.tables=('compute',)", "--config.gap.trainings=()"]
+    few += ["--config.parts.compute.lines=('b','b_equal','sa')"]
+    few += ["--config.parts.compute.processes=('ddpm_small',)", "--config.parts.compute.steps=(2,)"]
+    assert compare(tmp_path / "grid", *few) == 1
+    report = (tmp_path / "grid/reports/digits/report.md").read_text()
+    rows = [line.split("|")[2:4] for line in report.splitlines() if line.startswith("| DDPM")]
+    found = {line.strip(): number.strip() for line, number in rows[:3]}
+    assert found.pop("SA-2") not in ("failed", "-")
+    assert found == {"B": "failed", "B, equal compute": "failed"}
+    assert "1 failed" in report
+
+
+@pytest.mark.slow
+def test_workers_make_the_same_numbers_as_one(finished, tmp_path):
+    """In processes of their own, as a user starts them."""
+    words = options(tmp_path / "grid", "--workers=2")
+    command = [sys.executable, "-m", "adapters.compare", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True)
+    here, there = numbers(tmp_path / "grid"), numbers(finished)
+    assert len(here) == len(there)
+    for a, b in zip(here, there, strict=True):
+        assert float(a["frechet_pixels"]) == pytest.approx(float(b["frechet_pixels"]), rel=1e-4)
+
+
+def test_the_fitted_constant_is_the_best_that_was_tried(finished):
+    paths = list(finished.glob("trainings/*/eps_scale_*.json"))
+    assert len(paths) == 2  # B, two seeds
+    for path in paths:
+        found = json.loads(path.read_text())
+        best = min(found["tried"], key=lambda one: one["frechet_pixels"])
+        assert found["eps_scale"] == best["eps_scale"]
+        assert 0.9 < found["eps_scale"] < 1.05
+
+
+def test_only_eps_is_scaled():
+    class Network:
+        model = None
+
+        def __call__(self, x, n):
+            return x, 2 * x
+
+    first, second = scaled(0.5)(Network())(torch.ones(2), None)
+    assert first.tolist() == [0.5, 0.5]
+    assert second.tolist() == [2.0, 2.0]
+    network = Network()
+    assert scaled(1.0)(network) is network
+
+
+# ------------------------------------------------------------------------------------ identities
+
+
+def config_of(**keys):
+    grid = a_grid()
+    experiment = grid.config.experiment.to_dict()
+    for name, value in keys.items():
+        section, key = name.split("__")
+        experiment[section][key] = value
+    return Grid(FrozenConfigDict({**grid.config.to_dict(), "experiment": experiment}))
+
+
+def names(grid, training="b", process="sn_ddpm"):
+    line = Line(training)
+    config = grid.experiment(line, 0, process)
+    cell = Cell(line, 0, process, 5)
+    return training_name(config), second_name(config, "eps2"), cell_name(config, cell, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "changed"),
+    [
+        ("base__log_every", 7, (False, False, False)),
+        ("data__root", "elsewhere", (False, False, False)),
+        ("sample__batch_size", 3, (False, False, False)),
+        ("sa__K", 3, (False, False, False)),  # the baseline has no SA term
+        ("base__lr", 0.5, (True, False, False)),
+        ("schedule__N", 500, (True, False, False)),
+        ("head__lr", 0.5, (False, True, True)),
+        ("sample__n_images", 7, (False, False, True)),
+        ("sample__precision", "bf16", (False, False, True)),
+        ("evaluate__features", ("pixels",), (False, False, True)),
+    ],
+)
+def test_a_name_tells_what_decides_the_numbers(key, value, changed):
+    before, after = names(config_of()), names(config_of(**{key: value}))
+    assert tuple(a != b for a, b in zip(before, after, strict=True)) == changed
+
+
+def test_a_key_that_came_later_renames_no_cell_at_its_default():
+    before = {"n_images": 5, "batch_size": 3}
+    later = {"channels_last": False, "compile": False, "precision": "float32"}
+    assert digest({"sample": before | later}) == digest({"sample": before})
+    assert digest({"sample": before | later | {"compile": True}}) != digest({"sample": before})
+
+
+def test_a_comparison_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="must not both be empty"):
+        a_grid(tables=())
+
+
+def test_sa_keys_change_the_name_of_an_sa_training():
+    assert names(config_of(), "sa")[0] != names(config_of(sa__window="paper"), "sa")[0]
+
+
+def test_each_seed_is_a_training_of_its_own_and_draws_its_own_noise():
+    grid = a_grid()
+    configs = [grid.experiment(Line("sa"), seed, "ddim") for seed in (0, 1)]
+    assert [(c.seed, c.sample.seed) for c in configs] == [(0, 0), (1, 1)]
+    assert training_name(configs[0]) != training_name(configs[1])
+
+
+# --------------------------------------------------------------------------------- configurations
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_every_comparison_can_be_read(path):
+    line = read_command_line(["c", f"--config={path}"], (), "adapters.compare", COMPARISON)
+    grid = Grid(line.config)
+    assert line.workdir.name == grid.config.store
+    for name in grid.config.trainings:
+        check_keys(grid.experiment(Line(name), grid.seeds[0]))
+    assert grid.cells or grid.config.gap.trainings
+    for part in grid.parts:
+        assert set(part.processes) <= set(ROWS)
+
+
+def test_there_is_a_comparison_for_every_table():
+    expected = [
+        "digits_one_tables",
+        "digits_options_tables",
+        "digits_tables",
+        "fashion_short_tables",
+        "fashion_tables",
+        "figure4_gap",
+        "table1_celeba64",
+    ]
+    expected += ["table1_cifar10", "table2_celeba64", "table2_cifar10", "table3_celebahq256"]
+    assert [path.stem for path in TABLES] == [*expected, "table4_lambda"]
+
+
+def test_tables_1_and_2_have_the_papers_rows_and_columns():
+    for name in ("table1_cifar10", "table2_celeba64"):
+        path = ROOT / f"configs/{name}.py"
+        line = read_command_line(["c", f"--config={path}"], (), "adapters.compare", COMPARISON)
+        main_part = Grid(line.config).parts[0]
+        assert main_part.steps == (10, 25, 50, 100, 200, 1000)
+        assert [one.training for one in main_part.lines] == ["b", "sa"]
+        assert {row.split("_")[0] for row in main_part.processes} >= {"analytic", "npr", "sn"}
+
+
+BAD = [
+    ("--config.tables=('nothing',)", "tables must be among"),
+    ("--config.gap.trainings=('nobody',)", "trainings must be among"),
+    ("--config.parts.main.lines=('nobody',)", "trainings must be among"),
+    ("--config.parts.main.lines=('b/nohow',)", "samplings must be among"),
+    ("--config.parts.main.processes=('magic',)", "sample.processes must be among"),
+    ("--config.parts.main.steps=(51,)", "steps"),
+    ("--config.seeds=(1,1)", "seeds must be different numbers"),
+    ("--config.name=a/b", "name must be a name without /"),
+    ("--config.trainings.sa.set.sa.K=0", "K"),
+    ("--config.experiment.base.iterations=0", "base.iterations must be >= 1"),
+    ("--config.experiment.head.training=joint", "experiment.head.training must be 'pretrained'"),
+    ("--config.sedes=(1,)", "unknown configuration key"),
+    ("--workers=0", "--workers must be >= 1"),
+    ("--workers=many", "--workers"),
+    ("--config.gap.start=51", "gap.start"),
+    ("--config.eps_scale.low=1.2", "eps_scale"),
+]
+
+
+@pytest.mark.parametrize(("argument", "said"), BAD, ids=[argument for argument, _ in BAD])
+def test_bad_input_is_refused_in_one_line_before_anything_is_written(
+    argument, said, tmp_path, capsys
+):
+    assert compare(tmp_path / "grid", argument) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "grid").exists()
+
+
+@pytest.mark.slow
+def test_a_grid_killed_again_and_again_loses_at_most_the_task_under_way(finished, tmp_path):
+    """Kills of the command with both workers, at random moments; then it is left to finish."""
+    folder = tmp_path / "grid"
+    command = [sys.executable, "-m", "adapters.compare", *options(folder, "--workers=2")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    chance = random.Random(0)
+    done: set[Path] = set()
+    for _ in range(6):
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(chance.uniform(6, 14))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        now = set(written(folder, "cells/**/*.json"))
+        assert done <= now
+        done = now
+    times = written(folder, "cells/**/*.json")
+    subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True)
+    after = written(folder, "cells/**/*.json")
+    assert {path: after[path] for path in times} == times  # none was computed again
+    for a, b in zip(numbers(folder), numbers(finished), strict=True):
+        assert float(a["frechet_pixels"]) == pytest.approx(float(b["frechet_pixels"]), rel=1e-4)
+
+
+def test_all_experiments_of_a_grid_share_one_copy_of_the_images(tmp_path):
+    line = read_command_line(["c", *SMALL], (), "adapters.compare", COMPARISON)
+    store = Store(Grid(line.config), tmp_path, "cpu", False)
+    one = store.experiment(Line("b"), 0, None)
+    other = store.experiment(Line("sa"), 1, "npr_ddpm")
+    assert one is not other
+    assert one.dataset is other.dataset is store.dataset
+
+
+def plan_of(folder, words):
+    line = read_command_line(["c", *words], (), "adapters.compare", COMPARISON)
+    return Plan(Store(Grid(line.config), folder, "cpu", False))
+
+
+def test_a_plan_names_every_task_once(tmp_path):
+    plan = plan_of(tmp_path, SMALL)
+    order = [task.name for task in plan.in_order()]
+    assert len(order) == len(set(order)) == len(plan.tasks)
+    for task in plan.in_order():
+        for need in task.needs:
+            assert order.index(need.name) < order.index(task.name)
+    assert sum(isinstance(task, EpsScaleTask) for task in plan.in_order()) == 2
+
+
+def test_a_longer_training_goes_on_from_the_shorter_one(tmp_path):
+    """Their common part is made once, and the weights are those of a training of its own."""
+    tables = [
+        "--config.tables=('compute',)",
+        "--config.parts.compute.processes=('ddim',)",
+        "--config.parts.compute.steps=(2,)",
+        "--config.gap.trainings=()",
+        "--config.seeds=(0,)",
+        "--config.experiment.base.log_every=2",
+    ]
+    lines = {"both": ("b", "b_equal"), "alone": ("b_equal",)}
+    found = []
+    for name, chosen in lines.items():
+        assert compare(tmp_path / name, *tables, f"--config.parts.compute.lines={chosen}") == 0
+        (weights,) = (tmp_path / name / "trainings").rglob("8.ckpt/ema_models_states/model.pth")
+        found.append((weights.read_bytes(), (weights.parents[3] / "log.csv").read_text()))
+        # Its own run has no checkpoint half way: that one is the shorter training's.
+        assert (weights.parents[2] / "4.ckpt").is_dir() == (name == "both")
+    assert found[0] == found[1]
+    words = options(tmp_path / "new", *tables, f"--config.parts.compute.lines={lines['both']}")
+    plan = plan_of(tmp_path / "new", [word for word in words if not word.startswith("--workers")])
+    short, long = (task for task in plan.in_order() if task.name.endswith("/base"))
+    assert long.needs == (short,)
+    assert long.evaluations == short.evaluations

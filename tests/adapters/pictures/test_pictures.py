@@ -1,0 +1,203 @@
+"""Pictures: what is drawn where, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.figure
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from adapters.pictures.pictures import plot_metric, save_grid, save_labelled_grids
+
+GREY = (150, 150, 150)
+TABLE = {
+    "baseline": {5: [3.5, 3.7], 10: [1.5, 1.7], 50: [0.7, 0.8]},
+    "SA-2": {5: 2.4, 10: 1.0, 50: 0.4},
+}
+
+
+def read(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        return np.asarray(picture.convert("RGB"))
+
+
+def flat_images(*levels: int, size: int = 8, channels: int = 1) -> torch.Tensor:
+    return torch.stack(
+        [torch.full((channels, size, size), level, dtype=torch.uint8) for level in levels]
+    )
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[matplotlib.figure.Figure]:
+    """The figures that are made, so that a test can ask what they hold."""
+    made: list[matplotlib.figure.Figure] = []
+
+    class Recorded(matplotlib.figure.Figure):
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, **kwargs)
+            made.append(self)
+
+    monkeypatch.setattr("adapters.pictures.pictures.Figure", Recorded)
+    return made
+
+
+class TestSaveGrid:
+    def test_places_and_grey_levels(self, tmp_path: Path) -> None:
+        images = flat_images(0, 50, 100, 200, 255)
+        images[1, 0, 7, 7] = 60
+        save_grid(tmp_path / "deep" / "grid.png", images, columns=3)
+        picture = read(tmp_path / "deep" / "grid.png")
+        # Cells of 8 * 6 pixels, 2 pixels around each.
+        assert picture.shape == (2 * 50 + 2, 3 * 50 + 2, 3)
+        for index, level in enumerate([0, 50, 100, 200, 255]):
+            row, column = divmod(index, 3)
+            top, left = 2 + 50 * row, 2 + 50 * column
+            assert (picture[top : top + 42, left : left + 42] == level).all()
+        assert (picture[44:50, 94:100] == 60).all()  # one pixel, six by six, no smoothing
+        assert (picture[43, 94:100] == 50).all()
+        assert tuple(picture[0, 0]) == tuple(picture[50, 50]) == GREY
+        assert list((tmp_path / "deep").iterdir()) == [tmp_path / "deep" / "grid.png"]
+
+    def test_colours(self, tmp_path: Path) -> None:
+        images = torch.tensor([[255, 0, 10], [1, 2, 3]], dtype=torch.uint8)
+        images = images[:, :, None, None].expand(-1, -1, 4, 4)
+        save_grid(tmp_path / "grid.png", images, columns=2, scale=1)
+        picture = read(tmp_path / "grid.png")
+        assert picture.shape == (8, 14, 3)
+        assert tuple(picture[2, 2]) == (255, 0, 10)
+        assert tuple(picture[5, 11]) == (1, 2, 3)
+
+    @pytest.mark.parametrize(("size", "cell"), [(8, 48), (16, 48), (32, 64), (64, 64), (256, 256)])
+    def test_cells_are_large_enough_to_see(self, tmp_path: Path, size: int, cell: int) -> None:
+        save_grid(tmp_path / "grid.png", flat_images(0, 0, size=size), columns=2)
+        assert read(tmp_path / "grid.png").shape[:2] == (cell + 4, 2 * cell + 6)
+
+    @pytest.mark.parametrize(
+        ("images", "options", "message"),
+        [
+            (torch.zeros(2, 1, 8, 8), {}, "images_uint8 must be uint8"),
+            (torch.zeros(1, 8, 8).byte(), {}, "images_uint8 must be uint8"),
+            (torch.zeros(1, 2, 8, 8).byte(), {}, r"\[B, 1 or 3, H, W\]"),
+            (torch.zeros(0, 1, 8, 8).byte(), {}, "at least one image"),
+            (torch.zeros(1, 1, 8, 8).byte(), {"columns": 0}, "must be positive, got 0 and None"),
+            (torch.zeros(1, 1, 8, 8).byte(), {"scale": 0}, "must be positive, got 4 and 0"),
+        ],
+    )
+    def test_refuses_bad_input(
+        self, tmp_path: Path, images: torch.Tensor, options: dict[str, int], message: str
+    ) -> None:
+        with pytest.raises(ValueError, match=message):
+            save_grid(tmp_path / "grid.png", images, **{"columns": 4, **options})
+        assert not list(tmp_path.iterdir())
+
+
+class TestSaveLabelledGrids:
+    def test_panels_are_drawn_pixel_by_pixel(
+        self, tmp_path: Path, figures: list[matplotlib.figure.Figure]
+    ) -> None:
+        levels = torch.arange(128, dtype=torch.uint8).reshape(2, 1, 8, 8)
+        panels = {"real": levels, "baseline": levels + 100, "SA-2": levels + 50}
+        save_labelled_grids(
+            tmp_path / "panels.png", panels, columns=2, panel_columns=2, heading="Samples"
+        )
+        (figure,) = figures
+        assert {text.get_text() for text in figure.texts} == {"Samples", *panels}
+        assert len(figure.axes) == 3
+        picture = read(tmp_path / "panels.png")
+        for axes, images in zip(figure.axes, panels.values(), strict=True):
+            save_grid(tmp_path / "grid.png", images, columns=2)
+            grid = read(tmp_path / "grid.png")
+            box = axes.get_window_extent()
+            top, left = round(picture.shape[0] - box.y1), round(box.x0)
+            shown = picture[top : top + grid.shape[0], left : left + grid.shape[1]]
+            np.testing.assert_array_equal(shown, grid)
+
+    def test_a_long_title_stays_over_its_panel(
+        self, tmp_path: Path, figures: list[matplotlib.figure.Figure]
+    ) -> None:
+        title = "sequence-aware loss over two steps, Analytic-DDPM, trajectory linear, 10 steps"
+        panels = {title: flat_images(0, 1, 2, 3), "other": flat_images(4, 5, 6, 7)}
+        save_labelled_grids(tmp_path / "panels.png", panels, columns=4)
+        (figure,) = figures
+        first, second = figure.axes
+        box = figure.texts[0].get_window_extent()
+        assert figure.texts[0].get_text().replace("\n", " ") == title
+        assert box.x1 <= second.get_window_extent().x0
+        assert first.get_window_extent().y1 <= box.y0
+        assert box.y1 <= figure.bbox.y1
+
+    def test_refuses_bad_input(self, tmp_path: Path) -> None:
+        path = tmp_path / "panels.png"
+        with pytest.raises(ValueError, match="at least one title"):
+            save_labelled_grids(path, {})
+        with pytest.raises(ValueError, match=r"panels\['b'\] must be uint8"):
+            save_labelled_grids(path, {"a": flat_images(0), "b": torch.zeros(1, 1, 8, 8)})
+        with pytest.raises(ValueError, match="panel_columns must be positive, got 0"):
+            save_labelled_grids(path, {"a": flat_images(0)}, panel_columns=0)
+
+
+class TestPlotMetric:
+    def test_lines_axes_and_legend(
+        self, tmp_path: Path, figures: list[matplotlib.figure.Figure]
+    ) -> None:
+        plot_metric(tmp_path / "metric.png", TABLE, metric="frechet_pixels", title="Digits")
+        (figure,) = figures
+        (axes,) = figure.axes
+        assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+        assert axes.get_ylabel() == "frechet_pixels"
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == list(TABLE)
+        assert list(axes.get_xticks()) == [5, 10, 50]
+        baseline, sa = (container.lines for container in axes.containers)
+        np.testing.assert_allclose(baseline[0].get_xydata(), [[5, 3.6], [10, 1.6], [50, 0.75]])
+        np.testing.assert_allclose(sa[0].get_xydata(), [[5, 2.4], [10, 1.0], [50, 0.4]])
+        low, high = baseline[2][0].get_segments()[0][:, 1]
+        assert high - low == pytest.approx(2 * np.std([3.5, 3.7], ddof=1))
+        assert not sa[2]  # one seed: no bar
+        assert read(tmp_path / "metric.png").std() > 0
+
+    def test_linear_axes_for_narrow_or_negative_values(
+        self, tmp_path: Path, figures: list[matplotlib.figure.Figure]
+    ) -> None:
+        plot_metric(tmp_path / "a.png", {"a": {10: 9.1, 20: 9.5}}, metric="is")
+        plot_metric(tmp_path / "b.png", {"a": {1: -0.1, 1000: 9.5}}, metric="is")
+        plot_metric(tmp_path / "c.png", TABLE, metric="is", log_x=False, log_y=False)
+        scales = [(f.axes[0].get_xscale(), f.axes[0].get_yscale()) for f in figures]
+        assert scales == [("linear", "linear"), ("log", "linear"), ("linear", "linear")]
+
+    def test_all_styles_differ(
+        self, tmp_path: Path, figures: list[matplotlib.figure.Figure]
+    ) -> None:
+        plot_metric(tmp_path / "a.png", {str(i): {1: i} for i in range(28)}, metric="is")
+        lines = [container.lines[0] for container in figures[0].axes[0].containers]
+        assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 28
+
+    def test_groups_share_a_colour(
+        self, tmp_path: Path, figures: list[matplotlib.figure.Figure]
+    ) -> None:
+        groups = {"a": "DDPM", "b": "DDIM", "c": "DDPM"}
+        plot_metric(tmp_path / "a.png", {m: {1: 1.0} for m in groups}, metric="is", groups=groups)
+        a, b, c = (container.lines[0] for container in figures[0].axes[0].containers)
+        assert a.get_color() == c.get_color() != b.get_color()
+        assert a.get_linestyle() == b.get_linestyle() != c.get_linestyle()
+
+    @pytest.mark.parametrize(
+        ("table", "options", "message"),
+        [
+            ({}, {}, "at least one method"),
+            ({"a": {}}, {}, r"table\['a'\] must hold at least one"),
+            ({"a": {5: float("nan")}}, {}, r"table\['a'\]\[5\] must be finite numbers, got nan"),
+            ({"a": {5: []}}, {}, r"table\['a'\]\[5\] must be finite numbers, got \[\]"),
+            ({"a": {5: -1.0}}, {"log_y": True}, r"log_y must be False .*, got -1.0"),
+            ({"a": {5: 1.0}}, {"groups": {}}, "groups must name every method .* 'a' is missing"),
+        ],
+    )
+    def test_refuses_bad_input(
+        self, tmp_path: Path, table: dict, options: dict, message: str
+    ) -> None:
+        with pytest.raises(ValueError, match=message):
+            plot_metric(tmp_path / "metric.png", table, metric="is", **options)
+        assert not list(tmp_path.iterdir())

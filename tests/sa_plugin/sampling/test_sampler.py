@@ -1,0 +1,371 @@
+"""Sampler: the published code's results, which calls it makes, what it refuses."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sa_plugin._tensors import FirstBad
+from sa_plugin.bounds.gap import gap_along_chain
+from sa_plugin.bounds.likelihood import negative_elbo
+from sa_plugin.bounds.pair_terms import pair_terms
+from sa_plugin.sampling.batches import BlockNoise
+from sa_plugin.sampling.gamma import estimate_gamma
+from sa_plugin.sampling.sampler import Sampler, to_uint8
+from sa_plugin.schedule import NoiseSchedule
+from tests.gaussian import GaussianData
+from tests.toys import normal, over, read_json, read_npz, schedule_of, toy_eps
+
+LINEAR = NoiseSchedule.linear(100)
+GOLDEN, ARRAYS = read_json("sampler"), read_npz("sampler")
+DATA = GaussianData([0.3, -0.5, 0.8], [0.04, 0.3, 1.5], LINEAR)
+
+
+class GoldenToy:
+    """The reference numbers' network behind the time that their codebase hands it."""
+
+    def __init__(self, case, N):
+        self.typ, self.index_from = case["typ"], 0 if case.get("shift1") else 1
+        self.scale = 1000 / N
+
+    def __call__(self, x, n):
+        t = (n - 1 + self.index_from).double() * self.scale
+        eps, wave = toy_eps(x, t), torch.cos(x + 0.002 * over(t, x))
+        second = {"eps_eps2": eps**2 + 0.3 + 0.2 * wave, "eps_epsc": 0.25 + 0.2 * wave}
+        return (eps, second[self.typ]) if self.typ in second else eps
+
+
+def golden_sampler(case, **options):
+    """The sampler of a case of the reference numbers."""
+    schedule = schedule_of(case["schedule"])
+    optimal = {"eps_eps2": "sn", "eps_epsc": "npr", "eps": "analytic"}[case["typ"]]
+    good = 1 - 0.9 * np.exp(-1000 * np.arange(schedule.N + 1) / schedule.N / 200)
+    named = {"eta", "steps", "trajectory", "clip_x0", "clip_sigma_idx", "clip_pixel"}
+    return Sampler(
+        GoldenToy(case, schedule.N),
+        schedule,
+        forward=case["forward"],
+        variance=optimal if case["var"] == "optimal" else case["var"],
+        gamma=good if case.get("ms_eps") else None,
+        **{name: case[name] for name in named & case.keys()},
+        **options,
+    )
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+@pytest.mark.parametrize("i", range(len(GOLDEN)))
+def test_equals_the_published_code(i, batch_size):
+    noise = normal(1, GOLDEN[i]["steps"], 4, 2, 3, 3)
+    x_init = torch.from_numpy(ARRAYS["x_init"])
+    x0 = golden_sampler(GOLDEN[i]).sample(
+        x_init.shape, x_init=x_init, noise=lambda k: noise[k], batch_size=batch_size
+    )
+    np.testing.assert_allclose(x0.numpy(), ARRAYS[f"x0_{i}"], rtol=1e-9)
+
+
+def test_network_gets_each_step_and_its_mode_stays():
+    class Network(torch.nn.Module):
+        seen: list = []  # noqa: RUF012
+
+        def forward(self, x, n):
+            assert n.dtype == torch.int64
+            assert n.shape == (len(x),)
+            assert not torch.is_grad_enabled()
+            self.seen.append((int(n[0]), self.training))
+            return 0.1 * x
+
+    for training in (True, False):
+        model = Network().train(training)
+        model.seen.clear()
+        x = Sampler(model, LINEAR, steps=4).sample((2, 3))
+        assert model.seen == [(t, training) for t in (100, 67, 34, 1)]
+        assert model.training is training
+        assert not x.requires_grad
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    ("options", "draws"),
+    [({}, [0, 1, 2]), ({"forward": "ddim"}, []), ({"forward": "ddim", "eta": 0.5}, [0, 1, 2])],
+)
+def test_noise_is_asked_for_where_it_is_needed(options, draws):
+    asked = []
+
+    def noise(k):
+        asked.append(k)
+        return torch.zeros(2, 3)
+
+    Sampler(lambda x, n: 0.1 * x, LINEAR, steps=4, **options).sample((2, 3), noise=noise)
+    assert asked == draws
+
+
+def test_the_loop_never_leaves_the_device():
+    """One value is read back a batch, the NaN flag at its end: no other .item() in the loop."""
+
+    class Reads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += func is torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
+
+    sampler = Sampler(lambda x, n: (0.1 * x, 0.2 + 0 * x), LINEAR, variance="npr", steps=20)
+    with Reads() as reads:
+        sampler.sample((8, 3), batch_size=4)
+    assert reads.count == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_dtype_follows_x_init(dtype):
+    x_init = normal(0, 2, 3).to(dtype)
+    seen = set()
+
+    def model(x, n):
+        seen.add(x.dtype)
+        return 0.1 * x.half()  # as under autocast
+
+    x = Sampler(model, LINEAR, steps=4).sample((2, 3), x_init=x_init)
+    assert x.dtype == dtype
+    assert seen == {dtype}
+    assert Sampler(model, LINEAR, steps=4).sample((2, 3)).dtype == torch.float32
+
+
+class Typed(torch.nn.Module):
+    """A network whose products need its parameters' type, and which notes the types it gets."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        torch.manual_seed(0)
+        self.register_parameter("number", torch.nn.Parameter(torch.tensor(1), requires_grad=False))
+        self.layer = torch.nn.Linear(3, 3)
+        self.seen = set()
+        self.to(dtype)
+
+    def forward(self, x, n):
+        self.seen.add(x.dtype)
+        return self.layer(x)
+
+    def pair(self, x, n):
+        eps = self(x, n)
+        return eps, eps**2 + 0.5
+
+
+HALF = [torch.bfloat16, torch.float16]
+TYPES = [*HALF, torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("variance", ["small", "sn"])
+def test_network_gets_x_in_its_parameters_type(dtype, variance):
+    network = Typed(dtype)
+    model = network.pair if variance == "sn" else network
+    sampler = Sampler(model, LINEAR, steps=4, variance=variance)
+    chain = torch.float64 if dtype == torch.float64 else torch.float32
+    steps = list(sampler.iterate((2, 3)))
+    assert {part.dtype for s in steps for part in (s.x_t, s.x_s, s.x0, s.eps)} == {chain}
+    images = sampler.sample((2, 3))
+    assert torch.equal(images, steps[-1].x_s)
+
+    def by_hand(x, n):
+        outputs = model(x.to(dtype), n)
+        return tuple(o.to(chain) for o in outputs) if variance == "sn" else outputs.to(chain)
+
+    x_init = BlockNoise(0, 0, (2, 3), chain, torch.device("cpu")).draw()
+    expected = Sampler(by_hand, LINEAR, steps=4, variance=variance).sample((2, 3), x_init=x_init)
+    assert torch.equal(images, expected)
+    assert network.seen == {dtype}
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("given", TYPES)
+def test_x_init_decides_the_chains_type_whatever_the_networks(dtype, given):
+    network = Typed(dtype)
+    images = Sampler(network, LINEAR, steps=4).sample((2, 3), x_init=normal(0, 2, 3).to(given))
+    assert images.dtype == given
+    assert network.seen == {dtype}
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_stream_of_a_network_of_any_type(dtype):
+    network = Typed(dtype)
+    sampler = Sampler(network, LINEAR, steps=4)
+    images = torch.cat(list(sampler.stream(5, (3,), batch_size=2, to_cpu=True)))
+    assert torch.equal(images, to_uint8(sampler.sample((5, 3), batch_size=2)))
+    assert network.seen == {dtype}
+
+
+@pytest.mark.parametrize("around", [False, True], ids=["option", "context"])
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32])
+def test_autocast_decides_the_networks_type_alone(dtype, around):
+    network = Typed(dtype)
+    sampler = Sampler(network, LINEAR, steps=4, autocast=None if around else "bf16")
+    with torch.autocast("cpu", torch.bfloat16, enabled=around):
+        images = sampler.sample((2, 3))
+    assert images.dtype == torch.float32
+    assert network.seen == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_measurements_call_a_network_of_any_type(dtype):
+    """Their images decide the type of x_n, as ``x_init`` does."""
+    network = Typed(dtype)
+    x0 = 20 * torch.arange(12.0).reshape(4, 3) / 127.5 - 1
+    schedule = NoiseSchedule.cosine(5)
+
+    def by_hand(x, n):
+        assert x.dtype == torch.float32
+        return network(x.to(dtype), n).float()
+
+    gamma, gamma_by_hand = (estimate_gamma(f, schedule, [x0]).values for f in (network, by_hand))
+    np.testing.assert_array_equal(gamma, gamma_by_hand)
+    bound, bound_by_hand = (negative_elbo(f, schedule, x0, steps=5) for f in (network, by_hand))
+    assert torch.equal(bound.terms, bound_by_hand.terms)
+    gap, gap_by_hand = (gap_along_chain(f, schedule, x0, start=5) for f in (network, by_hand))
+    np.testing.assert_array_equal(gap.total, gap_by_hand.total)
+    terms, terms_by_hand = (pair_terms(f, schedule, x0) for f in (network, by_hand))
+    np.testing.assert_array_equal(terms, terms_by_hand)
+    assert network.seen == {dtype}
+
+
+def test_where_samples_are_drawn():
+    model = torch.nn.Linear(3, 3, device="meta")
+    assert Sampler(model, LINEAR, steps=4).device.type == "meta"
+    assert Sampler(model.forward, LINEAR, steps=4).device.type == "meta"
+    assert Sampler(model, LINEAR, steps=4, device="cpu").device.type == "cpu"
+    assert Sampler(torch.nn.Identity(), LINEAR, steps=4).device.type == "cpu"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", [0, 1])
+def test_a_network_that_breaks_is_named_by_its_first_bad_step(bad, where):
+    def model(x, n):
+        outputs = [0.1 * x, 0.5 + 0 * x]
+        if n[0] in (34, 1):
+            outputs[where][0, 0] = bad
+        return tuple(outputs)
+
+    sampler = Sampler(model, LINEAR, variance="npr", steps=4)
+    with pytest.raises(ValueError, match="not finite, first at step n = 34"):
+        sampler.sample((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"forward": "sde"}, "forward must be one of .*'ddpm'"),
+        ({"variance": "optimal"}, "variance must be one of .*'analytic'.*'optimal'"),
+        ({"trajectory": "cubic"}, "trajectory must be one of .*'quad_ddim'.*'cubic'"),
+        ({"predicts": "score"}, "predicts must be one of .*'score'"),
+        ({"forward": "ddim", "variance": "big"}, "'big' is defined for forward 'ddpm' only"),
+        ({"forward": "ddim", "eta": 1.5}, "eta .*1.5"),
+        ({"eta": 0.5}, "eta belongs to forward 'ddim'"),
+        ({"variance": "analytic"}, "'analytic' needs gamma"),
+        ({"variance": "analytic", "gamma": np.ones(100)}, r"gamma must have shape \(101,\)"),
+        ({"gamma": np.full(101, np.nan)}, r"gamma\[1\] = nan"),
+        ({"trajectory": "dp_seg"}, "'dp_seg' needs gamma"),
+        ({"steps": 101}, r"steps must be a whole number in 1\.\.100, got 101"),
+        ({"steps": 0}, "steps must be"),
+        ({"steps": None}, "steps must be"),
+        ({"trajectory": [1, 2]}, "2 entries, but steps = 5"),
+        ({"clip_sigma_idx": 6}, r"clip_sigma_idx must be a whole number in 0\.\.5, got 6"),
+        ({"clip_sigma_idx": -1}, "clip_sigma_idx must be"),
+        ({"clip_pixel": -1}, "clip_pixel must be .*-1"),
+    ],
+)
+def test_refuses_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        Sampler(DATA.eps, LINEAR, **{"steps": 5, **options})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"shape": ()}, "shape"),
+        ({"shape": (2, 0)}, "shape.*got 0"),
+        ({"batch_size": 0}, "batch_size must be .*got 0"),
+        ({"seed": -1}, "seed must be .*got -1"),
+        ({"first": -1}, "first must be .*got -1"),
+        ({"x_init": torch.zeros(3, 3)}, r"x_init must be .*\(2, 3\).*\(3, 3\)"),
+        ({"x_init": torch.zeros(2, 3, dtype=torch.int64)}, "x_init must be floating point"),
+        ({"noise": lambda k: torch.zeros(1, 3)}, r"noise\(k\) must have shape \(2, 3\)"),
+    ],
+)
+def test_sample_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Sampler(DATA.eps, LINEAR, steps=3).sample(**{"shape": (2, 3), **arguments})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"n_images": 0},
+        {"batch_size": 0},
+        {"seed": -1},
+        {"first": -1},
+        {"image_shape": (0,)},
+    ],
+)
+def test_stream_refuses_before_the_first_image(arguments):
+    with pytest.raises(ValueError, match="must be a whole number"):
+        Sampler(DATA.eps, LINEAR, steps=3).stream(
+            **{"n_images": 4, "image_shape": (3,), "batch_size": 2, **arguments}
+        )
+
+
+@pytest.mark.parametrize(
+    ("variance", "model", "message"),
+    [
+        ("npr", lambda x, n: x, "'npr' needs a network that returns the pair .*Tensor"),
+        ("sn", lambda x, n: (x, x, x), "'sn' needs a network that returns the pair"),
+        ("iddpm", lambda x, n: x, "'iddpm' needs a network that returns the pair"),
+        ("small", lambda x, n: x[:, :2], r"input's shape \(2, 3\), got \(2, 2\)"),
+        ("small", lambda x, n: (x[:1], x), r"input's shape \(2, 3\), got \(1, 3\)"),
+        ("npr", lambda x, n: (x, x.sum()), r"input's shape \(2, 3\), got \(\)"),
+        ("small", lambda x, n: None, "got NoneType"),
+        ("small", lambda x, n: [x], "got list"),
+    ],
+)
+def test_refuses_a_network_that_does_not_fit(variance, model, message):
+    with pytest.raises(ValueError, match=message):
+        Sampler(model, LINEAR, variance=variance, steps=3).sample((2, 3))
+
+
+def test_a_pair_is_welcome_where_its_second_is_unused():
+    pair = Sampler(lambda x, n: (0.1 * x, None), LINEAR, steps=3).sample((2, 3))
+    assert torch.equal(pair, Sampler(lambda x, n: 0.1 * x, LINEAR, steps=3).sample((2, 3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_one_bad_value_anywhere_is_seen(dtype, bad):
+    for size in (1, 7, 16, 33, 100):
+        for place in range(size):
+            watch, output = FirstBad(), torch.zeros(size, dtype=dtype)
+            watch.note(9, output, None)
+            watch.refuse()
+            output[place] = bad
+            watch.note(8, torch.zeros(2), output)
+            watch.note(7, output)
+            with pytest.raises(ValueError, match="not finite, first at step n = 8"):
+                watch.refuse()
+
+
+def test_a_step_costs_few_operations():
+    """Beside the network's call; a count, since times are noise. Each one is a launch on a GPU."""
+
+    class Count(TorchDispatchMode):
+        total = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.total += 1
+            return func(*args, **(kwargs or {}))
+
+    def operations(steps, **options):
+        sampler = Sampler(lambda x, n: x, LINEAR, steps=steps, **options)
+        sampler.sample((64, 3))
+        with Count() as count:
+            sampler.sample((64, 3))
+        return count.total
+
+    for options, most in (({"forward": "ddim"}, 9), ({}, 14), ({"variance": "big"}, 14)):
+        assert operations(20, **options) - operations(10, **options) <= 10 * most
