@@ -14,13 +14,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from ml_collections import FrozenConfigDict
-from torch import Tensor
 
 from adapters.checkpoints.fitting import read_fitting
 from adapters.evaluate import open_reference, table
@@ -31,18 +31,27 @@ from adapters.experiment.stages import CACHE
 from adapters.hosts import Adapter, get_process, host_of
 from adapters.measuring.evaluation import Summary, summarise
 from adapters.measuring.features import build_extractors
-from adapters.sampling.metrics_output import MetricsFile
-from adapters.sampling.outputs import NpzFile, Output, PngFolder, TarShards
-from adapters.sampling.produce import images_of, in_slices, slice_size, write_missing
-from adapters.shell.allocator import keep_freed_memory
-from adapters.shell.command import EXIT_FAILED, OwnOptions, exit_code, one_line_warnings
-from adapters.shell.processes import Processes, processes
+from adapters.sampling.metrics_sink import MetricsFile
+from adapters.sampling.pipeline import Source, fill
+from adapters.sampling.sinks import NpzFile, PngFolder, Sink, TarShards
+from adapters.shell.command import (
+    EXIT_FAILED,
+    OwnOptions,
+    exit_code,
+    keep_freed_memory,
+    one_line_warnings,
+)
 from sa_plugin.sampling.gamma import Gamma
-from sa_plugin.sampling.sampler import Sampler
+from third_party.common import distributed
 from third_party.extended_analytic_dpm.methods import get_method
 
 MODULE = "adapters.sample"
-OUTPUTS = {"png": PngFolder, "npz": NpzFile, "tar": TarShards}
+SINKS = {
+    "png": PngFolder,
+    "npz": lambda folder, n_images: NpzFile(folder / "samples.npz", n_images),
+    "tar": TarShards,
+}
+PATIENCE = timedelta(days=30)  # one process may finish long before another
 METRICS = "metrics"
 
 
@@ -54,7 +63,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--out", type=Path, required=True, help="output folder")
     parser.add_argument("--process", required=True, help="a row of the tables: ddpm_small, ...")
     parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--format", choices=[*sorted(OUTPUTS), METRICS], default="png")
+    parser.add_argument("--format", choices=[*sorted(SINKS), METRICS], default="png")
     parser.add_argument(
         "--against", help=f"what --format {METRICS} compares with; default: the training images"
     )
@@ -90,11 +99,11 @@ class Cell:
         meta = experiment.network(method, "meta")
         experiment.sampler(args.process, args.steps, meta, get_method(method).typ, self.gamma)
 
-    def output(self) -> Output:
+    def sink(self) -> Sink:
         """Where the images go; for metrics, the extractors and the reference are checked first."""
         args, n_images = self.args, self.experiment.config.sample.n_images
         if args.format != METRICS:
-            return OUTPUTS[args.format](args.out, n_images)
+            return SINKS[args.format](args.out, n_images)
         config = self.experiment.config
         extractors = build_extractors(
             config.evaluate.features,
@@ -157,40 +166,14 @@ class Cell:
         cell = f"{n_images} images of {args.process}, {args.steps} steps, as {args.format}"
         return f"{cell} in {args.out}: {n_images * args.steps:.3g} network evaluations in all"
 
-    def sampler(self) -> Sampler:
-        """The sampler; on the CPU its network gets slices of one size."""
-        experiment, args = self.experiment, self.args
+    def source(self) -> Source:
+        """The images of the cell."""
         method = self.network.method
-        network = experiment.network(method)
+        network = self.experiment.network(method)
         network.load_state_dict(read_fitting(self.weights, network))
-        return experiment.sampler(
-            args.process,
-            args.steps,
-            network.to(experiment.device).eval(),
-            get_method(method).typ,
-            self.gamma,
-            call=lambda net: in_slices(net, self.multiple) if self.multiple > 1 else net,
-        )
-
-    @property
-    def multiple(self) -> int:
-        """Images in a network call on the CPU; 1 elsewhere, where any number is possible."""
-        on_cpu = self.experiment.device.type == "cpu"
-        return slice_size(self.experiment.image_shape) if on_cpu else 1
-
-    def images(self, sampler: Sampler, first: int, count: int) -> Iterable[Tensor]:
-        """Images first..first + count - 1 in batches."""
-        sample = self.experiment.config.sample
-        return images_of(
-            sampler,
-            self.experiment.image_shape,
-            first,
-            count,
-            seed=sample.seed,
-            batch_size=sample.batch_size,
-            multiple=self.multiple,
-            progress=self.experiment.progress,
-        )
+        network = network.to(self.experiment.device).eval()
+        typ = get_method(method).typ
+        return self.experiment.source(self.args.process, self.args.steps, network, typ, self.gamma)
 
     def _gamma(self) -> Gamma | None:
         if get_process(self.args.process).needs != "gamma":
@@ -198,37 +181,29 @@ class Cell:
         return Gamma.load(self.args.gamma) if self.args.gamma else self.stage.gamma()
 
 
-def sample(argv: Sequence[str], group: Processes) -> None:
+def sample(argv: Sequence[str]) -> None:
     """Do one process's part of a run; errors are raised."""
     args, rest = parse(argv)
     line = read_command_line([argv[0], *rest], (), MODULE)
-    device = group.device(line.device)
-    progress = line.progress and group.rank == 0
+    device = distributed.local_device(line.device)
+    progress = line.progress and distributed.is_first()
     experiment = Experiment(adapter_of(line.config), line.config, line.workdir, device, progress)
     cell = Cell(experiment, args)
     if line.dry_run:
-        if group.rank == 0:
+        if distributed.is_first():
             print(cell.plan())
         return
-    output = cell.output()
-    with ExitStack() as stack:
-        group.first(lambda: stack.enter_context(_claimed(args.out, cell)))
-        _fill(output, cell, group)
-    if group.rank == 0:
-        if isinstance(output, MetricsFile):
-            print(table(output.result()))
-        print(f"{output.n_images} images in {args.out}")
-
-
-def _fill(output: Output, cell: Cell, group: Processes) -> None:
-    """Make the missing units, shared among all processes."""
-    missing = group.first(output.missing)
-    units = group.share(group.gather(missing)[0])
-    if units:
-        sampler = cell.sampler()
-        write_missing(output, units, lambda first, count: cell.images(sampler, first, count))
-    group.gather(None)
-    group.first(output.finish)
+    # The processes only meet at the beginning and the end, and never about data on a device.
+    distributed.start(device, backend="gloo", patience=PATIENCE)
+    sink = cell.sink()
+    with ExitStack() as stack, distributed.peers():
+        distributed.on_first(stack.enter_context, _claimed(args.out, cell))
+        fill(sink, cell.source)
+    if distributed.is_first():
+        if isinstance(sink, MetricsFile):
+            print(table(sink.result()))
+        print(f"{sink.n_images} images in {args.out}")
+    distributed.stop()
 
 
 @contextmanager
@@ -254,8 +229,8 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; 1 if the disk is full or another process stopped, else see ``exit_code``."""
 
     def work() -> None:
-        with processes() as group, one_line_warnings(MODULE):
-            sample(argv, group)
+        with one_line_warnings(MODULE):
+            sample(argv)
 
     return exit_code(MODULE, work, failed=EXIT_FAILED)
 

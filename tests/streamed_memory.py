@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from adapters.sample import OUTPUTS
-from adapters.sampling.produce import images_of, write_missing
+from adapters.sample import SINKS
+from adapters.sampling.pipeline import Source, fill
 from sa_plugin import NoiseSchedule, Sampler
 
 SHAPE = (3, 16, 16)
@@ -26,13 +26,9 @@ def peak() -> float:
 def main(form: str, n_images: int, folder: Path) -> None:
     torch.set_num_threads(1)
     sampler = Sampler(lambda x, n: 0.1 * x, NoiseSchedule.linear(1000), steps=2)
-    output = OUTPUTS[form](folder, n_images)
-    options = {"seed": 0, "batch_size": 500, "multiple": 64}
-    write_missing(
-        output, output.missing(), lambda first, n: images_of(sampler, SHAPE, first, n, **options)
-    )
-    output.finish()
-    assert not output.missing()
+    sink = SINKS[form](folder, n_images)
+    fill(sink, lambda: Source(sampler, SHAPE, batch_size=500, multiple=64))
+    assert not sink.missing()
     print(peak())
 
 

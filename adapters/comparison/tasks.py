@@ -25,11 +25,11 @@ from adapters.experiment.stages import GRID_COLUMNS, GRID_IMAGES, TrainStage
 from adapters.experiment.tables import check_cell
 from adapters.measuring.evaluation import evaluate
 from adapters.pictures.pictures import save_grid
-from adapters.sampling.outputs import read_images
+from adapters.sampling.pipeline import Source
+from adapters.sampling.sinks import first_images
 from sa_files.stored import read_arrays, read_json
-from sa_files.writing import write_atomically
+from sa_files.writing import write_atomically, write_json
 from sa_plugin.bounds.gap import GapCurve, gap_along_chain
-from sa_plugin.sampling.sampler import Sampler
 
 DAMAGED = "is damaged: remove it, and the same command makes it again"
 FIT_SEED = 2**32  # added to the seed for the images on which the eps constant is fitted
@@ -144,22 +144,23 @@ class EpsScaleTask:
         )
         best, _ = min((tuple(one.values()) for one in tried), key=lambda one: one[1])
         result = {"eps_scale": best, "tried": tried}
-        write_atomically(self.path, (json.dumps(result, indent=2) + "\n").encode())
+        write_json(self.path, result)
 
     def _metrics(self, scale: float) -> dict[str, float]:
         store, settings = self.store, self.settings
         experiment = store.experiment(self.line, self.seed, settings.process)
         network, typ = store.network(self.base.stage)
-        sampler = experiment.sampler(
-            settings.process, settings.steps, network, typ, call=scaled(scale)
-        )
-        batches = sampler.stream(
-            settings.n_images,
-            experiment.image_shape,
+        source = experiment.source(
+            settings.process,
+            settings.steps,
+            network,
+            typ,
+            call=scaled(scale),
             seed=self.seed + FIT_SEED,
-            batch_size=experiment.config.sample.batch_size,
+            progress=False,
         )
         config = experiment.config.evaluate
+        batches = source.batches(0, settings.n_images)
         return evaluate(batches, store.reference(config.features), splits=config.splits)
 
     def _digest(self) -> str:
@@ -202,7 +203,7 @@ class CellTask:
 
     def first_images(self) -> Tensor:
         """The first images, uint8 [n, C, H, W]."""
-        return read_images(self.path.with_suffix(".npz"))
+        return first_images(self.path.with_suffix(".npz"), GRID_IMAGES)
 
     def run(self) -> None:
         """Sample and measure; the metrics are written last."""
@@ -210,13 +211,7 @@ class CellTask:
         experiment = self.store.experiment(self.cell.line, self.cell.seed, self.cell.process)
         scale = self.store.grid.eps_scale(self.cell.line) if self.fit is None else self.fit.result()
         config, kept = experiment.config, _First(GRID_IMAGES)
-        batches = self._sampler(experiment, scale).stream(
-            config.sample.n_images,
-            experiment.image_shape,
-            seed=config.sample.seed,
-            batch_size=config.sample.batch_size,
-            progress=self.store.progress,
-        )
+        batches = self._source(experiment, scale).batches(0, config.sample.n_images)
         reference = self.store.reference(config.evaluate.features)
         metrics = evaluate(kept.of(batches), reference, splits=config.evaluate.splits)
         self._store_images(kept.images)
@@ -226,15 +221,15 @@ class CellTask:
             "seconds": round(time.monotonic() - began, 2),
             "made_with": made_with(self.store.device),
         }
-        write_atomically(self.path, (json.dumps(result, indent=2) + "\n").encode())
+        write_json(self.path, result)
 
-    def _sampler(self, experiment: Experiment, scale: float) -> Sampler:
+    def _source(self, experiment: Experiment, scale: float) -> Source:
         is_gamma = self.second is not None and isinstance(self.second.stage, GammaStage)
         stage = self.base.stage if self.second is None or is_gamma else self.second.stage
         network, typ = self.store.network(stage)
         gamma = self.second.stage.result() if is_gamma else None
         process, steps = self.cell.process, self.cell.steps
-        return experiment.sampler(process, steps, network, typ, gamma, call=scaled(scale))
+        return experiment.source(process, steps, network, typ, gamma, call=scaled(scale))
 
     def _store_images(self, images: Tensor) -> None:
         save_grid(self.path.with_suffix(".grid.png"), images, columns=GRID_COLUMNS)

@@ -22,7 +22,7 @@ import torch
 
 from adapters.comparison.plan import Plan
 from adapters.comparison.tasks import Task
-from adapters.shell.allocator import keep_freed_memory
+from adapters.shell.command import keep_freed_memory
 from adapters.shell.locks import locked
 from adapters.shell.signals import caught
 from sa_files.reading import UnreadableFile

@@ -110,6 +110,7 @@ def _check_file(argv: Sequence[str]) -> None:
         name, equals, value = word.partition("=")
         if name.lstrip("-") == "config" and word.startswith("-"):
             path = value if equals else "".join(argv[i + 1 : i + 2])
+            path = path.partition(":")[0]  # FILE.py:NAME is get_config(NAME)
             if not Path(path).is_file():
                 raise ValueError(f"--config: there is no file {path!r}")
 
@@ -251,6 +252,8 @@ def _did_you_mean(key: str, known: Iterable[str]) -> str:
 
 def _one_line(error: BaseException) -> str:
     """The message of absl, ml_collections or a configuration file in one line, without extras."""
+    while error.__context__ and "Error whilst parsing config file" in str(error):
+        error = error.__context__  # ml_collections, and then absl, quote its whole traceback
     text = str(error).replace("\\n", " ").replace("\\'", "'")  # some hold another's repr
     text = " ".join(re.sub(r'Other fields present: "\{.*\}"', "", text, flags=re.DOTALL).split())
     text = re.sub(r"^([\"'])(.*)\1$", r"\2", text) or type(error).__name__

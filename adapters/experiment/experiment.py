@@ -15,6 +15,7 @@ from torch import nn
 from adapters.checkpoints.fitting import read_fitting
 from adapters.hosts import PROCESSES, Adapter, get_process
 from adapters.measuring.features import check_names
+from adapters.sampling.pipeline import Source, in_slices, slice_size
 from sa_plugin.loss import SALoss
 from sa_plugin.sampling.gamma import Gamma
 from sa_plugin.sampling.sampler import Sampler
@@ -133,6 +134,33 @@ class Experiment:
             channels_last=sample.channels_last,
             autocast=None if sample.precision == "float32" else sample.precision,
             compile=sample.compile,
+        )
+
+    def source(
+        self,
+        process: str,
+        steps: int,
+        network: nn.Module,
+        typ: str,
+        gamma: Gamma | None = None,
+        *,
+        call: Callable[[DTWrapper], Callable[..., Any]] = lambda wrapper: wrapper,
+        seed: int | None = None,
+        progress: bool | None = None,
+    ) -> Source:
+        """The images of a row and a column of the tables, by default from ``sample.seed``."""
+        multiple = slice_size(self.image_shape) if self.device.type == "cpu" else 1
+
+        def sliced(wrapper: DTWrapper) -> Callable[..., Any]:
+            return in_slices(call(wrapper), multiple) if multiple > 1 else call(wrapper)
+
+        return Source(
+            self.sampler(process, steps, network, typ, gamma, call=sliced),
+            self.image_shape,
+            seed=self.config.sample.seed if seed is None else seed,
+            batch_size=self.config.sample.batch_size,
+            multiple=multiple,
+            progress=self.progress if progress is None else progress,
         )
 
     def step_options(self, name: str) -> StepOptions:

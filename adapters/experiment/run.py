@@ -14,7 +14,6 @@ from adapters.experiment.gamma_stage import GammaStage
 from adapters.experiment.stages import EvaluateStage, SampleStage, TrainStage
 from adapters.hosts import Adapter
 from adapters.shell.command import EXIT_FAILED, exit_code
-from adapters.shell.signals import at_once
 from third_party.common import distributed
 
 logger = logging.getLogger(__name__)
@@ -72,8 +71,7 @@ def _run(adapter: Adapter, argv: Sequence[str]) -> None:
             _print_plan(experiment, chosen)
         return
     _ = experiment.dataset  # raises for a missing dataset before anything is written
-    with at_once():
-        distributed.start(device)
+    distributed.start(device)
     with ExitStack() as stack, distributed.peers():
         claim = claimed(line.workdir, adapter.recorded(line.config))
         distributed.on_first(stack.enter_context, claim)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from itertools import product
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from adapters.checkpoints.fitting import load_published
@@ -23,12 +20,12 @@ from adapters.hosts import get_process
 from adapters.measuring.evaluation import evaluate, summarise
 from adapters.measuring.features import build_extractors
 from adapters.pictures.pictures import plot_metric, save_grid, save_labelled_grids
-from adapters.sampling.outputs import read_images
+from adapters.sampling.pipeline import fill
+from adapters.sampling.sinks import NpzFile, first_images, read_batches
 from adapters.shell.signals import held
-from sa_files.writing import write_atomically
+from sa_files.writing import write_atomically, write_json
 from sa_plugin.hooks.hook import attach
 from sa_plugin.sampling.gamma import Gamma
-from sa_plugin.sampling.sampler import Sampler
 from third_party.common import distributed
 from third_party.common.checkpoints import checkpoint_paths, copy_checkpoint, read_state
 from third_party.common.criterion_base import Criterion
@@ -211,58 +208,51 @@ class SampleStage:
 
     def plan(self) -> str:
         """What it does, in one line."""
-        sample = self.experiment.config.sample
-        left = [steps for process, steps in self.cells if not self.path(process, steps).exists()]
-        calls = sum(left) * sample.n_images
-        return f"{len(left)} cells of {sample.n_images} images, {calls:.3g} network evaluations"
+        n_images, missing = self.experiment.config.sample.n_images, self.missing()
+        calls = sum(steps for _, steps in missing) * n_images
+        return f"{len(missing)} cells of {n_images} images, {calls:.3g} network evaluations"
+
+    def missing(self) -> list[tuple[str, int]]:
+        """The cells without images or without their picture."""
+        paths = {cell: self.path(*cell) for cell in self.cells}
+        return [c for c, p in paths.items() if not (p.exists() and p.with_suffix(".png").exists())]
 
     def is_done(self) -> bool:
         """Whether every cell's images exist."""
-        return all(self.path(*cell).exists() for cell in self.cells)
+        return not self.missing()
 
     def run(self) -> None:
         """Sample the cells that are missing."""
-        missing = [cell for cell in self.cells if not self.path(*cell).exists()]
+        missing = self.missing()
         if not missing:
             return
         gamma = None if self.gamma is None else self.gamma()
         averages = {stage: stage.average() for stage in {self.stage_of(p) for p, _ in missing}}
+        n_images = self.experiment.config.sample.n_images
         for process, steps in missing:
             logger.info("sample: %s, %d steps", get_process(process).title, steps)
+            path = self.path(process, steps)
             network, typ = averages[self.stage_of(process)]
-            sampler = self.experiment.sampler(process, steps, network, typ, gamma)
-            self._sample(sampler, self.path(process, steps))
+            source = partial(self.experiment.source, process, steps, network, typ, gamma)
+            fill(NpzFile(path, n_images), source)
+            first = first_images(path, GRID_IMAGES)
+            save_grid(path.with_suffix(".png"), first, columns=GRID_COLUMNS)
         self._draw_overview()
 
     def path(self, process: str, steps: int) -> Path:
         """The file of a cell's images: ``arr_0``, uint8 [n, H, W, C]."""
         return self.folder / f"{process}_{steps}.npz"
 
-    def images(self, process: str, steps: int) -> Tensor:
-        """A cell's images, uint8 [n, C, H, W]."""
+    def batches(self, process: str, steps: int, size: int) -> Iterator[Tensor]:
+        """A cell's images as uint8 batches [<= size, C, H, W]."""
         path = self.path(process, steps)
         if not path.exists():
             raise ValueError(f"{path} is needed first: run stage 'sample'")
-        return read_images(path)
+        return read_batches(path, size)
 
     def stage_of(self, process: str) -> TrainStage:
         """The stage whose network a process samples with."""
         return self.plain if get_process(process).needs is None else self.second
-
-    def _sample(self, sampler: Sampler, path: Path) -> None:
-        sample = self.experiment.config.sample
-        batches = sampler.stream(
-            sample.n_images,
-            self.experiment.image_shape,
-            seed=sample.seed,
-            batch_size=sample.batch_size,
-            progress=self.experiment.progress,
-        )
-        images = torch.cat([batch.cpu() for batch in batches])
-        save_grid(path.with_suffix(".png"), images[:GRID_IMAGES], columns=GRID_COLUMNS)
-        content = io.BytesIO()
-        np.savez_compressed(content, images.permute(0, 2, 3, 1).numpy())
-        write_atomically(path, content.getvalue())
 
     def _draw_overview(self) -> None:
         """All reverse processes side by side, from the same initial noise, for few steps."""
@@ -270,7 +260,9 @@ class SampleStage:
         steps = sorted(config.sample.steps)[len(config.sample.steps) // 3]
         panels = {"real": next(self.experiment.dataset.uint8_batches(GRID_IMAGES))}
         for process in config.sample.processes:
-            panels[get_process(process).title] = self.images(process, steps)[:GRID_IMAGES]
+            panels[get_process(process).title] = first_images(
+                self.path(process, steps), GRID_IMAGES
+            )
         save_labelled_grids(
             self.experiment.workdir / "samples.png",
             panels,
@@ -301,12 +293,10 @@ class EvaluateStage:
     def run(self) -> None:
         """Compute the metrics if they are missing; always print the table."""
         if not self.is_done():
-            metrics = self._compute()
-            content = json.dumps(metrics, indent=2) + "\n"
-            write_atomically(self.path, content.encode())
+            write_json(self.path, self._compute())
         metrics = report.read_metrics(self.path)
         table = report.markdown(metrics)
-        write_atomically(self.path.with_name("table.md"), table.encode())
+        write_atomically(self.path.with_name("table.md"), table)
         for name in report.headline_metrics(metrics):
             lines = {
                 get_process(process).title: {int(s): cell[name] for s, cell in cells.items()}
@@ -326,7 +316,7 @@ class EvaluateStage:
         reference = summarise(self.experiment.dataset.uint8_batches(batch), extractors)
         metrics: dict[str, dict[str, dict[str, float]]] = {}
         for process, steps in self.sample.cells:
-            batches = self.sample.images(process, steps).split(batch)
+            batches = self.sample.batches(process, steps, batch)
             cell = evaluate(batches, reference, splits=config.evaluate.splits)
             metrics.setdefault(process, {})[str(steps)] = cell
         return metrics

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
+import os
+import platform
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,6 +20,8 @@ EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_BY_SIGNAL = 128  # plus the signal's number, as shells count: 130 SIGINT, 143 SIGTERM
 CONTINUES = "; the same command continues it"
+# With these variables a user tunes glibc's allocator or replaces it.
+TUNED_BY = ("GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_")
 
 
 class OwnOptions(argparse.ArgumentParser):
@@ -63,6 +68,21 @@ def exit_code(
         said = f"{what}: {stop}" if stop.args else what
         return _tell(module, said, EXIT_BY_SIGNAL + number, continues)
     return 0
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory that it frees; whether anything was changed.
+
+    glibc returns large freed blocks to the system, which clears each page before it hands it out
+    again; a training step on the CPU loses 3 to 12 % of its time to that. A command calls this only
+    when it runs as the program. Another C library, or an allocator that the environment tunes, is
+    left alone.
+    """
+    if any(map(os.environ.get, TUNED_BY)) or platform.libc_ver()[0] != "glibc":
+        return False
+    trim_threshold, mmap_max = -1, -4  # <malloc.h>
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(trim_threshold, 2**31 - 1) and mallopt(mmap_max, 0))
 
 
 @contextmanager

@@ -87,23 +87,6 @@ def held() -> Iterator[Callable[[], bool]]:
         raise KeyboardInterrupt
 
 
-@contextmanager
-def at_once() -> Iterator[None]:
-    """Within the block, a signal ends the process at once, like a program without a handler.
-
-    For waits inside a library, which no handler could end, when there is nothing to save.
-    """
-    listening = threading.current_thread() is threading.main_thread()
-    there = [n for n in STOPPING if listening and signal.getsignal(n) == _SIGNALS.arrive]
-    for number in there:
-        signal.signal(number, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        for number in there:
-            signal.signal(number, _SIGNALS.arrive)
-
-
 def received() -> signal.Signals | None:
     """The signal that stopped the command, None if none did."""
     return None if _SIGNALS.first is None else signal.Signals(_SIGNALS.first)

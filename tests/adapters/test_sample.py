@@ -17,8 +17,8 @@ import torch
 
 from adapters.experiment.config import LOCK_FILE
 from adapters.sample import main
-from adapters.sampling.outputs import NpzFile, PngFolder, TarShards
-from adapters.sampling.produce import cut, runs_of, slice_size
+from adapters.sampling.pipeline import cut, runs_of, slice_size
+from adapters.sampling.sinks import NpzFile, PngFolder, TarShards
 from configs import digits
 from tests.children import ROOT, command_of
 from third_party.common.nets import UNetModel
@@ -28,7 +28,7 @@ CONFIG = ["--config", "configs/digits_sn_sa.py", "--config.network.args.model_ch
 
 def tiny_network(**more):
     """That of the digits, smaller, with random weights, none of them zero."""
-    config = digits.experiment("sn").network.args.to_dict() | {"model_channels": 8}
+    config = digits.get_config("sn").network.args.to_dict() | {"model_channels": 8}
     torch.manual_seed(0)
     network = UNetModel(**config | more, in_channels=1, out_channels=1)
     for parameter in network.parameters():
@@ -224,7 +224,7 @@ def test_small_parts():
 
 def test_npz_is_what_numpy_reads(tmp_path):
     images = np.arange(100 * 4, dtype=np.uint8).reshape(100, 2, 2, 1)
-    output = NpzFile(tmp_path, 100)
+    output = NpzFile(tmp_path / "samples.npz", 100)
     output.write(1, images[64:])
     assert output.missing() == [0]
     output.write(0, images[:64])

@@ -7,8 +7,11 @@ processes must see the same folders.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,15 +21,22 @@ import torch.distributed as dist
 T = TypeVar("T")
 
 
-def start(device: torch.device | str) -> None:
-    """Join the other processes, if `torchrun` started several."""
+def start(
+    device: torch.device | str, *, backend: str | None = None, patience: timedelta | None = None
+) -> None:
+    """Join the other processes, if `torchrun` started several.
+
+    `backend`: by default NCCL for GPUs, else gloo. `patience`: how long one may wait for another.
+    """
     if world_size() == 1 or dist.is_initialized():
         return
     device = torch.device(device)
     if device.type == "cuda":
         # NCCL exchanges objects on the current device, by default the first one in all processes.
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    backend = backend or ("nccl" if device.type == "cuda" else "gloo")
+    with _ended_by_signals():
+        dist.init_process_group(backend, timeout=patience)
 
 
 def stop() -> None:
@@ -58,26 +68,44 @@ def local_device(device: str) -> str:
     return device
 
 
-def gather(value: T) -> list[T]:
-    """The values of all processes, in order; every process must call it."""
+def share(items: Sequence[T]) -> Sequence[T]:
+    """This process's part of `items`: contiguous, in the order of the ranks."""
+    if not dist.is_initialized():
+        return items
+    n, world = len(items), world_size()
+    return items[n * rank() // world : n * (rank() + 1) // world]
+
+
+def gather(value: T, *, interruptible: bool = False) -> list[T]:
+    """The values of all processes, in order; every process must call it.
+
+    `interruptible`: a signal ends a process that waits here, like a program without a handler. Only
+    where there is nothing to save: no handler could end the wait inside the library.
+    """
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    with _ended_by_signals() if interruptible else nullcontext():
+        dist.all_gather_object(values, value)
     return values
 
 
-def on_first(function: Callable[..., None], *arguments: Any) -> None:
-    """Call `function` in the first process while the others wait; all raise its ValueError."""
-    refusal = None
+def on_first(function: Callable[..., T], *arguments: Any) -> T:
+    """Call `function` in the first process while the others wait, interruptibly.
+
+    All get its result, or raise its ValueError or OSError.
+    """
+    result: Any = None
+    refusal: Exception | None = None
     if is_first():
         try:
-            function(*arguments)
-        except ValueError as error:
-            refusal = str(error)
-    (refusal, *_) = gather(refusal)
+            result = function(*arguments)
+        except (ValueError, OSError) as error:
+            refusal = error
+    result, refusal = gather((result, refusal), interruptible=True)[0]
     if refusal is not None:
-        raise ValueError(refusal)
+        raise refusal
+    return result
 
 
 class Agreement:
@@ -103,6 +131,21 @@ class Agreement:
             return False
         before[0].wait()
         return bool(before[1])
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """In this context SIGINT and SIGTERM end the process at once; only Python handlers give way."""
+    listening = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if listening else ()
+    before = {n: signal.getsignal(n) for n in numbers if callable(signal.getsignal(n))}
+    for number in before:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

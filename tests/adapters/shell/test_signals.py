@@ -21,7 +21,7 @@ from sa_plugin.sampling.gamma import estimate_gamma
 from sa_plugin.schedule import NoiseSchedule
 from tests.children import ROOT, finish, start
 from tests.third_party.test_host_training import Files, everything, make_trainer
-from third_party.common import checkpoints
+from third_party.common import checkpoints, distributed
 from third_party.common.data import BatchStream
 from third_party.common.training import TrainingStopped
 from third_party.common.window import Window
@@ -99,9 +99,9 @@ def test_a_second_ctrl_c_does_not_wait_but_torchrun_s_copy_of_the_first_does(mon
     assert came == ["the copy waits"]
 
 
-def test_at_once_a_signal_has_its_default_effect():
+def test_a_signal_has_its_default_effect_while_a_process_waits_for_another():
     def work():
-        with signals.at_once():
+        with distributed._ended_by_signals():
             assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
         send(signal.SIGTERM)
 

@@ -1,4 +1,4 @@
-"""Metrics of sampled images: an output of ``adapters.sample`` without image files.
+"""Metrics of sampled images: a sink that writes no image files.
 
     metrics.json              the result, with the keys of ``adapters.measuring.evaluation``
     parts/from_UNIT.npz       before that: moments, pixel sums and logits of some units
@@ -11,7 +11,6 @@ distance, because covariances are summed in another order. All else is equal to 
 from __future__ import annotations
 
 import io
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,12 +24,12 @@ from torch import Tensor
 
 from adapters.measuring.evaluation import Collector, Summary, compare
 from adapters.measuring.extractor import Extractor
-from adapters.sampling.outputs import Images, units_of
+from adapters.sampling.sinks import Images, units_of
 from sa_files.arrays import Arrays as StoredArrays
 from sa_files.arrays import open_npz
 from sa_files.reading import reading
 from sa_files.stored import read_json
-from sa_files.writing import write_atomically
+from sa_files.writing import write_atomically, write_json
 from sa_plugin.metrics import Moments
 from sa_plugin.sampling.batches import BLOCK
 
@@ -41,7 +40,7 @@ Arrays = dict[str, NDArray[np.generic]]
 
 
 class MetricsFile:
-    """The metrics of ``n_images`` images; an ``Output``.
+    """The metrics of ``n_images`` images; a ``Sink``.
 
     Args:
         extractors: the feature spaces.
@@ -97,7 +96,7 @@ class MetricsFile:
         """Merge the parts, one in memory at a time, compute the metrics, and remove the parts."""
         if not self.path.exists():
             metrics = compare(self._merged(), self._reference(), splits=self._splits)
-            write_atomically(self.path, (json.dumps(metrics, indent=2) + "\n").encode())
+            write_json(self.path, metrics)
         shutil.rmtree(self.parts, ignore_errors=True)
 
     def result(self) -> dict[str, float]:

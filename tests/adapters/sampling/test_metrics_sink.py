@@ -15,8 +15,8 @@ import torch
 from adapters.measuring.classifiers import labelled_images
 from adapters.measuring.evaluation import evaluate, summarise
 from adapters.measuring.features import build_extractors
-from adapters.sampling.metrics_output import MetricsFile
-from adapters.sampling.outputs import PngFolder
+from adapters.sampling.metrics_sink import MetricsFile
+from adapters.sampling.sinks import PngFolder
 from sa_plugin.metrics import Moments
 from tests.adapters.test_sample import (  # noqa: F401
     Command,
@@ -82,10 +82,10 @@ def test_a_part_is_written_now_and_then_and_never_grows_too_large(
     made = output(tmp_path, extractors, reference)
     write(made, [0, 1])
     assert made.missing() == [0, 1, 2, 3, 4]  # in memory alone
-    monkeypatch.setattr("adapters.sampling.metrics_output.SAVE_SECONDS", 0)
+    monkeypatch.setattr("adapters.sampling.metrics_sink.SAVE_SECONDS", 0)
     write(made, [2])
     assert made.missing() == [3, 4]
-    monkeypatch.setattr("adapters.sampling.metrics_output.PART_UNITS", 4)
+    monkeypatch.setattr("adapters.sampling.metrics_sink.PART_UNITS", 4)
     write(made, [3, 4])
     assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == [
         "from_00000000.npz",
@@ -181,7 +181,7 @@ def test_two_processes_and_a_kill_give_one_processs_metrics(tmp_path, weights): 
     options = {"n": 2000, "steps": 10, "form": "metrics"}
     assert run(tmp_path / "one", weights, PIXELS, **options) == 0
     Command(tmp_path / "two", weights, PIXELS, processes=2, **options).finish()
-    script = "import sys, adapters.sample as s, adapters.sampling.metrics_output as m"
+    script = "import sys, adapters.sample as s, adapters.sampling.metrics_sink as m"
     script += "; m.SAVE_SECONDS = 0"
     killed = subprocess.Popen(
         [sys.executable, "-c", f"{script}; sys.exit(s.main(sys.argv))",

@@ -7,11 +7,13 @@ missing. The bytes depend only on the images, not on dates, owners or the order 
 from __future__ import annotations
 
 import io
+import math
 import shutil
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import torch
@@ -19,16 +21,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from sa_files.arrays import read_npy
+from sa_files.arrays import open_npz, read_header, read_npy
 from sa_files.reading import UnreadableFile, reading
-from sa_files.stored import read_arrays
-from sa_files.writing import write_atomically
+from sa_files.writing import write_atomically, written_atomically
 from sa_plugin.sampling.batches import BLOCK
 
 Images = NDArray[np.uint8]  # [n, H, W, C]
 
 
-class Output(Protocol):
+class Sink(Protocol):
     """A place for ``n_images`` images. ``unit``: images written together, at least a block.
 
     Units are counted from 0; the last one may be shorter.
@@ -126,13 +127,13 @@ class TarShards:
 
 
 class NpzFile:
-    """``samples.npz`` with ``arr_0``, uint8 [n, H, W, C]; before it is complete, ``parts/``."""
+    """FILE.npz with ``arr_0``, uint8 [n, H, W, C]; before it is complete, FILE.parts/."""
 
     unit = BLOCK
 
-    def __init__(self, folder: Path, n_images: int) -> None:
-        self.path = folder / "samples.npz"
-        self.parts = folder / "parts"
+    def __init__(self, path: Path, n_images: int) -> None:
+        self.path = path
+        self.parts = path.with_suffix(".parts")
         self.n_images = n_images
 
     def missing(self) -> list[int]:
@@ -154,20 +155,16 @@ class NpzFile:
     def finish(self) -> None:
         """Join the parts, one in memory at a time, and remove them."""
         if not self.path.exists():
-            temporary = self.path.with_name(f".{self.path.name}.tmp")
-            try:
-                self._join(temporary)
-                temporary.replace(self.path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            with written_atomically(self.path) as file:
+                self._join(file)
         shutil.rmtree(self.parts, ignore_errors=True)
 
-    def _join(self, path: Path) -> None:
+    def _join(self, file: BinaryIO) -> None:
         entry = zipfile.ZipInfo("arr_0.npy")  # dated 1980
         shape = (self.n_images, *self._read(0).shape[1:])
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         with (
-            zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive,
+            zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
             archive.open(entry, "w", force_zip64=True) as stream,
         ):
             np.lib.format.write_array_header_1_0(stream, header)
@@ -188,13 +185,30 @@ class NpzFile:
         return self.parts / f"{unit:08d}.npy"
 
 
+def read_batches(path: Path, size: int) -> Iterator[Tensor]:
+    """The images of an npz file, ``arr_0``, as batches [<= size, C, H, W]: one in memory at a time.
+
+    Raises:
+        UnreadableFile: the file is damaged, or holds something else.
+    """
+    with reading(path, "holds no images") as file, open_npz(file) as arrays:
+        arrays.check_names(["arr_0"])
+        with arrays.unpack("arr_0") as stream:
+            shape, columns_first, dtype = read_header(stream, arrays.size("arr_0"), "arr_0")
+            if dtype != np.uint8 or len(shape) != 4 or columns_first:
+                raise UnreadableFile(f"{dtype} of shape {shape}")
+            for start in range(0, shape[0], size):
+                part = (min(size, shape[0] - start), *shape[1:])
+                content = bytearray(stream.read(math.prod(part)))
+                images = np.frombuffer(content, np.uint8).reshape(part)
+                yield torch.from_numpy(images).permute(0, 3, 1, 2)
+            stream.read(1)  # at the end the checksum is compared
+
+
+def first_images(path: Path, count: int) -> Tensor:
+    """The first images of an npz file, uint8 [<= count, C, H, W]."""
+    return next(read_batches(path, count))
+
+
 def _png_name(i: int) -> str:
     return f"{i:08d}.png"
-
-
-def read_images(path: Path) -> Tensor:
-    """The images of an npz file, ``arr_0``, uint8 [n, H, W, C], returned as [n, C, H, W]."""
-    images = read_arrays(path, "holds no images", "arr_0")["arr_0"]
-    if images.dtype != "uint8" or images.ndim != 4:
-        raise UnreadableFile(f"{path} holds no images: {images.dtype} of shape {images.shape}")
-    return torch.from_numpy(images).permute(0, 3, 1, 2)

@@ -1,7 +1,0 @@
-"""SN-DPM with the SA loss on Fashion-MNIST: see configs/fashion.py."""
-
-from configs.fashion import experiment
-
-
-def get_config():
-    return experiment("sn")

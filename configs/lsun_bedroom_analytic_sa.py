@@ -1,7 +1,0 @@
-"""Analytic-DPM with the SA loss on LSUN bedroom 256x256: see configs/lsun_bedroom.py."""
-
-from configs.lsun_bedroom import experiment
-
-
-def get_config():
-    return experiment("analytic")
