@@ -27,9 +27,11 @@ ADAPTERS = [
 DIFFUSERS = ["diffusers>=0.30", "accelerate>=1.0"]
 LUCIDRAINS = ["denoising-diffusion-pytorch>=2.3"]
 JAX = ["jax>=0.4.30"]
+CLUSTER = ["distributed>=2024.8.0"]
 DOCS = [*DIFFUSERS, *LUCIDRAINS, "furo>=2024.8.6", "myst-parser>=4", "sphinx>=8"]
 TESTS = [
     *ADAPTERS,
+    *CLUSTER,
     *DIFFUSERS,
     *LUCIDRAINS,
     *JAX,
@@ -56,6 +58,7 @@ setup(
     extras_require={
         "metrics": METRICS,
         "adapters": ADAPTERS,
+        "cluster": [*ADAPTERS, *CLUSTER],
         "diffusers": DIFFUSERS,
         "denoising-diffusion-pytorch": LUCIDRAINS,
         "jax": JAX,

@@ -2,9 +2,10 @@
 
     python -m adapters.compare --config configs/digits_tables.py
     python -m adapters.compare --config configs/table1_cifar10.py --dry_run
+    python -m adapters.compare --config configs/table1_cifar10.py --scheduler tcp://HOST:8786
 
-The same command continues an interrupted grid. A larger grid reuses the results that exist. Several
-machines may run the command on one shared folder (``--workdir``) at the same time.
+The same command continues an interrupted grid. A larger grid reuses the results that exist. With
+``--scheduler`` the tasks run on a Dask cluster: see docs/comparison.md.
 """
 
 from __future__ import annotations
@@ -14,23 +15,31 @@ import logging
 import os
 import shlex
 import sys
-import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from ml_collections import FrozenConfigDict
 
-from adapters.comparison.cost import plan_text
+from adapters.comparison.cost import plan_table, plan_text
+from adapters.comparison.engine import (
+    Outcome,
+    Progress,
+    in_local_processes,
+    in_this_process,
+    on_cluster,
+)
 from adapters.comparison.grid import COMPARISON, Grid
 from adapters.comparison.plan import Plan
 from adapters.comparison.report import write_report
 from adapters.comparison.store import Store
-from adapters.comparison.workers import work_together
-from adapters.experiment.config import read_command_line
-from adapters.shell.allocator import keep_freed_memory
-from adapters.shell.command import EXIT_FAILED, OwnOptions, exit_code
+from adapters.experiment.config import LOCK_FILE, PATIENCE, read_command_line
+from adapters.shell.command import EXIT_FAILED, OwnOptions, exit_code, keep_freed_memory
+from adapters.shell.locks import locked
+
+logger = logging.getLogger(__name__)
 
 MODULE = "adapters.compare"
 MOST_WORKERS = 8  # unless asked for more: each holds a network and the images' features
@@ -54,18 +63,24 @@ def compare(argv: Sequence[str]) -> bool:
     """Compute the grid and write the report; return whether all tasks are done."""
     args, rest = _parse(argv)
     line = read_command_line([argv[0], *rest], (), MODULE, COMPARISON)
-    workers = _default_workers(line.device) if args.workers is None else args.workers
-    if workers < 1:
-        raise ValueError(f"--workers must be >= 1, got {workers}")
-    make_plan = PlanMaker(line.config, line.workdir, line.device, line.progress and workers == 1)
+    if args.workers is not None and args.workers < 1:
+        raise ValueError(f"--workers must be >= 1, got {args.workers}")
+    if args.workers is not None and args.scheduler is not None:
+        raise ValueError("--workers and --scheduler exclude each other: a cluster has its workers")
+    workers = args.workers or _default_workers(line.device)
+    alone = workers == 1 and args.scheduler is None
+    make_plan = PlanMaker(line.config, line.workdir, line.device, line.progress and alone)
     plan = make_plan()
     if line.dry_run:
         print(plan_text(plan))
         return True
     _ = plan.store.dataset  # raises for a missing dataset before anything is written
+    failures = []
     if not args.report_only:
-        work_together(make_plan, workers, run_id=uuid.uuid4().hex)
-    path = write_report(plan, f"python -m {MODULE} {shlex.join(argv[1:])}")
+        print(plan_table(plan), flush=True)
+        with _claimed(line.workdir):
+            failures = list(_computed(make_plan, plan, workers, args.scheduler))
+    path = write_report(plan, f"python -m {MODULE} {shlex.join(argv[1:])}", failures)
     print(path.read_text().split("## Pictures")[0])
     print(path.with_suffix(".html"))
     missing = [task for task in plan.in_order() if not task.is_done()]
@@ -74,18 +89,48 @@ def compare(argv: Sequence[str]) -> bool:
     return not missing
 
 
+def _computed(
+    make_plan: PlanMaker, plan: Plan, workers: int, scheduler: str | None
+) -> Iterator[Outcome]:
+    """Compute what is missing, and tell how it goes; the failures."""
+    if scheduler is not None:
+        outcomes = on_cluster(make_plan, plan, scheduler)
+    elif workers > 1:
+        outcomes = in_local_processes(make_plan, plan, workers)
+    else:
+        outcomes = in_this_process(plan)
+    progress = Progress(plan.in_order())
+    for outcome in outcomes:
+        failed = outcome is not None and bool(outcome.error)
+        logger.log(logging.ERROR if failed else logging.INFO, "%s", progress.tell(outcome))
+        if failed:
+            yield outcome
+
+
+@contextmanager
+def _claimed(store: Path) -> Iterator[None]:
+    """Reserve the store for this command: two would make the same tasks twice."""
+    with locked(store / LOCK_FILE, PATIENCE) as ours:
+        if not ours:
+            raise ValueError(
+                f"another command is at work in {store}; wait until it ends (several machines "
+                "share one command: --scheduler)"
+            )
+        yield
+
+
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = OwnOptions(
         MODULE, description="Compute a grid and write its report. Other options: as the adapters'."
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--workers",
         type=int,
         help=f"processes on this machine; default: 1 on a GPU, else one a core, <= {MOST_WORKERS}",
     )
-    parser.add_argument(
-        "--report_only", action="store_true", help="compute nothing; report the existing results"
-    )
+    add("--scheduler", metavar="ADDRESS", help="Dask scheduler that runs the tasks instead")
+    add("--report_only", action="store_true", help="compute nothing; report the existing results")
     return parser.parse_known_args(list(argv[1:]))
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sa_plugin.metrics import Moments
 from sa_plugin.schedule import NoiseSchedule
 from tests import DATA
 
@@ -42,6 +44,13 @@ def images(seed: int, *shape: int) -> Tensor:
 def over(t: Tensor, x: Tensor) -> Tensor:
     """t [B] broadcast over x, in x's dtype."""
     return t.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def moments_of(data: Any) -> Moments:
+    """Of rows that are handed in at once."""
+    moments = Moments()
+    moments.update(data)
+    return moments
 
 
 def toy_eps(x: Tensor, t: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,24 +17,40 @@ from adapters.experiment.tables import table
 PROBE_SECONDS = 1.0
 
 
+def plan_table(plan: Plan) -> str:
+    """The tasks by kind: how many there are, how many are left, and their evaluations."""
+    return _table(plan, ["evaluations"], lambda evaluations: [f"{evaluations:.3g}"])
+
+
 def plan_text(plan: Plan) -> str:
-    """A table of the tasks by kind: how many there are, how many are left, and their cost."""
+    """``plan_table`` with the cost in FLOP and hours."""
     flop, rate = flop_per_image(plan), measured_rate(plan)
-    rows = []
-    for kind, tasks in _by_kind(plan.in_order()):
-        left = [task for task in tasks if not task.is_done()]
-        rows.append([kind, str(len(tasks)), str(len(left)), *_cost(left, flop, rate)])
-    left = [task for task in plan.in_order() if not task.is_done()]
-    rows.append(["all", str(len(plan.tasks)), str(len(left)), *_cost(left, flop, rate)])
-    head = ["", "tasks", "to do", "evaluations", "PFLOP", "hours"]
-    grid = plan.store.grid
+
+    def cost(evaluations: float) -> list[str]:
+        numbers = (evaluations, evaluations * flop / 1e15, evaluations / rate / 3600)
+        return [f"{number:.3g}" for number in numbers]
+
     return (
-        f"{grid.config.name} in {plan.store.folder} on {plan.store.device}\n\n"
-        f"{table(head, rows, left=1)}\n"
+        f"{_table(plan, ['evaluations', 'PFLOP', 'hours'], cost)}\n"
         f"An evaluation: one image through the network, {flop / 1e9:.3g} GFLOP; a backward pass "
         f"counts as two. Hours: one worker at {rate:.3g} evaluations a second, measured just now "
         "in forward passes of one image on this machine; batches are faster.\n"
     )
+
+
+def _table(plan: Plan, costs: Sequence[str], cost: Callable[[float], list[str]]) -> str:
+    kinds: dict[str, list[Task]] = {}
+    for task in plan.in_order():
+        kinds.setdefault(_kind(task), []).append(task)
+    kinds["all"] = plan.in_order()
+    rows = []
+    for kind, tasks in kinds.items():
+        left = [task for task in tasks if not task.is_done()]
+        evaluations = sum(task.evaluations for task in left)
+        rows.append([kind, str(len(tasks)), str(len(left)), *cost(evaluations)])
+    store = plan.store
+    title = f"{store.grid.config.name} in {store.folder} on {store.device}"
+    return f"{title}\n\n{table(['', 'tasks', 'to do', *costs], rows, left=1)}"
 
 
 def flop_per_image(plan: Plan) -> float:
@@ -71,19 +87,6 @@ def measured_rate(plan: Plan) -> float:
 def _any_experiment(plan: Plan):
     line = Line(next(iter(plan.store.grid.config.trainings)))
     return plan.store.experiment(line, plan.store.grid.seeds[0], None)
-
-
-def _cost(tasks: Sequence[Task], flop: float, rate: float) -> list[str]:
-    evaluations = sum(task.evaluations for task in tasks)
-    hours = evaluations / rate / 3600
-    return [f"{evaluations:.3g}", f"{evaluations * flop / 1e15:.3g}", f"{hours:.3g}"]
-
-
-def _by_kind(tasks: Sequence[Task]) -> Iterator[tuple[str, list[Task]]]:
-    kinds: dict[str, list[Task]] = {}
-    for task in tasks:
-        kinds.setdefault(_kind(task), []).append(task)
-    yield from kinds.items()
 
 
 def _kind(task: Task) -> str:

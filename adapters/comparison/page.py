@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jinja2
 
+from adapters.comparison.engine import Outcome
 from adapters.comparison.tables import Table
 
 
@@ -21,15 +22,6 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Failure:
-    """A task that failed: its name, the reason in one line, and the traceback."""
-
-    task: str
-    error: str
-    log: str
-
-
-@dataclass(frozen=True)
 class Report:
     """All that a report shows."""
 
@@ -39,7 +31,7 @@ class Report:
     pictures: tuple[Picture, ...]
     facts: dict[str, str]
     published: str  # Markdown, "" where nothing is published
-    failures: tuple[Failure, ...]
+    failures: tuple[Outcome, ...]
     config: str  # JSON
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import textwrap
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from adapters.comparison import figures
+from adapters.comparison.engine import Outcome
 from adapters.comparison.grid import Cell
-from adapters.comparison.page import Failure, Picture, Report, html_page
+from adapters.comparison.page import Picture, Report, html_page
 from adapters.comparison.plan import Plan
 from adapters.comparison.statistics import paired, spread
 from adapters.comparison.tables import (
@@ -25,7 +26,6 @@ from adapters.comparison.tables import (
     markdown,
 )
 from adapters.comparison.tasks import Task
-from adapters.comparison.workers import Failures
 from adapters.experiment.tables import as_text, table
 from sa_files.writing import write_atomically
 
@@ -33,16 +33,14 @@ REPORTS = "reports"
 PAPER = "arXiv 2312.12431"
 
 
-def write_report(plan: Plan, command: str) -> Path:
-    """Write the report of the results that exist; return the Markdown file's path."""
+def write_report(plan: Plan, command: str, failures: Sequence[Outcome] = ()) -> Path:
+    """Write the report of the results that exist; return the Markdown file's path.
+
+    ``failures``: the tasks that failed in this command.
+    """
     grid, folder = plan.store.grid, plan.store.folder / REPORTS / plan.store.grid.config.name
     folder.mkdir(parents=True, exist_ok=True)
-    failures = Failures(plan.store.folder, run_id="")
-    failed_tasks = {
-        task.name: Failure(task.name, error, failures.log(task))
-        for task in plan.in_order()
-        if not task.is_done() and (error := failures.error(task)) is not None
-    }
+    failed_tasks = {outcome.task for outcome in failures}
     stored = {cell: task.result() for cell, task in plan.cells.items() if task.is_done()}
     results = {cell: found["metrics"] for cell, found in stored.items()}
 
@@ -58,7 +56,7 @@ def write_report(plan: Plan, command: str) -> Path:
         pictures=tuple(_pictures(folder, plan, tables)),
         facts=_facts(plan, command, stored),
         published=_published(plan),
-        failures=tuple(failed_tasks.values()),
+        failures=tuple(failures),
         config=json.dumps(grid.config.to_dict(), indent=2, sort_keys=True),
     )
     for path in set(folder.glob("*.png")) - {one.path for one in report.pictures}:

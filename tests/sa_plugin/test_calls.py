@@ -76,10 +76,9 @@ def test_network_arguments_follow_their_images(call, stack, low):
 
 def test_no_graph_where_none_is_wanted():
     x0, graphs = images(0, 4, *IMAGE), []
+    model = lambda x, n: graphs.append(torch.is_grad_enabled()) or x  # noqa: E731
     with torch.no_grad():
-        SALoss(SCHEDULE).sa_term(
-            lambda x, n: graphs.append(torch.is_grad_enabled()) or x, x0, STEPS, x0, x0
-        )
+        SALoss(SCHEDULE).sa_term(model, x0, STEPS, x0, x0)
     assert graphs == [False]
 
 
@@ -105,7 +104,7 @@ def test_calls_without_a_graph_leave_no_weights_in_the_cache_of_autocast(precisi
 def test_only_calls_without_a_graph_are_in_low_precision(around):
     """By what the convolution returns; an autocast around it holds for the call with the graph."""
     torch.manual_seed(0)
-    conv, seen, results = torch.nn.Conv2d(2, 2, 3, padding=1), [], []
+    conv, own, results = torch.nn.Conv2d(2, 2, 3, padding=1), around or torch.float32, []
 
     def model(x, n):
         output = conv(x)
@@ -113,16 +112,15 @@ def test_only_calls_without_a_graph_are_in_low_precision(around):
         return output
 
     x0, noise = images(5, 4, *IMAGE).float(), normal(6, 3, 4, *IMAGE).float()
-    for extra_precision in ("same", "bf16"):
-        options = {"backprop": "one", "stack": False, "extra_precision": extra_precision}
+    for precision, extra in (("same", own), ("bf16", torch.bfloat16)):
+        seen = []
+        loss = SALoss(SCHEDULE, 3, backprop="one", stack=False, extra_precision=precision)
         conv.zero_grad()
         with torch.autocast("cpu", around, enabled=around is not None):
-            output = SALoss(SCHEDULE, 3, **options)(model, x0, n=STEPS, noise=noise, anchor=STEPS)
+            output = loss(model, x0, n=STEPS, noise=noise, anchor=STEPS)
         output.total.backward()
         assert output.total.dtype == torch.float32
+        assert seen == [(False, extra), (False, extra), (True, own)]
         results.append((output.sa_per_sample.detach(), conv.weight.grad.clone()))
-    own = around or torch.float32
-    assert seen[:3] == [(False, own), (False, own), (True, own)]
-    assert seen[3:] == [(False, torch.bfloat16), (False, torch.bfloat16), (True, own)]
     assert not torch.equal(results[0][0], results[1][0])
     torch.testing.assert_close(results[0], results[1], rtol=0.02, atol=0.02)

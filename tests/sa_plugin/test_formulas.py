@@ -154,14 +154,8 @@ def test_training_on_digits_in_jax_has_the_losses_of_our_own_loop():
     schedule, data = NoiseSchedule.linear(50), load_digits().data / 8 - 1
     start = [(normal(1, 64, 32) / 8, normal(2, 32)), (normal(3, 32, 64) / 8, normal(4, 64))]
     random = np.random.default_rng(0)
-    draws = [
-        (
-            data[random.integers(len(data), size=16)],
-            random.integers(1, 51, 16),
-            random.standard_normal((2, 16, 64)),
-        )
-        for _ in range(300)
-    ]
+    images = [data[random.integers(len(data), size=16)] for _ in range(300)]
+    draws = [(x0, random.integers(1, 51, 16), random.standard_normal((2, 16, 64))) for x0 in images]
     params = [tuple(p.clone().requires_grad_() for p in layer) for layer in start]
     optimizer = torch.optim.SGD([p for layer in params for p in layer], 1e-3)
     loss, ours = SALoss(schedule), []

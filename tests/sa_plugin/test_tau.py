@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 
 from sa_plugin.schedule import NoiseSchedule
 from sa_plugin.tau import TauTable, gamma_1, gamma_2, product_form
+from tests.refusals import refuses
 from tests.toys import read_npz, schedule_of
 
+LINEAR = NoiseSchedule.linear(100)
 REFERENCE = read_npz("tau")
 
 
@@ -52,41 +54,32 @@ def test_total_gap_is_how_far_a_sampling_chain_ends_from_the_true_one():
     assert ours - true == pytest.approx(-gap, rel=1e-10)
 
 
-def test_uniform_and_relative():
-    schedule = NoiseSchedule.linear(100)
-    assert np.array_equal(TauTable(schedule, "uniform").values, [0] + [1] * 100)
-    relative = TauTable(schedule, "relative")
+def test_uniform_relative_and_custom_weights():
+    """The last are taken as they are."""
+    assert np.array_equal(TauTable(LINEAR, "uniform").values, [0] + [1] * 100)
+    relative = TauTable(LINEAR, "relative")
     assert relative.relative
-    assert np.array_equal(relative.values, TauTable(schedule, "theorem1").values)
-
-
-def test_custom_weights_are_taken_as_they_are():
+    assert np.array_equal(relative.values, TauTable(LINEAR, "theorem1").values)
     weights = np.arange(101.0)[::-1]
-    values = TauTable(NoiseSchedule.linear(100), weights).values
-    assert values[0] == 0
-    assert np.array_equal(values[1:], weights[1:])
+    assert np.array_equal(TauTable(LINEAR, weights).values, [0, *weights[1:]])
 
 
-@pytest.mark.parametrize("weighting", ["uniform", "theorem1", "relative", np.ones(101)], ids=str)
+@refuses(*[(w, "read-only") for w in ("uniform", "theorem1", "relative", np.ones(101))])
 def test_weights_cannot_be_written(weighting):
-    with pytest.raises(ValueError, match="read-only"):
-        TauTable(NoiseSchedule.linear(100), weighting).values[3] = 1.0
+    TauTable(LINEAR, weighting).values[3] = 1.0
 
 
-@pytest.mark.parametrize("weights", [np.ones(100), np.full(101, np.nan), np.ones((101, 1))])
-def test_bad_custom_weights_are_refused(weights):
-    with pytest.raises(ValueError, match="101 finite numbers"):
-        TauTable(NoiseSchedule.linear(100), weights)
-
-
-def test_unknown_weighting_is_refused_with_the_allowed_names():
-    with pytest.raises(ValueError, match=r"uniform.*theorem1.*relative.*'snr'"):
-        TauTable(NoiseSchedule.linear(100), "snr")
+@refuses(
+    (np.ones(100), "101 finite numbers"),
+    (np.full(101, np.nan), "101 finite numbers"),
+    (np.ones((101, 1)), "101 finite numbers"),
+    ("snr", r"uniform.*theorem1.*relative.*'snr'"),  # with the allowed names
+)
+def test_bad_weightings_are_refused(weighting):
+    TauTable(LINEAR, weighting)
 
 
 def test_the_default_that_differs_from_the_loss_is_told():
     with pytest.warns(UserWarning, match=r"SALoss\(schedule\) weighs every step by 1; name the"):
-        table = TauTable(NoiseSchedule.linear(50))
-    np.testing.assert_array_equal(
-        table.values, TauTable(NoiseSchedule.linear(50), "theorem1").values
-    )
+        table = TauTable(LINEAR)
+    np.testing.assert_array_equal(table.values, TauTable(LINEAR, "theorem1").values)

@@ -29,11 +29,12 @@ from adapters.comparison.grid import (
 from adapters.comparison.plan import Plan
 from adapters.comparison.store import Store
 from adapters.comparison.tasks import EpsScaleTask, scaled
-from adapters.experiment.config import check_keys, read_command_line
+from adapters.experiment.config import LOCK_FILE, check_keys, read_command_line
 from adapters.experiment.stages import TrainStage
 from adapters.measuring import inception
 from adapters.measuring.extractor import Extracted
 from adapters.measuring.inception import WEIGHTS_VARIABLE
+from adapters.shell.locks import locked
 from configs.comparison import ROWS
 from tests import ROOT
 from tests.adapters.comparison.test_comparison_statistics import a_grid
@@ -74,7 +75,7 @@ def options(workdir, *arguments):
     """SMALL with other values: a tuple that is given twice would be one that has grown."""
     given = {argument.split("=")[0] for argument in arguments}
     kept = [word for word in SMALL if word.split("=")[0] not in given]
-    workers = [] if "--workers" in given else ["--workers=1"]
+    workers = [] if given & {"--workers", "--scheduler"} else ["--workers=1"]
     return [*kept, f"--workdir={workdir}", *workers, *arguments]
 
 
@@ -86,7 +87,7 @@ def compare(workdir, *arguments):
 def written(folder, pattern="**/*"):
     """Files and when they were written, but for reports and locks."""
     there = (path for path in folder.glob(pattern) if path.is_file())
-    skipped = {"reports", "locks"}
+    skipped = {"reports", ".lock"}
     return {p: p.stat().st_mtime_ns for p in there if not skipped & set(p.parts)}
 
 
@@ -200,13 +201,11 @@ def test_what_fails_is_shown_and_tried_again(tmp_path, capsys, monkeypatch):
     for text in (report, page):  # the log too
         assert text.count("in find_weights") == 2
     assert (tmp_path / "grid/reports/digits/gap_total.png").exists()
-    assert len(list((tmp_path / "grid/failed").iterdir())) == 2
     weights = tmp_path / "weights.pth"
     weights.touch()
     monkeypatch.setenv(WEIGHTS_VARIABLE, str(weights))
     monkeypatch.setattr(inception, "load_inception", lambda path, tensorflow=False: FourPixels())
     assert compare(tmp_path / "grid", *few, features) == 0
-    assert not list((tmp_path / "grid/failed").iterdir())
     report = (tmp_path / "grid/reports/digits/report.md").read_text()
     assert "failed" not in report
     assert "**fid (lower is better)" in report
@@ -234,17 +233,61 @@ def test_a_failed_training_shows_in_every_cell_that_rests_on_it(tmp_path, monkey
     assert "1 failed" in report
 
 
+def results(folder):
+    """All that a grid has made, by name: weights and images in bytes, and the cells' metrics."""
+    found = {}
+    for pattern in ("cells/**/*", "trainings/**/model.pth", "gap/*", "trainings/**/gamma.npz"):
+        for path in (path for path in folder.glob(pattern) if path.is_file()):
+            content = path.read_bytes()
+            if path.suffix == ".json":
+                content = json.loads(content)["metrics"]  # the seconds differ
+            found[path.relative_to(folder).as_posix()] = content
+    return found
+
+
 @pytest.mark.slow
-def test_workers_make_the_same_numbers_as_one(finished, tmp_path):
-    """In processes of their own, as a user starts them."""
-    words = options(tmp_path / "grid", "--workers=2")
-    command = [sys.executable, "-m", "adapters.compare", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True)
-    here, there = numbers(tmp_path / "grid"), numbers(finished)
-    assert len(here) == len(there)
-    for a, b in zip(here, there, strict=True):
-        assert float(a["frechet_pixels"]) == pytest.approx(float(b["frechet_pixels"]), rel=1e-4)
+@pytest.mark.parametrize("way", ["workers", "scheduler"])
+def test_processes_make_the_same_bytes_as_one(tmp_path, way):
+    """In processes of their own, as a user starts them; each with one thread."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    few = ["--config.seeds=(0,)"]
+
+    def run(folder, *words):
+        command = [sys.executable, "-m", "adapters.compare", *options(folder, *few, *words)]
+        subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True)
+        return results(folder)
+
+    one = run(tmp_path / "one")
+    assert len(one) > 30
+    if way == "workers":
+        assert run(tmp_path / "two", "--workers=2") == one
+        return
+    distributed = pytest.importorskip("distributed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        with distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
+        ) as cluster:
+            assert run(tmp_path / "two", f"--scheduler={cluster.scheduler_address}") == one
+
+
+def test_a_second_command_is_refused_in_one_line(finished, capsys, monkeypatch):
+    monkeypatch.setattr("adapters.compare.PATIENCE", 0.1)
+    with locked(finished / LOCK_FILE):
+        assert compare(finished) == 2
+    error = capsys.readouterr().err
+    assert "another command is at work" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_the_plan_is_told_first_and_then_each_task(tmp_path, capsys):
+    few = ["--config.seeds=(0,)", "--config.tables=('main',)", "--config.gap.trainings=()"]
+    few += ["--config.parts.main.processes=('ddpm_small',)"]
+    assert compare(tmp_path / "grid", *few) == 0
+    told = capsys.readouterr()
+    assert told.out.splitlines()[2].split("|")[2:4] == [" tasks ", " to do "]
+    said = re.findall(r"^\[(\d)/4\] .* elapsed, (?:about|more than) .* left$", told.err, re.M)
+    assert said == list("1234")
 
 
 def test_the_fitted_constant_is_the_best_that_was_tried(finished):
@@ -387,6 +430,7 @@ BAD = [
     ("--config.sedes=(1,)", "unknown configuration key"),
     ("--workers=0", "--workers must be >= 1"),
     ("--workers=many", "--workers"),
+    ("--workers=2 --scheduler=tcp://127.0.0.1:9", "exclude each other"),
     ("--config.gap.start=51", "gap.start"),
     ("--config.eps_scale.low=1.2", "eps_scale"),
 ]
@@ -396,7 +440,7 @@ BAD = [
 def test_bad_input_is_refused_in_one_line_before_anything_is_written(
     argument, said, tmp_path, capsys
 ):
-    assert compare(tmp_path / "grid", argument) == 2
+    assert compare(tmp_path / "grid", *argument.split()) == 2
     error = capsys.readouterr().err
     assert said in error
     assert len(error.splitlines()) == 1

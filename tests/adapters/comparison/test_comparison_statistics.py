@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from ml_collections import FrozenConfigDict
 from scipy import stats
 
+from adapters.comparison.engine import Outcome
 from adapters.comparison.grid import Cell, Grid, Line
-from adapters.comparison.page import html_page
-from adapters.comparison.report import Failure, Report
+from adapters.comparison.page import Report, html_page
 from adapters.comparison.statistics import expected_by_chance, paired, spread, supported_best
 from adapters.comparison.tables import build_tables, comma_separated, latex, markdown
 from configs import digits
@@ -79,7 +79,7 @@ def a_grid(**keys):
     config = base_comparison()
     config.name, config.store = "test", "test"
     config.seeds = (0, 1, 2)
-    config.experiment = digits.experiment("sn")
+    config.experiment = digits.get_config("sn")
     config.trainings = {"b": baseline(), "sa": sa()}
     config.samplings = {"default": sampling("")}
     config.parts = {"main": part("Main", ("b", "sa"), ("ddpm_small", "ddim"), (5, 10))}
@@ -192,7 +192,7 @@ def test_the_page_escapes_every_text():
             pictures=(),
             facts={hostile: hostile},
             published=hostile,
-            failures=(Failure(hostile, hostile, hostile),),
+            failures=(Outcome(hostile, error=hostile, log=hostile),),
             config=hostile,
         )
     )

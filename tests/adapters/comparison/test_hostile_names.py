@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from adapters.comparison.page import html_page
-from adapters.comparison.report import Failure, Picture, Report, _markdown
+from adapters.comparison.engine import Outcome
+from adapters.comparison.page import Picture, Report, html_page
+from adapters.comparison.report import _markdown
 from adapters.comparison.tables import build_tables, comma_separated, latex
 from adapters.experiment.tables import as_text, table
 from configs.comparison import baseline, part
@@ -64,7 +65,7 @@ def report_of(name: str, folder: Path, log: str = "Traceback") -> Report:
         pictures=(Picture(picture, name),),
         facts={name: name},
         published=table(["method"], [[name]], left=1),
-        failures=(Failure(name, name, log),),
+        failures=(Outcome(name, error=name, log=log),),
         config=name,
     )
 

@@ -10,7 +10,7 @@ from tests import ROOT
 
 CONFIGS = ROOT / "configs"
 GRIDS = [*CONFIGS.glob("*_tables.py"), *CONFIGS.glob("table*.py"), CONFIGS / "figure4_gap.py"]
-EXPERIMENTS = CONFIGS.glob("*_sn_sa.py")
+EXPERIMENTS = [p for p in CONFIGS.glob("*.py") if "def get_config(method" in p.read_text()]
 PLANS = [("compare", path.stem) for path in sorted(GRIDS)]
 PLANS += [("sn_dpm", path.stem) for path in sorted(EXPERIMENTS)]
 

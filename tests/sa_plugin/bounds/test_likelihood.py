@@ -12,6 +12,7 @@ from torch.distributions import Normal, kl_divergence
 from sa_plugin import NoiseSchedule, negative_elbo
 from sa_plugin.bounds.likelihood import bits_per_dim, discretised_nll, gaussian_kl, mean_with_error
 from tests.gaussian import GaussianData
+from tests.refusals import refuses
 from tests.sa_plugin.sampling.test_sampler import GoldenToy
 from tests.toys import normal, read_json, read_npz, schedule_of, toy_eps
 
@@ -32,13 +33,10 @@ def expected_terms(data, x0, **options):
 
     Every term has a draw of its own, so one node can serve them all.
     """
-    kind = options["variance"] if options["variance"] in ("npr", "sn") else "eps"
+    network = data.network(options["variance"] if options["variance"] in ("npr", "sn") else "eps")
     images = torch.full((len(NODES), 1), float(x0), dtype=torch.float64)
-    options = {"clip_x0": False, "gamma": data.gamma, **options}
-    bound = negative_elbo(
-        data.network(kind), data.schedule, images, noise=lambda k: NODES[:, None], **options
-    )
-    return bound.terms @ WEIGHTS
+    options = {"clip_x0": False, "gamma": data.gamma, "noise": lambda k: NODES[:, None], **options}
+    return negative_elbo(network, data.schedule, images, **options).terms @ WEIGHTS
 
 
 @pytest.mark.parametrize("batch_size", [None, 4])
@@ -49,17 +47,11 @@ def test_equals_the_published_code(i, batch_size):
     optimal = {"eps_epsc": "npr", "eps": "analytic"}[case["typ"]]
     good = 1 - 0.9 * np.exp(-1000 * np.arange(schedule.N + 1) / schedule.N / 200)
     noise = normal(4, case["steps"], 6, 2, 3, 3)
-    bound = negative_elbo(
-        GoldenToy(case, schedule.N),
-        schedule,
-        torch.from_numpy(ARRAYS["x0"]),
-        variance=optimal if case["var"] == "optimal" else case["var"],
-        gamma=good if case["ms_eps"] else None,
-        steps=case["steps"],
-        trajectory=case["trajectory"],
-        noise=lambda k: noise[k],
-        batch_size=batch_size,
-    )
+    options = {name: case[name] for name in ("steps", "trajectory")}
+    options["variance"] = optimal if case["var"] == "optimal" else case["var"]
+    options |= {"gamma": good if case["ms_eps"] else None, "batch_size": batch_size}
+    network, x0 = GoldenToy(case, schedule.N), torch.from_numpy(ARRAYS["x0"])
+    bound = negative_elbo(network, schedule, x0, noise=lambda k: noise[k], **options)
     np.testing.assert_allclose(bound.terms.numpy(), ARRAYS[f"terms_{i}"], rtol=1e-9)
     np.testing.assert_allclose(bound.total.numpy(), ARRAYS[f"nelbo_{i}"], rtol=1e-9)
 
@@ -93,25 +85,27 @@ def test_with_the_exact_decoder_the_bound_is_minus_log_p():
     What remains are tanh in place of the distribution function (up to 4e-4 in it), and N(0, 1) in
     place of q(x_N).
     """
-    data = GaussianData([0.2], [0.05], LINEAR)
-    exact = float(data.covariance(1))
-    half = 1 / 255
+    data, half = GaussianData([0.2], [0.05], LINEAR), 1 / 255
+    options = {"variance": "npr", "trajectory": [1, 20, 100]}
+    options["decoder_variance"] = float(data.covariance(1))
     density = Normal(data.mu, data.S.sqrt())
     for x0 in LEVELS[[100, 140, 190]]:
         mass = density.cdf(x0 + half) - density.cdf(x0 - half)
-        options = {"variance": "npr", "trajectory": [1, 20, 100], "decoder_variance": exact}
         total = float(expected_terms(data, x0, **options).sum())
         assert total == pytest.approx(-float(mass.log()), abs=0.02)
 
 
 def test_small_variance_approaches_it_with_the_steps():
     """To half a nat at N = 1000: between the first few steps tilde_beta is far too small."""
-    gaps = []
-    for N, steps in ((1000, 10), (1000, 100), (1000, 1000)):
-        data = GaussianData([0.2], [0.05], NoiseSchedule.linear(N))
-        options = {"decoder_variance": float(data.covariance(1)), "steps": steps}
-        small = expected_terms(data, LEVELS[140], variance="small", **options).sum()
-        exact = expected_terms(data, LEVELS[140], variance="npr", **options).sum()
+    data = GaussianData([0.2], [0.05], NoiseSchedule.linear(1000))
+    gaps, decoder = [], float(data.covariance(1))
+    for steps in (10, 100, 1000):
+        small, exact = (
+            expected_terms(
+                data, LEVELS[140], variance=variance, decoder_variance=decoder, steps=steps
+            ).sum()
+            for variance in ("small", "npr")
+        )
         gaps.append(float(small - exact))
     assert gaps[0] > 5 * gaps[1] > 25 * gaps[2] > 0
     assert gaps[2] < 0.5
@@ -121,16 +115,12 @@ def test_no_variance_is_better_than_the_exact_one_on_average():
     data = GaussianData([0.1, -0.2], [0.02, 0.3], LINEAR)
     x0 = ((data.draw(2000).clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
     options = {"steps": 5, "clip_x0": False, "gamma": data.gamma, "seed": 3}
-    totals = {
-        v: negative_elbo(data.network("npr"), LINEAR, x0, variance=v, **options)
-        .terms[1:]
-        .sum(0)
-        .mean()
-        .item()
-        for v in ("npr", "analytic", "small", "big")
-    }
-    assert totals["npr"] == min(totals.values())
-    assert totals["analytic"] < min(totals["small"], totals["big"])
+
+    def total(variance):
+        bound = negative_elbo(data.network("npr"), LINEAR, x0, variance=variance, **options)
+        return bound.terms[1:].sum(0).mean().item()
+
+    assert total("npr") <= total("analytic") < min(total("small"), total("big"))
 
 
 # -- parts
@@ -172,29 +162,20 @@ def test_each_step_by_brute_force():
     """sn on a trajectory with gaps: the KL of torch.distributions from Bayes' rule."""
     data = GaussianData([0.3, -0.5], [0.04, 0.3], LINEAR)
     x0, noise = gray(3, 2), normal(1, 3, 3, 2)
-    bound = negative_elbo(
-        data.network("sn"),
-        LINEAR,
-        x0,
-        variance="sn",
-        trajectory=[4, 31, 90],
-        clip_x0=False,
-        noise=lambda k: noise[k],
-    )
+    options = {"variance": "sn", "trajectory": [4, 31, 90], "clip_x0": False}
+    bound = negative_elbo(data.network("sn"), LINEAR, x0, noise=lambda k: noise[k], **options)
     for k, (s, t) in enumerate([(31, 90), (4, 31)]):
         a, b = float(LINEAR.cum_alphas[t]), float(LINEAR.cum_betas[t])
         x = a**0.5 * x0 + b**0.5 * noise[k]
         skip = float(LINEAR.skip_alpha(s, t))
-        prior_mean, prior_var = data.marginal(s)
-        cum_beta = float(LINEAR.cum_betas[s])
 
         def posterior(mean, var, x=x, skip=skip):  # of x_s, from x_t = sqrt(skip) x_s + noise
             precision = 1 / var + skip / (1 - skip)
             m = (mean / var + skip**0.5 * x / (1 - skip)) / precision
             return Normal(m, torch.as_tensor(precision, dtype=torch.float64) ** -0.5)
 
-        q = posterior(float(LINEAR.cum_alphas[s]) ** 0.5 * x0, cum_beta)
-        expected = kl_divergence(q, posterior(prior_mean, prior_var)).sum(1)
+        q = posterior(float(LINEAR.cum_alphas[s]) ** 0.5 * x0, float(LINEAR.cum_betas[s]))
+        expected = kl_divergence(q, posterior(*data.marginal(s))).sum(1)
         torch.testing.assert_close(bound.terms[2 - k], expected, rtol=1e-8, atol=1e-12)
     torch.testing.assert_close(bound.total, bound.terms.sum(0))
 
@@ -216,12 +197,14 @@ def test_iddpm_between_small_and_big_with_its_range_at_the_decoder():
 
 def test_the_noise_belongs_to_the_image():
     x0 = gray(130, 2)
-    whole = negative_elbo(toy_eps, LINEAR, x0, steps=4).terms
-    parts = negative_elbo(toy_eps, LINEAR, x0, steps=4, batch_size=47).terms
-    torch.testing.assert_close(parts, whole, rtol=1e-12, atol=0)
-    rest = negative_elbo(toy_eps, LINEAR, x0[70:], steps=4, first=70).terms
-    torch.testing.assert_close(rest, whole[:, 70:], rtol=1e-12, atol=0)
-    assert not torch.equal(negative_elbo(toy_eps, LINEAR, x0, steps=4, seed=1).terms, whole)
+
+    def terms(x0, **options):
+        return negative_elbo(toy_eps, LINEAR, x0, steps=4, **options).terms
+
+    whole = terms(x0)
+    torch.testing.assert_close(terms(x0, batch_size=47), whole, rtol=1e-12, atol=0)
+    torch.testing.assert_close(terms(x0[70:], first=70), whole[:, 70:], rtol=1e-12, atol=0)
+    assert not torch.equal(terms(x0, seed=1), whole)
 
 
 def test_float32_images_give_the_same_bound_and_reach_the_network_as_they_are():
@@ -233,21 +216,11 @@ def test_float32_images_give_the_same_bound_and_reach_the_network_as_they_are():
         return toy_eps(x, n)
 
     x0, noise = gray(5, 3), normal(0, 6, 5, 3)
-    bounds = [
-        negative_elbo(
-            network,
-            LINEAR,
-            x.to(x0.dtype) if x is x0 else x,
-            steps=6,
-            noise=lambda k: noise[k],
-            batch_size=2,
-            labels=torch.arange(5),
-        )
-        for x in (x0, x0.float())
-    ]
+    options = {"steps": 6, "noise": lambda k: noise[k], "batch_size": 2, "labels": torch.arange(5)}
+    double, single = (negative_elbo(network, LINEAR, x, **options) for x in (x0, x0.float()))
     assert seen == {torch.float32, torch.float64}
-    assert bounds[1].total.dtype == torch.float64
-    torch.testing.assert_close(bounds[1].total, bounds[0].total, rtol=1e-4, atol=0)
+    assert single.total.dtype == torch.float64
+    torch.testing.assert_close(single.total, double.total, rtol=1e-4, atol=0)
 
 
 def test_bits_and_errors():
@@ -261,51 +234,45 @@ def test_bits_and_errors():
 # -- refusals
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"x0": torch.full((2, 3), 0.1)}, r"x0 must hold 8-bit values v as v / 127.5 - 1.*0.1"),
-        ({"x0": torch.full((2, 3), 257 / 127.5 - 1)}, "x0 must hold 8-bit values.*1.01"),
-        ({"x0": torch.full((2, 3), math.nan)}, "x0 must hold 8-bit values.*nan"),
-        ({"x0": gray(2, 3).half()}, "x0 must hold 8-bit values.*float16"),
-        ({"x0": torch.zeros(2, 3, dtype=torch.uint8)}, "floating-point images .*uint8"),
-        ({"x0": torch.zeros(2)}, r"floating-point images .*\(2,\)"),
-        ({"x0": torch.zeros(0, 3)}, r"floating-point images .*\(0, 3\)"),
-        ({"x0": [1.0]}, "floating-point images .*list"),
-        ({"variance": "exact"}, "variance must be one of .*'exact'"),
-        ({"variance": "analytic"}, "'analytic' needs gamma"),
-        ({"variance": "npr"}, "'npr' needs a network that returns the pair"),
-        ({"predicts": "score"}, "predicts must be one of .*'score'"),
-        ({"steps": 0}, r"steps must be a whole number in 1\.\.100, got 0"),
-        ({"trajectory": "cubic"}, "trajectory must be one of .*'cubic'"),
-        ({"decoder_variance": 0.0}, "decoder_variance must be a finite number > 0, got 0.0"),
-        ({"decoder_variance": math.nan}, "decoder_variance must be a finite number > 0, got nan"),
-        (
-            {"schedule": NoiseSchedule.from_betas([0.1]), "steps": 1},
-            "decoder_variance must be .* N = 1.*None",
-        ),
-        ({"seed": -1}, "seed must be .*got -1"),
-        ({"first": -1}, "first must be .*got -1"),
-        ({"batch_size": 0}, "batch_size must be .*got 0"),
-        ({"noise": lambda k: torch.zeros(1, 3)}, r"noise\(k\) must have shape \(2, 3\)"),
-        ({"model": lambda x, n: x[:1]}, r"input's shape \(2, 3\), got \(1, 3\)"),
-        ({"model": lambda x, n: x / (n[0] - 34)}, "not finite, first at step n = 34"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "-".join(value),
+@refuses(
+    ({"x0": torch.full((2, 3), 0.1)}, r"x0 must hold 8-bit values v as v / 127.5 - 1.*0.1"),
+    ({"x0": torch.full((2, 3), 257 / 127.5 - 1)}, "x0 must hold 8-bit values.*1.01"),
+    ({"x0": torch.full((2, 3), math.nan)}, "x0 must hold 8-bit values.*nan"),
+    ({"x0": gray(2, 3).half()}, "x0 must hold 8-bit values.*float16"),
+    ({"x0": torch.zeros(2, 3, dtype=torch.uint8)}, "floating-point images .*uint8"),
+    ({"x0": torch.zeros(2)}, r"floating-point images .*\(2,\)"),
+    ({"x0": torch.zeros(0, 3)}, r"floating-point images .*\(0, 3\)"),
+    ({"x0": [1.0]}, "floating-point images .*list"),
+    ({"variance": "exact"}, "variance must be one of .*'exact'"),
+    ({"variance": "analytic"}, "'analytic' needs gamma"),
+    ({"variance": "npr"}, "'npr' needs a network that returns the pair"),
+    ({"predicts": "score"}, "predicts must be one of .*'score'"),
+    ({"steps": 0}, r"steps must be a whole number in 1\.\.100, got 0"),
+    ({"trajectory": "cubic"}, "trajectory must be one of .*'cubic'"),
+    ({"decoder_variance": 0.0}, "decoder_variance must be a finite number > 0, got 0.0"),
+    ({"decoder_variance": math.nan}, "decoder_variance must be a finite number > 0, got nan"),
+    (
+        {"schedule": NoiseSchedule.from_betas([0.1]), "steps": 1},
+        "decoder_variance must be .* N = 1.*None",
+    ),
+    ({"seed": -1}, "seed must be .*got -1"),
+    ({"first": -1}, "first must be .*got -1"),
+    ({"batch_size": 0}, "batch_size must be .*got 0"),
+    ({"noise": lambda k: torch.zeros(1, 3)}, r"noise\(k\) must have shape \(2, 3\)"),
+    ({"model": lambda x, n: x[:1]}, r"input's shape \(2, 3\), got \(1, 3\)"),
+    ({"model": lambda x, n: x / (n[0] - 34)}, "not finite, first at step n = 34"),
 )
-def test_refuses(options, message):
-    arguments = {"model": toy_eps, "schedule": LINEAR, "x0": gray(2, 3), "steps": 4, **options}
-    with pytest.raises(ValueError, match=message):
-        negative_elbo(arguments.pop("model"), arguments.pop("schedule"), **arguments)
+def test_bad_arguments_are_refused(changed):
+    arguments = {"model": toy_eps, "schedule": LINEAR, "x0": gray(2, 3), "steps": 4, **changed}
+    negative_elbo(arguments.pop("model"), arguments.pop("schedule"), **arguments)
 
 
-@pytest.mark.parametrize("dims", [0, 1.5, True])
-def test_bits_refuse(dims):
-    with pytest.raises(ValueError, match="dims must be a whole number"):
-        bits_per_dim(1.0, dims)
+@refuses(*[(dims, "dims must be a whole number") for dims in (0, 1.5, True)])
+def test_bad_dims_are_refused(dims):
+    bits_per_dim(1.0, dims)
 
 
-@pytest.mark.parametrize("values", [torch.zeros(1), torch.zeros(3, 1), torch.tensor(1.0)])
-def test_errors_need_two_images(values):
+@pytest.mark.parametrize("shape", [(1,), (3, 1), ()])
+def test_errors_need_two_images(shape):
     with pytest.raises(ValueError, match="values must hold at least 2 images"):
-        mean_with_error(values)
+        mean_with_error(torch.zeros(shape))

@@ -10,6 +10,7 @@ from sa_plugin import NoiseSchedule, choose_timesteps, negative_elbo
 from sa_plugin.bounds import pair_terms as module
 from sa_plugin.bounds.pair_terms import pair_terms
 from tests.gaussian import GaussianData
+from tests.refusals import refuses
 from tests.sa_plugin.bounds.test_likelihood import gray
 from tests.toys import normal, toy_eps
 
@@ -18,10 +19,6 @@ SCHEDULE = NoiseSchedule.from_betas(np.linspace(0.02, 0.5, N))
 DATA = GaussianData([0.3, -0.5, 0.8], [0.04, 0.3, 0.2], SCHEDULE)
 NOISE = normal(0, N + 1, 5, 3)
 X0 = gray(5, 3)
-
-
-def options_of(variance):
-    return {"variance": variance, "gamma": DATA.gamma, "avg_cov": variance == "npr"}
 
 
 def network(x, n):
@@ -34,12 +31,11 @@ def network(x, n):
 @pytest.mark.parametrize("variance", ["small", "big", "analytic", "npr", "sn", "iddpm"])
 def test_each_entry_is_a_term_of_the_bound(variance, at_once, monkeypatch):
     monkeypatch.setattr(module, "_AT_ONCE", at_once)
-    options = options_of(variance)
+    options = {"variance": variance, "gamma": DATA.gamma, "avg_cov": variance == "npr"}
     terms = pair_terms(network, SCHEDULE, X0, noise=lambda t: NOISE[t], **options)
     for s, t in itertools.combinations(range(1, N + 1), 2):
-        bound = negative_elbo(
-            network, SCHEDULE, X0, trajectory=[s, t], noise=lambda k, t=t: NOISE[t], **options
-        )
+        options |= {"trajectory": [s, t], "noise": lambda k, t=t: NOISE[t]}
+        bound = negative_elbo(network, SCHEDULE, X0, **options)
         assert terms[s, t] == pytest.approx(bound.terms[1].mean().item(), rel=1e-10)
     assert np.count_nonzero(terms) == N * (N - 1) // 2
 
@@ -50,16 +46,9 @@ def test_dp_vb_has_the_least_bound_of_all_trajectories(steps):
     terms = pair_terms(network, SCHEDULE, X0, noise=lambda t: NOISE[t], variance="sn")
 
     def total(trajectory):
-        descending = trajectory[::-1]
-        bound = negative_elbo(
-            network,
-            SCHEDULE,
-            X0,
-            variance="sn",
-            trajectory=trajectory,
-            noise=lambda k: NOISE[descending[k]],
-        )
-        return bound.total.mean().item()
+        options = {"variance": "sn", "trajectory": trajectory}
+        options["noise"] = lambda k: NOISE[trajectory[-1 - k]]
+        return negative_elbo(network, SCHEDULE, X0, **options).total.mean().item()
 
     every = [[1, *inner, N] for inner in itertools.combinations(range(2, N), steps - 2)]
     chosen = choose_timesteps(N, steps, "dp_vb", terms=terms)
@@ -81,23 +70,18 @@ def test_the_noise_is_seeded_and_its_own_at_each_step():
     assert (draws.var(0) - 1).abs().max() < 0.15
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"x0": torch.zeros(3)}, r"x0 must hold floating-point images .*\(3,\)"),
-        ({"x0": torch.zeros(2, 3, dtype=torch.uint8)}, "x0 must hold .*uint8"),
-        ({"x0": [1.0]}, "x0 must hold .*list"),
-        ({"variance": "exact"}, "variance must be one of .*'exact'"),
-        ({"variance": "analytic"}, "'analytic' needs gamma"),
-        ({"variance": "npr"}, "'npr' needs a network that returns the pair"),
-        ({"predicts": "score"}, "predicts must be one of .*'score'"),
-        ({"seed": -1}, "seed must be .*got -1"),
-        ({"noise": lambda t: torch.zeros(1, 3)}, r"noise\(k\) must have shape \(5, 3\)"),
-        ({"model": lambda x, n: x / (n[0] - 4)}, "not finite, first at step n = 4"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "-".join(value),
+@refuses(
+    ({"x0": torch.zeros(3)}, r"x0 must hold floating-point images .*\(3,\)"),
+    ({"x0": torch.zeros(2, 3, dtype=torch.uint8)}, "x0 must hold .*uint8"),
+    ({"x0": [1.0]}, "x0 must hold .*list"),
+    ({"variance": "exact"}, "variance must be one of .*'exact'"),
+    ({"variance": "analytic"}, "'analytic' needs gamma"),
+    ({"variance": "npr"}, "'npr' needs a network that returns the pair"),
+    ({"predicts": "score"}, "predicts must be one of .*'score'"),
+    ({"seed": -1}, "seed must be .*got -1"),
+    ({"noise": lambda t: torch.zeros(1, 3)}, r"noise\(k\) must have shape \(5, 3\)"),
+    ({"model": lambda x, n: x / (n[0] - 4)}, "not finite, first at step n = 4"),
 )
-def test_refuses(options, message):
-    arguments = {"model": toy_eps, "x0": X0, **options}
-    with pytest.raises(ValueError, match=message):
-        pair_terms(arguments.pop("model"), SCHEDULE, **arguments)
+def test_bad_arguments_are_refused(changed):
+    arguments = {"model": toy_eps, "x0": X0, **changed}
+    pair_terms(arguments.pop("model"), SCHEDULE, **arguments)

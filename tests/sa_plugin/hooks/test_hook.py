@@ -12,6 +12,7 @@ from sa_plugin.hooks.hook import attach, detach
 from sa_plugin.hooks.hosts import AnalyticDPM
 from sa_plugin.loss import SALoss
 from sa_plugin.schedule import NoiseSchedule
+from tests.refusals import refuses
 from tests.stand_ins import KINDS, PORT, original, port, seed
 from tests.toys import Toy, images, over
 from third_party.common.nets import Model4Pretrained, UNetModel4Pretrained
@@ -22,6 +23,7 @@ SCHEDULE = NoiseSchedule.linear(100)
 X0 = images(0, 32, 2, 3, 3)
 ALL_KINDS = pytest.mark.parametrize("kind", KINDS)
 STACK = pytest.mark.parametrize("stack", [True, False])
+WAYS = pytest.mark.parametrize("options", [{}, {"stack": False}, {"backprop": "one"}], ids=str)
 
 
 def toy(kind):
@@ -50,13 +52,18 @@ class Wrapper:
         return self.function(x, n, **named)
 
 
+def shrink(x, n):
+    """A network without parameters."""
+    return 0.9 * x
+
+
 class Criterion:
-    """A host whose objective calls its wrapper by ``call`` and compares the result with eps."""
+    """A host whose objective calls its network by ``call`` and compares the result with eps."""
 
     schedule = PORT
 
-    def __init__(self, wrapper, call=lambda wrapper, x, n: wrapper(x, n)):
-        self.wrapper, self.call = wrapper, call
+    def __init__(self, network, call=lambda wrapper, x, n: wrapper(x, n), typ="eps"):
+        self.wrapper, self.call, self.statistics = Wrapper(network, typ), call, {}
 
     def objective(self, v, **named):
         n, eps, xn = self.schedule.sample(v)
@@ -114,32 +121,28 @@ def test_adds_lambda_times_the_sa_term(kind, options, habits):
 @STACK
 @pytest.mark.parametrize("K", [1, 2, 4])
 def test_sa_k_makes_k_calls_and_the_host_s_is_one_of_them(kind, backprop, stack, K):
-    """Calls without a graph come first: made later, they would need room beside the graph."""
+    """Calls without a graph come first: made later, they would need room beside the graph.
+
+    In one call for all, the host's own rows are the first.
+    """
     network, calls = toy(kind), []
     network.register_forward_hook(
-        lambda _, inputs, __: calls.append((len(inputs[0]), torch.is_grad_enabled()))
+        lambda _, inputs, __: calls.append((*inputs, torch.is_grad_enabled()))
     )
     criterion = attach(port(kind, network), SALoss(SCHEDULE, K, backprop=backprop, stack=stack))
+    seed()
     criterion.objective(X0)
     B, graph = len(X0), backprop == "all"
     stacked = [(K * B, True)] if graph else [((K - 1) * B, False), (B, True)][-K:]
-    assert calls == (stacked if stack else [(B, graph)] * (K - 1) + [(B, True)])
-
-
-@ALL_KINDS
-@pytest.mark.parametrize("K", [2, 4])
-def test_other_rows_stand_behind_the_hosts_own(kind, K):
-    """In one call, whose first rows are the host's."""
-    network, inputs = toy(kind), []
-    network.register_forward_hook(lambda _, given, out: inputs.append(given))
-    seed()
-    n, _, x = PORT.sample(X0)
-    seed()
-    attach(port(kind, network), SALoss(SCHEDULE, K=K)).objective(X0)
-    ((stacked, times),) = inputs
-    assert torch.equal(stacked[: len(X0)], x)
-    steps = (torch.tensor(n) - torch.arange(K)[:, None]).clamp(min=1).flatten()
-    assert times.tolist() == (steps * 10.0).tolist()
+    expected = stacked if stack else [(B, graph)] * (K - 1) + [(B, True)]
+    assert [(len(x), with_graph) for x, _, with_graph in calls] == expected
+    if stack and graph:
+        seed()
+        n, _, x = PORT.sample(X0)
+        ((inputs, times, _),) = calls
+        assert torch.equal(inputs[:B], x)
+        steps = (torch.tensor(n) - torch.arange(K)[:, None]).clamp(min=1).flatten()
+        assert times.tolist() == (steps * 10.0).tolist()
 
 
 class Pair(NamedTuple):
@@ -160,7 +163,7 @@ def test_the_host_gets_its_own_rows_of_every_output(output, stack):
         got.extend([x, wrapper(x, n)])
         return got[1][0]
 
-    got, criterion = [], Criterion(Wrapper(lambda x, n: output(x)), call)
+    got, criterion = [], Criterion(lambda x, n: output(x), call)
     with torch.no_grad():
         attach(criterion, SALoss(SCHEDULE, stack=stack)).objective(X0)
     x, outputs = got
@@ -177,16 +180,17 @@ def test_the_host_gets_its_own_rows_of_every_output(output, stack):
 )
 def test_outputs_that_cannot_be_divided_are_refused(output):
     """A mean over the batch, among others, would be one over the window's rows as well."""
-    criterion = attach(Criterion(Wrapper(lambda x, n: output(x))), SALoss(SCHEDULE))
+    criterion = attach(Criterion(lambda x, n: output(x)), SALoss(SCHEDULE))
     with pytest.raises(ValueError, match=r"a row for each of its 64 inputs, got .*stack=False"):
         criterion.objective(X0)
 
 
-@pytest.mark.parametrize("options", [{}, {"stack": False}, {"backprop": "one"}], ids=str)
+@WAYS
 def test_a_host_that_casts_its_images_gets_all_cast(options):
     seen = []
-    wrapper = Wrapper(lambda x, n: seen.append(x.dtype) or x)
-    criterion = Criterion(wrapper, lambda wrapper, x, n: wrapper(x.bfloat16(), n))
+    criterion = Criterion(
+        lambda x, n: seen.append(x.dtype) or x, lambda wrapper, x, n: wrapper(x.bfloat16(), n)
+    )
     with torch.no_grad():
         values = attach(criterion, SALoss(SCHEDULE, **options)).objective(X0)
     assert set(seen) == {torch.bfloat16}
@@ -194,6 +198,7 @@ def test_a_host_that_casts_its_images_gets_all_cast(options):
 
 
 TIMES = {
+    "int16 tensor": lambda n: torch.tensor(n, dtype=torch.int16),
     "int32 array": lambda n: n.astype(np.int32),
     "int64 array": lambda n: n,
     "int32 tensor": lambda n: torch.tensor(n, dtype=torch.int32),
@@ -207,9 +212,11 @@ TIMES = {
 def test_times_are_of_the_hosts_type(kind, stack):
     """Also where rows of the window stand behind them; a list becomes what torch makes of it."""
     seen, network = [], Toy()
-    wrapper = Wrapper(lambda x, n: seen.append(n) or network(x, torch.as_tensor(n)))
-    criterion = Criterion(wrapper, lambda wrapper, x, n: wrapper(x, TIMES[kind](n)))
-    attach(criterion, SALoss(SCHEDULE, stack=stack)).objective(X0)
+    criterion = Criterion(
+        lambda x, n: seen.append(n) or network(x, torch.as_tensor(n)),
+        lambda wrapper, x, n: wrapper(x, TIMES[kind](n)),
+    )
+    assert attach(criterion, SALoss(SCHEDULE, stack=stack)).objective(X0).isfinite().all()
     assert len(seen) == (1 if stack else 2)
     expected = TIMES[kind](np.array([1]))
     for n in seen if kind != "list" else ():
@@ -229,7 +236,7 @@ def test_named_arguments_follow_and_lists_are_outputs():
         return [model(x, torch.as_tensor(n), y), None]
 
     model, seen, labels = Toy(), [], torch.linspace(0, 1, len(X0), dtype=torch.float64)
-    loss, criterion = SALoss(SCHEDULE, K=3, lam=0.5), Criterion(Wrapper(network), call)
+    loss, criterion = SALoss(SCHEDULE, K=3, lam=0.5), Criterion(network, call)
     seed()
     plain = criterion.objective(X0, y=labels)
     seed()
@@ -243,12 +250,10 @@ def test_named_arguments_follow_and_lists_are_outputs():
 
 def test_x0_networks_are_understood():
     """A host that predicts x_0: eps follows from it, at the host's call and at the added ones."""
-    criterion = Criterion(Wrapper(lambda x, n: torch.tanh(x), "x0"))
-    criterion.statistics = {}
-    attach(criterion, SALoss(SCHEDULE, K=2))
+    criterion, loss = Criterion(lambda x, n: torch.tanh(x), typ="x0"), SALoss(SCHEDULE, K=2)
     seed()
     with torch.no_grad():
-        criterion.objective(X0)
+        attach(criterion, loss).objective(X0)
     seed()
     n, eps, _ = PORT.sample(X0)
 
@@ -256,10 +261,10 @@ def test_x0_networks_are_understood():
         a = over(torch.tensor(SCHEDULE.cum_alphas)[n], x)
         return (x - a.sqrt() * torch.tanh(x)) / (1 - a).sqrt()
 
-    _, sa = SALoss(SCHEDULE, K=2).sa_term(eps_model, X0, torch.as_tensor(n), eps)
+    _, sa = loss.sa_term(eps_model, X0, torch.as_tensor(n), eps)
     torch.testing.assert_close(criterion.statistics["sa_loss"], sa.mean(), rtol=1e-6, atol=1e-9)
     with pytest.raises(ValueError, match=r"reuse takes a host .* predicts 'x0'"):
-        attach(Criterion(Wrapper(torch.tanh, "x0")), SALoss(SCHEDULE, K=2, reuse=True))
+        attach(Criterion(torch.tanh, typ="x0"), SALoss(SCHEDULE, K=2, reuse=True))
 
 
 def test_steps_that_a_host_counts_in_numpy_never_go_to_the_device():
@@ -275,7 +280,7 @@ def test_steps_that_a_host_counts_in_numpy_never_go_to_the_device():
         return x
 
     seen, v = [], torch.zeros(1, 2, 3, 3, device="meta", requires_grad=True)
-    attach(OnMeta(Wrapper(network)), SALoss(SCHEDULE)).objective(v)
+    attach(OnMeta(network), SALoss(SCHEDULE)).objective(v)
     assert seen[0].device.type == "meta"
 
 
@@ -294,14 +299,13 @@ def test_lambda_zero_leaves_the_host_alone(kind):
 @pytest.mark.parametrize("name", ["iddpm", "ddpm"])
 def test_a_frozen_trunk_is_refused(name, mode, method):
     """Its SA term would change nothing, and its output has a graph all the same: the head's."""
-    options = {"attention_resolutions": (), "in_channels": 3, "num_res_blocks": 1, "mode": mode}
+    options = {"in_channels": 3, "num_res_blocks": 1, "mode": mode}
     if name == "iddpm":
         options |= {"model_channels": 32, "channel_mult": (1,), "out_channels": 3}
-        network = UNetModel4Pretrained(**options)
+        network = UNetModel4Pretrained(attention_resolutions=(), **options)
     else:
-        options = {"in_channels": 3, "num_res_blocks": 1, "mode": mode, "resolution": 8}
         options |= {"ch": 32, "ch_mult": (1,), "out_ch": 3, "attn_resolutions": ()}
-        network = Model4Pretrained(**options)
+        network = Model4Pretrained(resolution=8, **options)
     criterion = build_criterion(method, PORT, network, trunk=network.state_dict())
     with pytest.raises(ValueError, match=r"this DTDSDM.* is frozen, only a head is trained"):
         attach(criterion, SALoss(SCHEDULE))
@@ -312,7 +316,7 @@ def test_a_frozen_trunk_is_refused(name, mode, method):
 def test_a_term_without_a_gradient_is_refused_where_the_host_has_one(options):
     """Where nothing is trained, there is nothing to refuse."""
     weight = torch.ones(1, requires_grad=True)
-    criterion = Criterion(Wrapper(lambda x, n: 0.9 * x), lambda w, x, n: w(x, n) * weight)
+    criterion = Criterion(shrink, lambda wrapper, x, n: wrapper(x, n) * weight)
     attach(criterion, SALoss(SCHEDULE, **options))
     with pytest.raises(ValueError, match=r"SA term of Criterion.objective has no gradient: .*froz"):
         criterion.objective(X0)
@@ -332,7 +336,7 @@ class Several(tuple):
 def test_containers_of_other_classes_are_divided_too(stack, batch):
     got = []
     criterion = Criterion(
-        Wrapper(lambda x, n: Several([0.9 * x, x[:, 0]])),
+        lambda x, n: Several([0.9 * x, x[:, 0]]),
         lambda wrapper, x, n: got.append(wrapper(x, n)) or got[-1][0],
     )
     attach(criterion, SALoss(SCHEDULE, stack=stack)).objective(X0[:batch])
@@ -340,43 +344,22 @@ def test_containers_of_other_classes_are_divided_too(stack, batch):
     assert [len(one) for one in got[0]] == [batch, batch]
 
 
-@pytest.mark.parametrize("options", [{}, {"stack": False}, {"backprop": "one"}], ids=str)
+@WAYS
 def test_a_host_may_change_its_output_in_place(options):
     totals = []
-    for change in (lambda out: out, lambda out: out.mul_(1.0).add_(3.0).sub_(3.0)):
-        criterion = Criterion(Wrapper(lambda x, n: 0.9 * x), lambda w, x, n, c=change: c(w(x, n)))
-        attach(criterion, SALoss(SCHEDULE, **options))
-        criterion.statistics = {}
+    for change in (lambda o: o, lambda o: o.mul_(1.0).add_(3.0).sub_(3.0), torch.zero_):
+        criterion = Criterion(shrink, lambda w, x, n, change=change: change(w(x, n)))
         seed()
-        criterion.objective(X0)
+        attach(criterion, SALoss(SCHEDULE, **options)).objective(X0)
         totals.append(criterion.statistics["sa_loss"])
-    assert totals[0] == totals[1]
-    overwritten = Criterion(Wrapper(lambda x, n: 0.9 * x), lambda w, x, n: w(x, n).zero_())
-    overwritten.statistics = {}
-    seed()
-    attach(overwritten, SALoss(SCHEDULE, **options)).objective(X0)
-    assert overwritten.statistics["sa_loss"] == totals[0]
-
-
-def test_an_empty_batch_is_refused():
-    with pytest.raises(ValueError, match="at least one"):
-        attach(port("eps", Toy()), SALoss(SCHEDULE)).objective(X0[:0])
+    assert totals[0] == totals[1] == totals[2]
 
 
 def test_times_between_steps_are_refused():
     """As continuous-time codes have them; cut to whole numbers they would be other steps."""
-    criterion = Criterion(
-        Wrapper(lambda x, n: 0.9 * x), lambda w, x, n: w(x, torch.tensor(n) * 0.999)
-    )
+    criterion = Criterion(shrink, lambda wrapper, x, n: wrapper(x, torch.tensor(n) * 0.999))
     with pytest.raises(ValueError, match=r"the steps of Criterion.objective .* must be integers"):
         attach(criterion, SALoss(SCHEDULE)).objective(X0)
-
-
-def test_any_integers_are_times():
-    criterion = Criterion(
-        Wrapper(lambda x, n: 0.9 * x), lambda w, x, n: w(x, torch.tensor(n).short())
-    )
-    assert attach(criterion, SALoss(SCHEDULE)).objective(X0).isfinite().all()
 
 
 # -- hosts that checkpoint the call itself
@@ -398,8 +381,10 @@ def checkpointed(kind, reentrant, **options):
         return checkpoint(wrapper, x.requires_grad_(), n, use_reentrant=reentrant)
 
     network = Toy()
-    wrapper = DTWrapper(network, "eps", N=PORT.N)
-    criterion = Criterion(ModuleWrapper(wrapper) if kind == "module" else wrapper, call)
+    criterion = Criterion(None, call)
+    criterion.wrapper = DTWrapper(network, "eps", N=PORT.N)
+    if kind == "module":
+        criterion.wrapper = ModuleWrapper(criterion.wrapper)
     attach(criterion, SALoss(SCHEDULE, **options))
     seed()
     criterion.objective(X0).mean().backward()
@@ -426,6 +411,7 @@ def test_a_checkpoint_that_cannot_be_served_is_refused(kind):
 
 
 def test_detach_gives_the_objective_back():
+    """Also one that was replaced before."""
     criterion = port("eps", Toy())
     detach(attach(criterion, SALoss(SCHEDULE)))
     assert "objective" not in vars(criterion)
@@ -433,23 +419,9 @@ def test_detach_gives_the_objective_back():
     assert torch.equal(criterion.objective(X0).detach(), objective("eps")[0])
     with pytest.raises(ValueError, match="no SA loss is attached"):
         detach(criterion)
-    attach(criterion, SALoss(SCHEDULE))  # and again
-
-
-def test_detach_gives_back_an_objective_that_was_replaced_before():
-    criterion = port("eps", Toy())
     replaced = criterion.objective = lambda v: v
-    detach(attach(criterion, SALoss(SCHEDULE)))
+    detach(attach(criterion, SALoss(SCHEDULE)))  # and again
     assert criterion.objective is replaced
-
-
-def test_a_failing_objective_leaves_the_wrapper_in_place():
-    criterion = port("eps", Toy())
-    wrapper = criterion.wrapper
-    attach(criterion, SALoss(SCHEDULE))
-    with pytest.raises(AttributeError):
-        criterion.objective(None)
-    assert criterion.wrapper is wrapper
 
 
 # -- refusals
@@ -469,28 +441,29 @@ def test_other_schedules_and_second_attaches_are_refused(make, kind):
         attach(criterion, SALoss(SCHEDULE))
 
 
-@pytest.mark.parametrize(("change", "accepted"), [(1e-7, True), (1e-5, False)])
-def test_the_schedules_must_agree_to_single_precision(change, accepted):
-    betas, criterion = PORT.betas[1:].copy(), port("eps", Toy())
-    betas[40] *= 1 + change
-    loss = SALoss(NoiseSchedule.from_betas(betas))
-    if accepted:
-        attach(criterion, loss)
-        return
+def test_the_schedules_must_agree_to_single_precision():
+    def attach_with(change):
+        betas = PORT.betas[1:].copy()
+        betas[40] *= 1 + change
+        attach(port("eps", Toy()), SALoss(NoiseSchedule.from_betas(betas)))
+
+    attach_with(1e-7)
     with pytest.raises(ValueError, match="at step n = 41, the host's"):
-        attach(criterion, loss)
+        attach_with(1e-5)
 
 
-def test_unknown_criteria_are_refused():
-    class Other:
-        eps_model = None
+class Other:
+    eps_model = None
 
-    with pytest.raises(ValueError, match="object has no attribute 'wrapper'"):
-        attach(object(), SALoss(SCHEDULE))
-    with pytest.raises(ValueError, match="Other has no attribute 'wrapper' or 'betas' to hook"):
-        attach(Other(), SALoss(SCHEDULE))
-    with pytest.raises(ValueError, match="Other has no attribute 'betas' to hook"):
-        attach(Other(), SALoss(SCHEDULE), AnalyticDPM())
+
+@refuses(
+    ((object(),), "object has no attribute 'wrapper'"),
+    ((Other(),), "Other has no attribute 'wrapper' or 'betas' to hook"),
+    ((Other(), AnalyticDPM()), "Other has no attribute 'betas' to hook"),
+)
+def test_unknown_criteria_are_refused(given):
+    criterion, *host = given
+    attach(criterion, SALoss(SCHEDULE), *host)
 
 
 @ALL_KINDS
@@ -510,10 +483,12 @@ def test_objectives_that_do_not_call_their_network_once_are_refused(kind):
         detach(criterion)
 
 
-def test_an_objective_within_itself_is_refused():
+def test_an_objective_within_itself_and_an_empty_batch_are_refused():
     criterion = port("eps", Toy())
     own = criterion.objective
     criterion.objective = lambda v: own(v) if len(v) < 20 else criterion.objective(v[:8])
     attach(criterion, SALoss(SCHEDULE))
     with pytest.raises(ValueError, match="wrapper is intercepted already"):
         criterion.objective(X0)
+    with pytest.raises(ValueError, match="at least one"):
+        attach(port("eps", Toy()), SALoss(SCHEDULE)).objective(X0[:0])

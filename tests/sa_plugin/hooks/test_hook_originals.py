@@ -14,6 +14,7 @@ from sa_plugin.hooks.hosts import AnalyticDPM
 from sa_plugin.loss import SALoss
 from sa_plugin.schedule import NoiseSchedule
 from tests.code_blocks import ROOT, blocks, run
+from tests.refusals import refuses
 from tests.stand_ins import KINDS, PORT, OriginalAnalytic, OriginalModule, original, port, seed
 from tests.toys import Toy, images
 from third_party.analytic_dpm import criterions as analytic
@@ -21,13 +22,10 @@ from third_party.common.schedule import NamedSchedule
 
 SCHEDULE = NoiseSchedule.linear(PORT.N)
 X0 = images(0, 200, 1, 2, 2)
-HABITS = [
-    {},
-    {"shift1": True},
-    {"rescale_timesteps": False},
-    {"rescale_timesteps": False, "shift1": True},
-]
-ALL_HABITS = pytest.mark.parametrize("habits", HABITS, ids=str)
+SHIFTED = {"rescale_timesteps": False, "shift1": True}
+ALL_HABITS = pytest.mark.parametrize(
+    "habits", [{}, {"shift1": True}, {"rescale_timesteps": False}, SHIFTED], ids=str
+)
 
 
 def untrained(kind="eps"):
@@ -51,7 +49,7 @@ def evaluate(criterion, v=X0):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("habits", [HABITS[0], HABITS[-1]], ids=str)
+@pytest.mark.parametrize("habits", [{}, SHIFTED], ids=str)
 def test_stand_in_and_port_learn_the_same(kind, habits):
     """50 iterations with SA-3; the stand-in has DataParallel around its network."""
     loss = SALoss(SCHEDULE, K=3, lam=0.5)
@@ -215,32 +213,30 @@ def test_port_has_the_hosts_attributes():
 @ALL_HABITS
 def test_port_learns_like_the_other_port(habits):
     """DDPMDSM and DTDSM are one objective: the same losses to the last bit."""
-    one, _ = train(port("analytic", untrained(), **habits), 10)
-    other, _ = train(port("eps", untrained(), **habits), 10)
-    assert np.array_equal(one, other)
+    losses = [train(port(kind, untrained(), **habits), 10)[0] for kind in ("analytic", "eps")]
+    assert np.array_equal(*losses)
 
 
-def test_port_refuses_bad_input():
-    network = untrained()
-    with pytest.raises(ValueError, match=r"models=\['a', 'b'\]: must hold exactly one network"):
-        analytic.DDPMDSM(PORT.betas, True, {"a": network, "b": network}, {}, {})
-    with pytest.raises(ValueError, match=r"betas\[0\]"):
-        analytic.DDPMDSM(PORT.betas[1:], True, {"a": network}, {}, {})
-    with pytest.raises(ValueError, match="lr=0"):
-        analytic.build_criterion(PORT, network, lr=0)
+@refuses(
+    (
+        lambda network: analytic.DDPMDSM(PORT.betas, True, {"a": network, "b": network}, {}, {}),
+        r"models=\['a', 'b'\]: must hold exactly one network",
+    ),
+    (lambda net: analytic.DDPMDSM(PORT.betas[1:], True, {"a": net}, {}, {}), r"betas\[0\]"),
+    (lambda network: analytic.build_criterion(PORT, network, lr=0), "lr=0"),
+)
+def test_port_refuses_bad_input(make):
+    make(untrained())
 
 
 def test_built_criterion_has_the_hosts_optimiser():
-    criterion = analytic.build_criterion(
-        PORT, untrained(), lr=0.5, grad_clip=2.0, rescale_timesteps=False, shift1=True
-    )
+    criterion = analytic.build_criterion(PORT, untrained(), lr=0.5, grad_clip=2.0, **SHIFTED)
     assert isinstance(criterion, analytic.DDPMDSM)
     (optimizer,) = criterion.optimizers.values()
     assert isinstance(optimizer, torch.optim.Adam)
-    assert optimizer.param_groups[0]["lr"] == 0.5
-    assert {id(p) for p in optimizer.param_groups[0]["params"]} == {
-        id(p) for p in criterion.eps_model.parameters()
-    }
+    (group,) = optimizer.param_groups
+    assert group["lr"] == 0.5
+    assert set(map(id, group["params"])) == set(map(id, criterion.eps_model.parameters()))
     assert criterion.grad_clip == 2.0
     assert not criterion._schedule.stratified
     drawn = NamedSchedule("linear", 1000, stratified=True)

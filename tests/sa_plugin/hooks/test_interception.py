@@ -50,9 +50,15 @@ def parametrised():
 MODULES = [linear, lambda: nn.DataParallel(linear()), parametrised, optimised]
 MODULES += [pytest.param(scripted, marks=pytest.mark.filterwarnings("ignore:.*jit"))]
 X = torch.ones(3, 2)
+OWNERS = pytest.mark.parametrize("kind", [Owner, OwningModule])
+BOTH = pytest.mark.parametrize("held", [linear(), abs])
 
 
-@pytest.mark.parametrize("kind", [Owner, OwningModule])
+def plus_ten(called, x):
+    return called(x) + 10
+
+
+@OWNERS
 @pytest.mark.parametrize("make", MODULES)
 def test_a_module_has_a_stand_in_and_stays_registered(kind, make):
     module = make()
@@ -88,14 +94,13 @@ class Doubled:
         return self.factor * x
 
 
-CALLABLES = [linear().forward, functools.partial(torch.add, 1), abs, Doubled()]
-
-
-@pytest.mark.parametrize("kind", [Owner, OwningModule])
-@pytest.mark.parametrize("held", CALLABLES)
+@OWNERS
+@pytest.mark.parametrize(
+    "held", [linear().forward, functools.partial(torch.add, 1), abs, Doubled()]
+)
 def test_another_callable_has_a_stand_in(kind, held):
     owner = kind(held)
-    with intercepted(owner, "held", lambda called, x: called(x) + 10):
+    with intercepted(owner, "held", plus_ten):
         assert torch.equal(owner.held(X), held(X) + 10)
         assert owner.held.__call__ != held.__call__
         names = [name for name in dir(held) if not name.startswith("__")]
@@ -105,19 +110,19 @@ def test_another_callable_has_a_stand_in(kind, held):
     assert torch.equal(stand_in(X), held(X))  # who kept it calls the callable
 
 
-def test_a_second_interception_is_refused():
-    for held in (linear(), abs):
-        owner = Owner(held)
-        with (
-            intercepted(owner, "held", lambda called, x: called(x)),
-            pytest.raises(ValueError, match="held is intercepted already"),
-            intercepted(owner, "held", lambda called, x: called(x)),
-        ):
-            pass
-        assert owner.held is held
+@BOTH
+def test_a_second_interception_is_refused(held):
+    owner = Owner(held)
+    with (
+        intercepted(owner, "held", plus_ten),
+        pytest.raises(ValueError, match="held is intercepted already"),
+        intercepted(owner, "held", plus_ten),
+    ):
+        pass
+    assert owner.held is held
 
 
-@pytest.mark.parametrize("held", [linear(), abs])
+@BOTH
 def test_failures_leave_nothing_behind(held):
     owner, own = Owner(held), type(held)
 
@@ -134,21 +139,11 @@ def test_failures_leave_nothing_behind(held):
 
 def test_a_network_compiled_in_place_has_one_graph():
     """The block and what it does are no part of it: guards see the same module in each step."""
-    module, graphs = Squares(), []
-
-    def backend(graph, _):
-        graphs.append(graph)
-        return graph.forward
-
-    module.compile(backend=backend)
-    owner, seen = Owner(module), []
+    module, graphs, seen = Squares(), [], []
+    module.compile(backend=lambda graph, _: graphs.append(graph) or graph.forward)
+    owner = Owner(module)
     for i in range(3):
-
-        def around(called, x, i=i):
-            seen.append(i)
-            return called(x)
-
-        with intercepted(owner, "held", around):
+        with intercepted(owner, "held", lambda called, x, i=i: seen.append(i) or called(x)):
             owner.held(X)
         module(X)
     assert seen == [0, 1, 2]
@@ -164,18 +159,18 @@ class Described:
     held = property(lambda self: self._own, lambda self, held: setattr(self, "_own", held))
 
 
-@pytest.mark.parametrize("held", [linear(), abs])
+@BOTH
 def test_a_property_is_intercepted_too(held):
     owner = Described(held)
-    with intercepted(owner, "held", lambda called, x: called(x) + 10):
+    with intercepted(owner, "held", plus_ten):
         assert torch.equal(owner.held(X), held(X) + 10)
     assert owner.held is held
 
 
-@pytest.mark.parametrize("kind", [Owner, OwningModule])
+@OWNERS
 def test_what_the_host_assigns_meanwhile_stays(kind):
     owner, other = kind(linear()), linear()
-    with intercepted(owner, "held", lambda called, x: called(x) + 10):
+    with intercepted(owner, "held", plus_ten):
         owner.held = other
     assert owner.held is other
 
@@ -183,7 +178,7 @@ def test_what_the_host_assigns_meanwhile_stays(kind):
 def test_a_stand_in_is_used_as_what_it_stands_for():
     module = nn.Sequential(linear(), linear())
     owner = Owner(module)
-    with intercepted(owner, "held", lambda called, x: called(x) + 10):
+    with intercepted(owner, "held", plus_ten):
         assert owner.held[0] is module[0]
         assert len(owner.held) == 2
         assert owner.held in {module}

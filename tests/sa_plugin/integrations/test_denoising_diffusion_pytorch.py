@@ -7,6 +7,7 @@ from sklearn.datasets import load_digits
 
 from sa_plugin import SALoss
 from sa_plugin.integrations.denoising_diffusion_pytorch import SAGaussianDiffusion
+from tests.refusals import refuses
 
 T = 50
 OBJECTIVES = ["pred_noise", "pred_x0", "pred_v"]
@@ -66,14 +67,12 @@ def test_training_longer_on_digits_has_the_losses_of_our_own_loop():
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("options", [{}, {"min_snr_loss_weight": True}])
-def test_without_lambda_it_is_the_hosts_loss(objective, options):
+@pytest.mark.parametrize("min_snr", [False, True])
+def test_without_lambda_it_is_the_hosts_loss(objective, min_snr):
     x, t, noise = draw(torch.Generator().manual_seed(2))
-    values = [
-        diffusion(kind, objective=objective, **extra, **options).p_losses(x, t, noise[0].clone())
-        for kind, extra in ((GaussianDiffusion, {}), (SAGaussianDiffusion, {"lam": 0}))
-    ]
-    assert torch.equal(*values)
+    options = {"objective": objective, "min_snr_loss_weight": min_snr}
+    host, ours = diffusion(GaussianDiffusion, **options), diffusion(lam=0, **options)
+    assert torch.equal(*(each.p_losses(x, t, noise[0].clone()) for each in (host, ours)))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -151,11 +150,9 @@ def test_state_dicts_are_the_hosts():
     assert diffusion().state_dict().keys() == diffusion(GaussianDiffusion).state_dict().keys()
 
 
-def test_immiscible_is_refused():
-    with pytest.raises(ValueError, match="immiscible must be False"):
-        diffusion(immiscible=True)
-
-
-def test_reuse_is_refused():
-    with pytest.raises(ValueError, match="reuse must be False"):
-        diffusion(sa_options={"reuse": True})
+@refuses(
+    ({"immiscible": True}, "immiscible must be False"),
+    ({"sa_options": {"reuse": True}}, "reuse must be False"),
+)
+def test_bad_options_are_refused(options):
+    diffusion(**options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,10 @@ import torch
 import torch.distributed as dist
 
 from sa_plugin.metrics import Moments, Statistics, is_statistics, kernel_distance, precision_recall
+from tests.refusals import refuses
+from tests.toys import moments_of
 
 DATA = np.random.default_rng(0).standard_normal((40, 5)) @ np.diag([1, 2, 3, 4, 5.0]) + 7
-
-
-def moments_of(data: np.ndarray) -> Moments:
-    moments = Moments()
-    moments.update(data)
-    return moments
 
 
 class TestFiles:
@@ -73,20 +70,20 @@ class TestFiles:
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
 
-    def test_refuses_pickles_missing_and_damaged_files(self, tmp_path: Path) -> None:
+    @refuses(
+        ("s.npy", r"s\.npy cannot be used .* convert it by np\.savez"),
+        ("gone.npz", r"there is none at .*gone\.npz"),
+        ("half.npz", r"half\.npz cannot be used as statistics"),
+    )
+    def test_pickles_missing_and_damaged_files_are_refused(self, name: str, tmp_path: Path) -> None:
         np.save(tmp_path / "s.npy", {"mu": DATA.mean(0)}, allow_pickle=True)
-        with pytest.raises(ValueError, match=r"s\.npy cannot be used .* convert it by np\.savez"):
-            Statistics.load(tmp_path / "s.npy")
-        with pytest.raises(ValueError, match=r"there is none at .*gone\.npz"):
-            Statistics.load(tmp_path / "gone.npz")
-        Statistics.of(moments_of(DATA), "pixels").save(tmp_path / "s.npz")
-        content = (tmp_path / "s.npz").read_bytes()
-        (tmp_path / "s.npz").write_bytes(content[: len(content) // 2])
-        with pytest.raises(ValueError, match=r"s\.npz cannot be used as statistics"):
-            Statistics.load(tmp_path / "s.npz")
-        assert not is_statistics(tmp_path / "s.npz")
+        Statistics.of(moments_of(DATA), "pixels").save(tmp_path / "half.npz")
+        content = (tmp_path / "half.npz").read_bytes()
+        (tmp_path / "half.npz").write_bytes(content[: len(content) // 2])
+        assert not is_statistics(tmp_path / "half.npz")
         with pytest.raises(ValueError, match=r"path must end in \.npz"):
-            Statistics.of(moments_of(DATA), "pixels").save(tmp_path / "s.npy")
+            Statistics.of(moments_of(DATA), "pixels").save(tmp_path / "other.npy")
+        Statistics.load(tmp_path / name)
 
     def test_a_failed_write_leaves_nothing(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -173,12 +170,14 @@ class TestNeighbours:
             assert precision_recall(x, y, neighbours=k) == pytest.approx(expected)
         assert 0.2 < expected[1] < expected[0] <= 1
 
-    def test_refuses_bad_input(self) -> None:
-        with pytest.raises(ValueError, match="between 2 and the number of rows 40, got 1000"):
-            kernel_distance(DATA, DATA)
-        with pytest.raises(ValueError, match="subsets must be at least 1, got 0"):
-            kernel_distance(DATA, DATA, subset_size=10, subsets=0)
-        with pytest.raises(ValueError, match="one dimension, got 5 and 4"):
-            precision_recall(DATA, DATA[:, :4])
-        with pytest.raises(ValueError, match="less one, 39, got 40"):
-            precision_recall(DATA, DATA, neighbours=40)
+    @refuses(
+        (lambda: kernel_distance(DATA, DATA), "between 2 and the number of rows 40, got 1000"),
+        (
+            lambda: kernel_distance(DATA, DATA, subsets=0, subset_size=10),
+            "subsets must be at least 1, got 0",
+        ),
+        (lambda: precision_recall(DATA, DATA[:, :4]), "one dimension, got 5 and 4"),
+        (lambda: precision_recall(DATA, DATA, neighbours=40), "less one, 39, got 40"),
+    )
+    def test_refuses_bad_input(self, call: Callable[[], object]) -> None:
+        call()

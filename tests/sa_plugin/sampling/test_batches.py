@@ -23,14 +23,14 @@ def single(x, n):
     return eps, (0.02 * x * x + 0.005).clamp(0, 0.06)
 
 
-BATCHED = {"trajectory": [1, 20, 50], "clip_sigma_idx": 1}
+def sampler_of(**options):
+    options = {"variance": "npr", "trajectory": [1, 20, 50], "clip_sigma_idx": 1, **options}
+    return Sampler(single, LINEAR, **options)
 
 
-def draw(count, **options):
-    sampler_options = {"variance": "npr", **BATCHED}
-    names = sampler_options.keys() | {"avg_cov", "gamma", "forward", "eta"}
-    sampler_options |= {k: options.pop(k) for k in list(options) if k in names}
-    return Sampler(single, LINEAR, **sampler_options).sample((count, 2, 3, 3), **options)
+def draw(count, first=0, batch_size=None, seed=0, x_init=None, **options):
+    given = {"first": first, "batch_size": batch_size, "seed": seed, "x_init": x_init}
+    return sampler_of(**options).sample((count, 2, 3, 3), **given)
 
 
 WHOLE = draw(150)
@@ -57,9 +57,9 @@ def test_batches_with_every_variance(variance, avg_cov):
 
 
 def test_average_covariance_is_one_number_an_image():
-    one = draw(5, variance="npr", avg_cov=True)
-    assert not torch.equal(one, draw(5, variance="npr"))
-    assert torch.equal(one[3:4], draw(1, variance="npr", avg_cov=True, first=3))
+    one = draw(5, avg_cov=True)
+    assert not torch.equal(one, draw(5))
+    assert torch.equal(one[3:4], draw(1, avg_cov=True, first=3))
 
 
 def test_a_given_start_keeps_the_steps_noise():
@@ -91,11 +91,7 @@ def test_block_noise_is_standard_normal_and_independent():
 
 def test_labels_follow_their_images():
     labels = torch.linspace(0, 1, 10)
-
-    def model(x, n, y, scale):
-        return scale * over(y, x) * x
-
-    sampler = Sampler(model, LINEAR, steps=3)
+    sampler = Sampler(lambda x, n, y, scale: scale * over(y, x) * x, LINEAR, steps=3)
     whole = sampler.sample((10, 4), y=labels, scale=0.3)
     assert torch.equal(sampler.sample((10, 4), batch_size=3, y=labels, scale=0.3), whole)
     chunks = torch.cat(list(sampler.stream(10, (4,), batch_size=4, y=labels, scale=0.3)))
@@ -103,7 +99,7 @@ def test_labels_follow_their_images():
 
 
 def test_stream():
-    sampler = Sampler(single, LINEAR, variance="npr", **BATCHED)
+    sampler = sampler_of()
     batches = list(sampler.stream(150, (2, 3, 3), batch_size=40))
     assert [len(b) for b in batches] == [40, 40, 40, 30]
     assert all(b.dtype == torch.uint8 for b in batches)
@@ -120,8 +116,7 @@ def test_to_uint8():
 
 
 def test_iterate_is_the_chain_of_sample():
-    sampler = Sampler(single, LINEAR, variance="npr", **BATCHED)
-    steps = list(sampler.iterate((5, 2, 3, 3)))
+    steps = list(sampler_of().iterate((5, 2, 3, 3)))
     assert [(step.t, step.s) for step in steps] == [(50, 20), (20, 1), (1, 0)]
     for before, after in itertools.pairwise(steps):
         assert after.x_t is before.x_s

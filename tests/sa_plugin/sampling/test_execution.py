@@ -9,6 +9,7 @@ from torch._dynamo.utils import counters
 from sa_plugin._execution import NetworkCall, module_of
 from sa_plugin.sampling.sampler import Sampler
 from sa_plugin.schedule import NoiseSchedule
+from tests.refusals import refuses
 from tests.sa_plugin.sampling.test_sampler import ARRAYS, GOLDEN, golden_sampler
 from tests.toys import normal
 
@@ -65,12 +66,15 @@ def test_compiled_golden_in_float32(i):
 
 
 def test_channels_last_reaches_network_and_weights():
+    """The values stay."""
     plain, _ = images()
     drawn, eps = images(channels_last=True)
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in eps.seen)
     assert eps.model[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert drawn.is_contiguous()
     torch.testing.assert_close(drawn, plain, rtol=1e-4, atol=1e-4)
+    x = normal(0, 2, 3, 4, 4)
+    assert torch.equal(NetworkCall(network(), channels_last=True).arrange(x), x)
 
 
 def test_channels_last_leaves_vectors_alone():
@@ -95,9 +99,9 @@ def test_autocast_is_the_networks_alone():
     torch.testing.assert_close(drawn, plain, rtol=0, atol=0.1)
 
 
-def test_refuses_an_unknown_precision():
-    with pytest.raises(ValueError, match=r"autocast must be one of \('bf16', 'fp16'\), got 'fp8'"):
-        Sampler(Eps(), LINEAR, steps=5, autocast="fp8")
+@refuses(("fp8", r"autocast must be one of \('bf16', 'fp16'\), got 'fp8'"))
+def test_an_unknown_precision_is_refused(autocast):
+    Sampler(Eps(), LINEAR, steps=5, autocast=autocast)
 
 
 def test_module_of():
@@ -114,8 +118,3 @@ def test_stream_to_the_cpu():
     here = list(sampler.stream(10, (3, 6, 6), batch_size=4, to_cpu=True))
     assert all(batch.device.type == "cpu" for batch in here)
     assert torch.equal(torch.cat(here), there)
-
-
-def test_arrange_keeps_values():
-    x = normal(0, 2, 3, 4, 4)
-    assert torch.equal(NetworkCall(network(), channels_last=True).arrange(x), x)

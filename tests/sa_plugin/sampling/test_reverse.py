@@ -17,6 +17,7 @@ from tests.toys import normal
 LINEAR = NoiseSchedule.linear(100)
 DATA = GaussianData([0.3, -0.5, 0.8], [0.04, 0.3, 1.5], LINEAR)
 PROCESSES = [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.4), ("ddim", 1.0)]
+X_INIT = normal(2, 5, 3)
 
 
 def propagate(sampler, kind, mean, variance):
@@ -65,19 +66,10 @@ def test_exact_covariance_makes_every_chain_exact(forward, eta, kind, trajectory
 @pytest.mark.parametrize(("forward", "eta"), PROCESSES)
 def test_one_number_a_step_keeps_the_total_variance_at_one_step(forward, eta):
     """Analytic: the reverse variance is the mean over dimensions of the exact one."""
-    sampler = Sampler(
-        DATA.eps,
-        LINEAR,
-        forward=forward,
-        eta=eta,
-        variance="analytic",
-        gamma=DATA.gamma,
-        clip_x0=False,
-        trajectory=[30, 70],
-    )
+    options = {"forward": forward, "eta": eta, "variance": "analytic", "gamma": DATA.gamma}
+    sampler = Sampler(DATA.eps, LINEAR, clip_x0=False, trajectory=[30, 70], **options)
     c = ReverseCoefficients.unstack(torch.from_numpy(sampler.coefficients.stack())[:, 0])
-    x = DATA.draw(2)
-    n = torch.full((2,), 70)
+    x, n = DATA.draw(2), torch.full((2,), 70)
     one = reverse_moments(c, x, DATA.eps(x, n), variance="analytic", clip_x0=False).variance
     npr = reverse_moments(c, x, *DATA.network("npr")(x, n), variance="npr", clip_x0=False).variance
     assert float(one) == pytest.approx(float(npr[0].mean()), rel=1e-10)
@@ -95,16 +87,19 @@ def test_sample_moments(forward, eta):
     options = {"forward": forward, "eta": eta, "variance": "npr", "clip_x0": False}
     sampler = Sampler(DATA.network("npr"), LINEAR, steps=12, **options)
     start = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
-    mean, variance = propagate(sampler, "npr", *start)
-    torch.testing.assert_close(mean[0], DATA.mu, rtol=0, atol=0.02)
-    torch.testing.assert_close(variance[0], DATA.S - DATA.covariance(1), rtol=1e-3, atol=0)
+    (mean,), (variance,) = propagate(sampler, "npr", *start)
+    torch.testing.assert_close(mean, DATA.mu, rtol=0, atol=0.02)
+    torch.testing.assert_close(variance, DATA.S - DATA.covariance(1), rtol=1e-3, atol=0)
     count = 20_000
     x = sampler.sample((count, 3), seed=3, batch_size=8000).double()
-    error = (variance[0] / count).sqrt()
-    assert ((x.mean(0) - mean[0]).abs() < 5 * error).all()
-    assert ((x.var(0) / variance[0] - 1).abs() < 5 * (2 / count) ** 0.5).all()
+    assert ((x.mean(0) - mean).abs() < 5 * (variance / count).sqrt()).all()
+    assert ((x.var(0) / variance - 1).abs() < 5 * (2 / count) ** 0.5).all()
     off = torch.corrcoef(x.T) - torch.eye(3, dtype=torch.float64)
     assert off.abs().max() < 5 / count**0.5
+
+
+def drawn(network, x_init=X_INIT, **options):
+    return Sampler(network, LINEAR, **options).sample(x_init.shape, x_init=x_init)
 
 
 @given(
@@ -116,9 +111,8 @@ def test_ddim_with_eta_one_is_ddpm(variance, timesteps):
     """Where x_0 is not clipped: DDIM's direction term keeps the eps from before the clipping."""
     options = {"variance": variance, "trajectory": sorted(timesteps), "gamma": DATA.gamma}
     network = DATA.network(variance if variance in NEEDS_SECOND else "eps")
-    x_init = normal(2, 3, 3)
     ddpm, ddim = (
-        Sampler(network, LINEAR, clip_x0=False, **options, **process).sample((3, 3), x_init=x_init)
+        drawn(network, clip_x0=False, **options, **process)
         for process in ({"forward": "ddpm"}, {"forward": "ddim", "eta": 1.0})
     )
     torch.testing.assert_close(ddpm, ddim, rtol=1e-8, atol=1e-8)
@@ -128,46 +122,29 @@ def test_ddim_with_eta_one_is_ddpm(variance, timesteps):
 @pytest.mark.parametrize("predicts", ["x0", "v"])
 def test_what_the_network_predicts_makes_no_difference(predicts, clip_x0):
     options = {"steps": 10, "clip_x0": clip_x0, "forward": "ddim", "eta": 0.5}
-    by_eps = Sampler(DATA.eps, LINEAR, **options)
-    other = Sampler(DATA.network(predicts), LINEAR, predicts=predicts, **options)
-    x_init = normal(2, 5, 3)
-    expected = by_eps.sample((5, 3), x_init=x_init)
-    actual = other.sample((5, 3), x_init=x_init)
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+    other = drawn(DATA.network(predicts), predicts=predicts, **options)
+    torch.testing.assert_close(other, drawn(DATA.eps, **options), rtol=1e-9, atol=1e-9)
 
 
 def test_second_output_of_an_x0_network():
     """sn subtracts the eps that x_0 implies."""
-    x_init = normal(2, 5, 3)
-
-    def x0_and_second(x, n):
-        return DATA.x0(x, n), DATA.sn_second(x, n)
-
-    first = Sampler(DATA.network("sn"), LINEAR, variance="sn", steps=5)
-    other = Sampler(x0_and_second, LINEAR, variance="sn", steps=5, predicts="x0")
-    torch.testing.assert_close(
-        first.sample((5, 3), x_init=x_init), other.sample((5, 3), x_init=x_init), rtol=1e-9, atol=0
-    )
+    options = {"variance": "sn", "steps": 5}
+    other = drawn(lambda x, n: (DATA.x0(x, n), DATA.sn_second(x, n)), predicts="x0", **options)
+    torch.testing.assert_close(drawn(DATA.network("sn"), **options), other, rtol=1e-9, atol=0)
 
 
 def test_heuristic_is_sn_of_unit_noise():
-    x_init = normal(2, 5, 3)
-    ones = Sampler(
-        lambda x, n: (DATA.eps(x, n), torch.ones_like(x)), LINEAR, variance="sn", steps=7
+    ones = drawn(lambda x, n: (DATA.eps(x, n), torch.ones_like(x)), variance="sn", steps=7)
+    assert torch.equal(drawn(DATA.eps, variance="heuristic", steps=7), ones)
+
+
+@pytest.mark.parametrize(("end", "value"), [("small", -1.0), ("big", 1.0)])
+def test_iddpm_between_small_and_big(end, value):
+    iddpm = drawn(
+        lambda x, n: (DATA.eps(x, n), torch.full_like(x, value)), variance="iddpm", steps=7
     )
-    plain = Sampler(DATA.eps, LINEAR, variance="heuristic", steps=7)
-    assert torch.equal(plain.sample((5, 3), x_init=x_init), ones.sample((5, 3), x_init=x_init))
-
-
-def test_iddpm_between_small_and_big():
-    x_init = normal(2, 5, 3)
-
-    def run(variance, value):
-        model = lambda x, n: (DATA.eps(x, n), torch.full_like(x, value))  # noqa: E731
-        return Sampler(model, LINEAR, variance=variance, steps=7).sample((5, 3), x_init=x_init)
-
-    torch.testing.assert_close(run("iddpm", -1.0), run("small", 0.0), rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(run("iddpm", 1.0), run("big", 0.0), rtol=1e-9, atol=1e-12)
+    expected = drawn(DATA.eps, variance=end, steps=7)
+    torch.testing.assert_close(iddpm, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_clipping_bounds_x0():
@@ -184,14 +161,16 @@ def test_noise_clip_acts_on_the_steps_it_names(index):
     """big variance, a network of zeros: the noise of each step is read off directly."""
     options = {"variance": "big", "trajectory": [1, 5, 30, 80], "clip_x0": False}
     zeros = Sampler(lambda x, n: 0 * x, LINEAR, clip_sigma_idx=index, clip_pixel=0.5, **options)
-    quiet = zeros.iterate((1, 2), x_init=normal(0, 1, 2), noise=lambda k: torch.zeros(1, 2))
-    noisy = zeros.iterate((1, 2), x_init=normal(0, 1, 2), noise=lambda k: torch.ones(1, 2))
+    quiet, noisy = (
+        zeros.iterate((1, 2), x_init=normal(0, 1, 2), noise=lambda k, z=z: torch.full((1, 2), z))
+        for z in (0.0, 1.0)
+    )
     before = 0.0
     for still, moved in zip(quiet, noisy, strict=True):
         scale = float(LINEAR.skip_alpha(still.s, still.t)) ** -0.5  # mean of eps = 0
-        added = float((moved.x_s - still.x_s)[0, 0]) - before * scale
+        apart = float((moved.x_s - still.x_s)[0, 0])
         free = 0.0 if still.s == 0 else float(LINEAR.skip_beta(still.s, still.t))
         clipped = still.s <= [0, 1, 5, 30, 80][index]
         limit = min(free, pixel_variance_limit(0.5)) if clipped else free
-        assert added == pytest.approx(limit**0.5, rel=1e-6, abs=1e-9)
-        before = float((moved.x_s - still.x_s)[0, 0])
+        assert apart - before * scale == pytest.approx(limit**0.5, rel=1e-6, abs=1e-9)
+        before = apart

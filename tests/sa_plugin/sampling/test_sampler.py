@@ -14,11 +14,24 @@ from sa_plugin.sampling.gamma import estimate_gamma
 from sa_plugin.sampling.sampler import Sampler, to_uint8
 from sa_plugin.schedule import NoiseSchedule
 from tests.gaussian import GaussianData
+from tests.refusals import refuses
 from tests.toys import normal, over, read_json, read_npz, schedule_of, toy_eps
 
 LINEAR = NoiseSchedule.linear(100)
 GOLDEN, ARRAYS = read_json("sampler"), read_npz("sampler")
 DATA = GaussianData([0.3, -0.5, 0.8], [0.04, 0.3, 1.5], LINEAR)
+
+
+class Operations(TorchDispatchMode):
+    """Notes what torch does within its block."""
+
+    def __init__(self):
+        super().__init__()
+        self.called = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.called.append(function)
+        return function(*args, **(kwargs or {}))
 
 
 class GoldenToy:
@@ -63,24 +76,21 @@ def test_equals_the_published_code(i, batch_size):
     np.testing.assert_allclose(x0.numpy(), ARRAYS[f"x0_{i}"], rtol=1e-9)
 
 
-def test_network_gets_each_step_and_its_mode_stays():
-    class Network(torch.nn.Module):
-        seen: list = []  # noqa: RUF012
+@pytest.mark.parametrize("training", [True, False])
+def test_network_gets_each_step_and_its_mode_stays(training):
+    def note(network, inputs):
+        x, n = inputs
+        assert n.dtype == torch.int64
+        assert n.shape == (len(x),)
+        assert not torch.is_grad_enabled()
+        seen.append((int(n[0]), network.training))
 
-        def forward(self, x, n):
-            assert n.dtype == torch.int64
-            assert n.shape == (len(x),)
-            assert not torch.is_grad_enabled()
-            self.seen.append((int(n[0]), self.training))
-            return 0.1 * x
-
-    for training in (True, False):
-        model = Network().train(training)
-        model.seen.clear()
-        x = Sampler(model, LINEAR, steps=4).sample((2, 3))
-        assert model.seen == [(t, training) for t in (100, 67, 34, 1)]
-        assert model.training is training
-        assert not x.requires_grad
+    model, seen = Typed(torch.float32).train(training), []
+    model.register_forward_pre_hook(note)
+    x = Sampler(model, LINEAR, steps=4).sample((2, 3))
+    assert seen == [(t, training) for t in (100, 67, 34, 1)]
+    assert model.training is training
+    assert not x.requires_grad
     assert torch.is_grad_enabled()
 
 
@@ -89,45 +99,26 @@ def test_network_gets_each_step_and_its_mode_stays():
     [({}, [0, 1, 2]), ({"forward": "ddim"}, []), ({"forward": "ddim", "eta": 0.5}, [0, 1, 2])],
 )
 def test_noise_is_asked_for_where_it_is_needed(options, draws):
-    asked = []
-
-    def noise(k):
-        asked.append(k)
-        return torch.zeros(2, 3)
-
-    Sampler(lambda x, n: 0.1 * x, LINEAR, steps=4, **options).sample((2, 3), noise=noise)
+    asked, sampler = [], Sampler(lambda x, n: 0.1 * x, LINEAR, steps=4, **options)
+    sampler.sample((2, 3), noise=lambda k: asked.append(k) or torch.zeros(2, 3))
     assert asked == draws
 
 
 def test_the_loop_never_leaves_the_device():
     """One value is read back a batch, the NaN flag at its end: no other .item() in the loop."""
-
-    class Reads(TorchDispatchMode):
-        count = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            self.count += func is torch.ops.aten._local_scalar_dense.default
-            return func(*args, **(kwargs or {}))
-
     sampler = Sampler(lambda x, n: (0.1 * x, 0.2 + 0 * x), LINEAR, variance="npr", steps=20)
-    with Reads() as reads:
+    with Operations() as operations:
         sampler.sample((8, 3), batch_size=4)
-    assert reads.count == 2
+    assert operations.called.count(torch.ops.aten._local_scalar_dense.default) == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_dtype_follows_x_init(dtype):
-    x_init = normal(0, 2, 3).to(dtype)
-    seen = set()
-
-    def model(x, n):
-        seen.add(x.dtype)
-        return 0.1 * x.half()  # as under autocast
-
-    x = Sampler(model, LINEAR, steps=4).sample((2, 3), x_init=x_init)
-    assert x.dtype == dtype
-    assert seen == {dtype}
-    assert Sampler(model, LINEAR, steps=4).sample((2, 3)).dtype == torch.float32
+    seen, x_init = [], normal(0, 2, 3).to(dtype)
+    sampler = Sampler(lambda x, n: seen.append(x.dtype) or 0.1 * x.half(), LINEAR, steps=4)
+    assert sampler.sample((2, 3), x_init=x_init).dtype == dtype  # half: as under autocast
+    assert set(seen) == {dtype}
+    assert sampler.sample((2, 3)).dtype == torch.float32
 
 
 class Typed(torch.nn.Module):
@@ -208,22 +199,20 @@ def test_autocast_decides_the_networks_type_alone(dtype, around):
 @pytest.mark.parametrize("dtype", TYPES)
 def test_measurements_call_a_network_of_any_type(dtype):
     """Their images decide the type of x_n, as ``x_init`` does."""
-    network = Typed(dtype)
+    network, schedule = Typed(dtype), NoiseSchedule.cosine(5)
     x0 = 20 * torch.arange(12.0).reshape(4, 3) / 127.5 - 1
-    schedule = NoiseSchedule.cosine(5)
 
     def by_hand(x, n):
         assert x.dtype == torch.float32
         return network(x.to(dtype), n).float()
 
-    gamma, gamma_by_hand = (estimate_gamma(f, schedule, [x0]).values for f in (network, by_hand))
-    np.testing.assert_array_equal(gamma, gamma_by_hand)
-    bound, bound_by_hand = (negative_elbo(f, schedule, x0, steps=5) for f in (network, by_hand))
-    assert torch.equal(bound.terms, bound_by_hand.terms)
-    gap, gap_by_hand = (gap_along_chain(f, schedule, x0, start=5) for f in (network, by_hand))
-    np.testing.assert_array_equal(gap.total, gap_by_hand.total)
-    terms, terms_by_hand = (pair_terms(f, schedule, x0) for f in (network, by_hand))
-    np.testing.assert_array_equal(terms, terms_by_hand)
+    for measure in (
+        lambda model: estimate_gamma(model, schedule, [x0]).values,
+        lambda model: negative_elbo(model, schedule, x0, steps=5).terms.numpy(),
+        lambda model: gap_along_chain(model, schedule, x0, start=5).total,
+        lambda model: pair_terms(model, schedule, x0),
+    ):
+        np.testing.assert_array_equal(measure(network), measure(by_hand))
     assert network.seen == {dtype}
 
 
@@ -244,90 +233,73 @@ def test_a_network_that_breaks_is_named_by_its_first_bad_step(bad, where):
             outputs[where][0, 0] = bad
         return tuple(outputs)
 
-    sampler = Sampler(model, LINEAR, variance="npr", steps=4)
     with pytest.raises(ValueError, match="not finite, first at step n = 34"):
-        sampler.sample((2, 3))
+        Sampler(model, LINEAR, variance="npr", steps=4).sample((2, 3))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"forward": "sde"}, "forward must be one of .*'ddpm'"),
-        ({"variance": "optimal"}, "variance must be one of .*'analytic'.*'optimal'"),
-        ({"trajectory": "cubic"}, "trajectory must be one of .*'quad_ddim'.*'cubic'"),
-        ({"predicts": "score"}, "predicts must be one of .*'score'"),
-        ({"forward": "ddim", "variance": "big"}, "'big' is defined for forward 'ddpm' only"),
-        ({"forward": "ddim", "eta": 1.5}, "eta .*1.5"),
-        ({"eta": 0.5}, "eta belongs to forward 'ddim'"),
-        ({"variance": "analytic"}, "'analytic' needs gamma"),
-        ({"variance": "analytic", "gamma": np.ones(100)}, r"gamma must have shape \(101,\)"),
-        ({"gamma": np.full(101, np.nan)}, r"gamma\[1\] = nan"),
-        ({"trajectory": "dp_seg"}, "'dp_seg' needs gamma"),
-        ({"steps": 101}, r"steps must be a whole number in 1\.\.100, got 101"),
-        ({"steps": 0}, "steps must be"),
-        ({"steps": None}, "steps must be"),
-        ({"trajectory": [1, 2]}, "2 entries, but steps = 5"),
-        ({"clip_sigma_idx": 6}, r"clip_sigma_idx must be a whole number in 0\.\.5, got 6"),
-        ({"clip_sigma_idx": -1}, "clip_sigma_idx must be"),
-        ({"clip_pixel": -1}, "clip_pixel must be .*-1"),
-    ],
+@refuses(
+    ({"forward": "sde"}, "forward must be one of .*'ddpm'"),
+    ({"variance": "optimal"}, "variance must be one of .*'analytic'.*'optimal'"),
+    ({"trajectory": "cubic"}, "trajectory must be one of .*'quad_ddim'.*'cubic'"),
+    ({"predicts": "score"}, "predicts must be one of .*'score'"),
+    ({"forward": "ddim", "variance": "big"}, "'big' is defined for forward 'ddpm' only"),
+    ({"forward": "ddim", "eta": 1.5}, "eta .*1.5"),
+    ({"eta": 0.5}, "eta belongs to forward 'ddim'"),
+    ({"variance": "analytic"}, "'analytic' needs gamma"),
+    ({"variance": "analytic", "gamma": np.ones(100)}, r"gamma must have shape \(101,\)"),
+    ({"gamma": np.full(101, np.nan)}, r"gamma\[1\] = nan"),
+    ({"trajectory": "dp_seg"}, "'dp_seg' needs gamma"),
+    ({"steps": 101}, r"steps must be a whole number in 1\.\.100, got 101"),
+    ({"steps": 0}, "steps must be"),
+    ({"steps": None}, "steps must be"),
+    ({"trajectory": [1, 2]}, "2 entries, but steps = 5"),
+    ({"clip_sigma_idx": 6}, r"clip_sigma_idx must be a whole number in 0\.\.5, got 6"),
+    ({"clip_sigma_idx": -1}, "clip_sigma_idx must be"),
+    ({"clip_pixel": -1}, "clip_pixel must be .*-1"),
 )
-def test_refuses_bad_options(options, message):
-    with pytest.raises(ValueError, match=message):
-        Sampler(DATA.eps, LINEAR, **{"steps": 5, **options})
+def test_bad_options_are_refused(options):
+    Sampler(DATA.eps, LINEAR, **{"steps": 5, **options})
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"shape": ()}, "shape"),
-        ({"shape": (2, 0)}, "shape.*got 0"),
-        ({"batch_size": 0}, "batch_size must be .*got 0"),
-        ({"seed": -1}, "seed must be .*got -1"),
-        ({"first": -1}, "first must be .*got -1"),
-        ({"x_init": torch.zeros(3, 3)}, r"x_init must be .*\(2, 3\).*\(3, 3\)"),
-        ({"x_init": torch.zeros(2, 3, dtype=torch.int64)}, "x_init must be floating point"),
-        ({"noise": lambda k: torch.zeros(1, 3)}, r"noise\(k\) must have shape \(2, 3\)"),
-    ],
+@refuses(
+    ({"shape": ()}, "shape"),
+    ({"shape": (2, 0)}, "shape.*got 0"),
+    ({"batch_size": 0}, "batch_size must be .*got 0"),
+    ({"seed": -1}, "seed must be .*got -1"),
+    ({"first": -1}, "first must be .*got -1"),
+    ({"x_init": torch.zeros(3, 3)}, r"x_init must be .*\(2, 3\).*\(3, 3\)"),
+    ({"x_init": torch.zeros(2, 3, dtype=torch.int64)}, "x_init must be floating point"),
+    ({"noise": lambda k: torch.zeros(1, 3)}, r"noise\(k\) must have shape \(2, 3\)"),
 )
-def test_sample_refuses(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        Sampler(DATA.eps, LINEAR, steps=3).sample(**{"shape": (2, 3), **arguments})
+def test_bad_calls_of_sample_are_refused(arguments):
+    Sampler(DATA.eps, LINEAR, steps=3).sample(**{"shape": (2, 3), **arguments})
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"n_images": 0},
-        {"batch_size": 0},
-        {"seed": -1},
-        {"first": -1},
-        {"image_shape": (0,)},
-    ],
+@refuses(
+    ({"n_images": 0}, "must be a whole number"),
+    ({"batch_size": 0}, "must be a whole number"),
+    ({"seed": -1}, "must be a whole number"),
+    ({"first": -1}, "must be a whole number"),
+    ({"image_shape": (0,)}, "must be a whole number"),
 )
 def test_stream_refuses_before_the_first_image(arguments):
-    with pytest.raises(ValueError, match="must be a whole number"):
-        Sampler(DATA.eps, LINEAR, steps=3).stream(
-            **{"n_images": 4, "image_shape": (3,), "batch_size": 2, **arguments}
-        )
+    given = {"n_images": 4, "image_shape": (3,), "batch_size": 2, **arguments}
+    Sampler(DATA.eps, LINEAR, steps=3).stream(**given)
 
 
-@pytest.mark.parametrize(
-    ("variance", "model", "message"),
-    [
-        ("npr", lambda x, n: x, "'npr' needs a network that returns the pair .*Tensor"),
-        ("sn", lambda x, n: (x, x, x), "'sn' needs a network that returns the pair"),
-        ("iddpm", lambda x, n: x, "'iddpm' needs a network that returns the pair"),
-        ("small", lambda x, n: x[:, :2], r"input's shape \(2, 3\), got \(2, 2\)"),
-        ("small", lambda x, n: (x[:1], x), r"input's shape \(2, 3\), got \(1, 3\)"),
-        ("npr", lambda x, n: (x, x.sum()), r"input's shape \(2, 3\), got \(\)"),
-        ("small", lambda x, n: None, "got NoneType"),
-        ("small", lambda x, n: [x], "got list"),
-    ],
+@refuses(
+    (("npr", lambda x, n: x), "'npr' needs a network that returns the pair .*Tensor"),
+    (("sn", lambda x, n: (x, x, x)), "'sn' needs a network that returns the pair"),
+    (("iddpm", lambda x, n: x), "'iddpm' needs a network that returns the pair"),
+    (("small", lambda x, n: x[:, :2]), r"input's shape \(2, 3\), got \(2, 2\)"),
+    (("small", lambda x, n: (x[:1], x)), r"input's shape \(2, 3\), got \(1, 3\)"),
+    (("npr", lambda x, n: (x, x.sum())), r"input's shape \(2, 3\), got \(\)"),
+    (("small", lambda x, n: None), "got NoneType"),
+    (("small", lambda x, n: [x]), "got list"),
 )
-def test_refuses_a_network_that_does_not_fit(variance, model, message):
-    with pytest.raises(ValueError, match=message):
-        Sampler(model, LINEAR, variance=variance, steps=3).sample((2, 3))
+def test_a_network_that_does_not_fit_is_refused(case):
+    variance, model = case
+    Sampler(model, LINEAR, variance=variance, steps=3).sample((2, 3))
 
 
 def test_a_pair_is_welcome_where_its_second_is_unused():
@@ -335,7 +307,7 @@ def test_a_pair_is_welcome_where_its_second_is_unused():
     assert torch.equal(pair, Sampler(lambda x, n: 0.1 * x, LINEAR, steps=3).sample((2, 3)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_one_bad_value_anywhere_is_seen(dtype, bad):
     for size in (1, 7, 16, 33, 100):
@@ -353,19 +325,12 @@ def test_one_bad_value_anywhere_is_seen(dtype, bad):
 def test_a_step_costs_few_operations():
     """Beside the network's call; a count, since times are noise. Each one is a launch on a GPU."""
 
-    class Count(TorchDispatchMode):
-        total = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            self.total += 1
-            return func(*args, **(kwargs or {}))
-
     def operations(steps, **options):
         sampler = Sampler(lambda x, n: x, LINEAR, steps=steps, **options)
         sampler.sample((64, 3))
-        with Count() as count:
+        with Operations() as operations:
             sampler.sample((64, 3))
-        return count.total
+        return len(operations.called)
 
     for options, most in (({"forward": "ddim"}, 9), ({}, 14), ({"variance": "big"}, 14)):
         assert operations(20, **options) - operations(10, **options) <= 10 * most

@@ -15,10 +15,10 @@ from sa_plugin.sampling.trajectory import (
     resolve_trajectory,
 )
 from sa_plugin.schedule import NoiseSchedule
+from tests.refusals import refuses
 from tests.toys import read_json, schedule_of
 
 GOLDEN = read_json("trajectories")
-RULES = ("linear", "power2", "quad_ddim", "linear_ddim")
 
 
 def gamma_of(N, bad=False):
@@ -33,8 +33,7 @@ def gamma_of(N, bad=False):
 def cheapest(cost, first, last, nodes):
     """The least sum over every path, tried one by one."""
     inner = itertools.combinations(range(first + 1, last), nodes - 2)
-    paths = ([first, *middle, last] for middle in inner)
-    return min(sum(cost[s, t] for s, t in itertools.pairwise(path)) for path in paths)
+    return min(total(cost, [first, *middle, last]) for middle in inner)
 
 
 def total(cost, path):
@@ -120,35 +119,34 @@ def test_dp_vb_is_the_cheapest_and_reads_only_what_it_needs(steps):
 
 def test_dp_seg_where_skip_beta_rounds_to_cum_beta():
     """Gamma = 1 at large t of a cosine schedule: a plain 1 - ratio would be log 0."""
-    schedule = NoiseSchedule.cosine(60)
-    gamma = np.ones(61)
-    path = choose_timesteps(60, 10, "dp_seg", gamma=gamma, betas=schedule.betas)
+    betas = NoiseSchedule.cosine(60).betas
+    path = choose_timesteps(60, 10, "dp_seg", gamma=np.ones(61), betas=betas)
     assert (path[0], path[-1], len(path)) == (1, 60, 10)
 
 
 def test_dp_seg_gives_the_part_cut_off_four_fifths_of_its_share():
-    """bad = 102 of 1000 steps: ceil((1 - 0.8 * 0.102) 100) = 92 timesteps to 1..898, 8 after."""
+    """bad = 102 of 1000 steps: ceil((1 - 0.8 * 0.102) 100) = 92 timesteps to 1..898, 8 after.
+
+    A short one leaves no share to the part that was cut off; N is visited all the same.
+    """
     betas = NoiseSchedule.linear(1000).betas
-    path = choose_timesteps(1000, 100, "dp_seg", gamma=gamma_of(1000, True), betas=betas)
-    assert path[91:] == [898, 911, 924, 936, 949, 962, 974, 987, 1000]
+
+    def path(steps):
+        return choose_timesteps(1000, steps, "dp_seg", gamma=gamma_of(1000, True), betas=betas)
+
+    assert path(100)[91:] == [898, 911, 924, 936, 949, 962, 974, 987, 1000]
     clean = choose_timesteps(898, 92, "dp_seg", gamma=gamma_of(1000)[:899], betas=betas[:899])
-    assert path[:92] == clean
+    assert path(100)[:92] == clean
+    for steps in (2, 3, 10):
+        assert path(steps)[0] == 1
+        assert path(steps)[-1] == 1000
+        assert path(steps)[-2] <= 898
 
 
 def test_linear_ddim_where_steps_do_not_divide():
     """Evenly over the whole range, and as many as were asked for."""
     assert choose_timesteps(10, 4, "linear_ddim") == [1, 3, 6, 8]
     assert choose_timesteps(10, 6, "linear_ddim") == [1, 2, 4, 6, 7, 9]
-
-
-@pytest.mark.parametrize("steps", [2, 3, 10])
-def test_dp_seg_with_gamma_above_one_still_ends_at_the_last_step(steps):
-    """A short one leaves no share to the part that was cut off; N is visited all the same."""
-    schedule = NoiseSchedule.linear(1000)
-    path = choose_timesteps(1000, steps, "dp_seg", gamma=gamma_of(1000, True), betas=schedule.betas)
-    assert path[0] == 1
-    assert path[-1] == 1000
-    assert path[-2] <= 898
 
 
 def test_betas_with_and_without_the_leading_zero():
@@ -168,44 +166,37 @@ def test_the_longest_programme_is_quick():
 GOOD = {"gamma": gamma_of(10), "betas": np.full(10, 0.1), "terms": np.zeros((11, 11))}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((10, 5, "cubic"), "trajectory must be one of .*power2.*'cubic'"),
-        ((10, 5, None), "trajectory must be one of"),
-        ((0, 1, "linear"), "N must be a whole number"),
-        ((10, 0, "linear"), r"steps must be a whole number in 1\.\.10, got 0"),
-        ((10, 11, "quad_ddim"), r"steps must be a whole number in 1\.\.10, got 11"),
-        ((10, 2.5, "linear"), "steps must be a whole number"),
-        ((10, True, "linear"), "steps must be a whole number"),
-        ((10, None, "linear"), "steps must be a whole number"),
-    ],
+@refuses(
+    ((10, 5, "cubic"), "trajectory must be one of .*power2.*'cubic'"),
+    ((10, 5, None), "trajectory must be one of"),
+    ((0, 1, "linear"), "N must be a whole number"),
+    ((10, 0, "linear"), r"steps must be a whole number in 1\.\.10, got 0"),
+    ((10, 11, "quad_ddim"), r"steps must be a whole number in 1\.\.10, got 11"),
+    ((10, 2.5, "linear"), "steps must be a whole number"),
+    ((10, True, "linear"), "steps must be a whole number"),
+    ((10, None, "linear"), "steps must be a whole number"),
 )
-def test_refuses_bad_arguments(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        choose_timesteps(*arguments, **GOOD)
+def test_bad_arguments_are_refused(arguments):
+    choose_timesteps(*arguments, **GOOD)
 
 
-@pytest.mark.parametrize(
-    ("kind", "table", "value", "message"),
-    [
-        ("dp_seg", "gamma", None, "needs gamma"),
-        ("dp_seg", "betas", None, "needs betas"),
-        ("dp_vb", "terms", None, "needs terms"),
-        ("dp_seg", "gamma", np.ones(10), r"gamma must have shape \(11,\).*\(10,\)"),
-        ("dp_seg", "gamma", [0.5] * 10 + [np.nan], r"gamma\[10\] = nan"),
-        ("dp_seg", "gamma", [0.5, -0.1] + [0.5] * 9, r"gamma\[1\] = -0.1"),
-        ("dp_seg", "gamma", [0.5] * 4 + [1.1] * 7, r"gamma\[4\] = 1.1"),
-        ("dp_seg", "betas", np.full(9, 0.1), r"betas must hold .*\(9,\)"),
-        ("dp_seg", "betas", np.full(11, 0.1), r"betas must hold .*\(11,\)"),
-        ("dp_seg", "betas", np.full(10, np.inf), r"inside \(0, 1\)"),
-        ("dp_vb", "terms", np.zeros((10, 10)), r"terms must have shape \(11, 11\)"),
-        ("dp_vb", "terms", np.full((11, 11), np.nan), r"terms\[1, 2\]"),
-    ],
+@refuses(
+    (("dp_seg", {"gamma": None}), "needs gamma"),
+    (("dp_seg", {"betas": None}), "needs betas"),
+    (("dp_vb", {"terms": None}), "needs terms"),
+    (("dp_seg", {"gamma": np.ones(10)}), r"gamma must have shape \(11,\).*\(10,\)"),
+    (("dp_seg", {"gamma": [0.5] * 10 + [np.nan]}), r"gamma\[10\] = nan"),
+    (("dp_seg", {"gamma": [0.5, -0.1] + [0.5] * 9}), r"gamma\[1\] = -0.1"),
+    (("dp_seg", {"gamma": [0.5] * 4 + [1.1] * 7}), r"gamma\[4\] = 1.1"),
+    (("dp_seg", {"betas": np.full(9, 0.1)}), r"betas must hold .*\(9,\)"),
+    (("dp_seg", {"betas": np.full(11, 0.1)}), r"betas must hold .*\(11,\)"),
+    (("dp_seg", {"betas": np.full(10, np.inf)}), r"inside \(0, 1\)"),
+    (("dp_vb", {"terms": np.zeros((10, 10))}), r"terms must have shape \(11, 11\)"),
+    (("dp_vb", {"terms": np.full((11, 11), np.nan)}), r"terms\[1, 2\]"),
 )
-def test_refuses_bad_tables(kind, table, value, message):
-    with pytest.raises(ValueError, match=message):
-        choose_timesteps(10, 5, kind, **{**GOOD, table: value})
+def test_bad_tables_are_refused(case):
+    kind, table = case
+    choose_timesteps(10, 5, kind, **GOOD | table)
 
 
 def test_a_list_is_taken_as_it_is():
@@ -215,20 +206,16 @@ def test_a_list_is_taken_as_it_is():
     assert resolve_trajectory(schedule, 3, "linear") == [1, 6, 10]
 
 
-@pytest.mark.parametrize(
-    ("steps", "trajectory", "message"),
-    [
-        (None, [], "list of whole numbers"),
-        (None, [1.5, 2], "list of whole numbers"),
-        (None, 7, "list of whole numbers"),
-        (None, [0, 1], r"rise strictly inside 1\.\.10"),
-        (None, [1, 11], r"rise strictly inside 1\.\.10"),
-        (None, [5, 3], r"rise strictly"),
-        (None, [3, 3], r"rise strictly"),
-        (4, [1, 2, 3], "3 entries, but steps = 4"),
-        (None, "linear", "steps must be a whole number"),
-    ],
+@refuses(
+    ((None, []), "list of whole numbers"),
+    ((None, [1.5, 2]), "list of whole numbers"),
+    ((None, 7), "list of whole numbers"),
+    ((None, [0, 1]), r"rise strictly inside 1\.\.10"),
+    ((None, [1, 11]), r"rise strictly inside 1\.\.10"),
+    ((None, [5, 3]), r"rise strictly"),
+    ((None, [3, 3]), r"rise strictly"),
+    ((4, [1, 2, 3]), "3 entries, but steps = 4"),
+    ((None, "linear"), "steps must be a whole number"),
 )
-def test_refuses_bad_lists(steps, trajectory, message):
-    with pytest.raises(ValueError, match=message):
-        resolve_trajectory(NoiseSchedule.cosine(10), steps, trajectory)
+def test_bad_lists_are_refused(steps_and_trajectory):
+    resolve_trajectory(NoiseSchedule.cosine(10), *steps_and_trajectory)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sa_plugin.sampling import variance as v
 from sa_plugin.schedule import NoiseSchedule
 from tests.gaussian import GaussianData
+from tests.refusals import refuses
 
 SCHEDULES = {
     "linear": NoiseSchedule.linear(100),
@@ -20,9 +21,10 @@ SCHEDULES = {
 MU = [[0.3, -0.5], [0.1, 0.8]]
 S = [[0.04, 0.3], [1.5, 0.9]]
 
-pairs = st.tuples(
+ANY_STEP = st.tuples(
     st.sampled_from(sorted(SCHEDULES)), st.integers(0, 59), st.integers(1, 60)
 ).filter(lambda p: p[1] < p[2])
+MANY = settings(max_examples=80, deadline=None)
 
 
 def numbers(name, s, t):
@@ -36,27 +38,19 @@ def numbers(name, s, t):
 def exact(data, method, n, x):
     """The covariance by ``method`` from the exact network's outputs at step n."""
     a, b = data.schedule.cum_alphas[n], data.schedule.cum_betas[n]
-    second = {"npr": data.npr_second, "sn": data.sn_second}.get(method)
-    return v.covariance(
-        method,
-        a,
-        b,
-        eps=data.eps(x, n),
-        second=None if second is None else second(x, n),
-        gamma=data.gamma[n],
-    )
+    eps, *second = data.network(method)(x, n) if method != "analytic" else [data.eps(x, n)]
+    known = {"eps": eps, "second": second[0] if second else None, "gamma": data.gamma[n]}
+    return v.covariance(method, a, b, **known)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("n", [1, 2, 30, 60])
 def test_covariance_of_a_gaussian(name, n):
     data = GaussianData(MU, S, SCHEDULES[name])
-    x = data.draw(5)
-    truth = data.covariance(n)
+    x, truth = data.draw(5), data.covariance(n)
     for method in ("npr", "sn"):
-        torch.testing.assert_close(
-            exact(data, method, n, x), truth.expand(5, 2, 2), rtol=1e-9, atol=0
-        )
+        found = exact(data, method, n, x)
+        torch.testing.assert_close(found, truth.expand(5, 2, 2), rtol=1e-9, atol=0)
     assert exact(data, "analytic", n, x) == pytest.approx(float(truth.mean()), rel=1e-9)
 
 
@@ -67,35 +61,34 @@ def test_analytic_is_exact_for_an_isotropic_gaussian():
         np.testing.assert_allclose(value, data.covariance(n).numpy(), rtol=1e-9)
 
 
-@given(pairs)
-@settings(max_examples=80, deadline=None)
-def test_ddpm_optimal_variance_is_the_exact_one_of_a_gaussian(pair):
-    name, s, t = pair
+@given(ANY_STEP)
+@MANY
+def test_ddpm_optimal_variance_is_the_exact_one_of_a_gaussian(step):
+    name, s, t = step
     data = GaussianData(MU, S, SCHEDULES[name])
-    alpha_s, _, _, beta_t, skip_beta, tilde_beta = numbers(*pair)
+    alpha_s, _, _, beta_t, skip_beta, tilde_beta = numbers(*step)
     weight = v.covariance_weight_ddpm(alpha_s, beta_t, skip_beta)
     lambda2 = v.forward_variance(tilde_beta, "ddpm")
     result = v.optimal_variance(data.covariance(t), lambda2, weight)
     torch.testing.assert_close(result, data.reverse_variance(s, t), rtol=1e-9, atol=1e-15)
 
 
-@given(pairs)
-@settings(max_examples=80, deadline=None)
-def test_ddim_with_eta_one_is_ddpm(pair):
-    alpha_s, alpha_t, beta_s, beta_t, skip_beta, tilde_beta = numbers(*pair)
+@given(ANY_STEP)
+@MANY
+def test_ddim_with_eta_one_is_ddpm(step):
+    alpha_s, alpha_t, beta_s, beta_t, skip_beta, tilde_beta = numbers(*step)
     lambda2 = v.forward_variance(tilde_beta, "ddim", 1.0)
     assert lambda2 == v.forward_variance(tilde_beta, "ddpm")
     weight = v.covariance_weight_ddim(alpha_s, alpha_t, beta_s, beta_t, lambda2)
-    assert weight == pytest.approx(
-        v.covariance_weight_ddpm(alpha_s, beta_t, skip_beta), rel=1e-8, abs=1e-14
-    )
+    expected = v.covariance_weight_ddpm(alpha_s, beta_t, skip_beta)
+    assert weight == pytest.approx(expected, rel=1e-8, abs=1e-14)
 
 
-@given(pairs, st.floats(0, 1), st.floats(0, 1))
-@settings(max_examples=80, deadline=None)
-def test_bounds(pair, eta, q):
+@given(ANY_STEP, st.floats(0, 1), st.floats(0, 1))
+@MANY
+def test_bounds(step, eta, q):
     """small <= optimal <= big / skip_alpha for any Cov = cum_beta/cum_alpha q with q in [0, 1]."""
-    alpha_s, alpha_t, beta_s, beta_t, skip_beta, tilde_beta = numbers(*pair)
+    alpha_s, alpha_t, beta_s, beta_t, skip_beta, tilde_beta = numbers(*step)
     cov = v.covariance_npr(q, alpha_t, beta_t)
     weight = v.covariance_weight_ddpm(alpha_s, beta_t, skip_beta)
     optimal = v.optimal_variance(cov, tilde_beta, weight)
@@ -138,43 +131,30 @@ def test_iddpm_is_zero_where_the_posterior_is_a_point(second):
     assert tensor.tolist() == [0.0]
 
 
+@pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("method", v.COVARIANCES)
-def test_floats_arrays_and_tensors_agree(method):
+def test_floats_arrays_and_tensors_agree(method, clip, average):
     rng = np.random.default_rng(0)
-    eps, second = rng.normal(size=(3, 2, 2)), rng.normal(size=(3, 2, 2))
-    for average in (False, True):
-        for clip in (False, True):
-            options = {"gamma": 0.8, "average": average, "clip": clip}
-            array = v.covariance(method, 0.4, 0.6, eps=eps, second=second, **options)
-            tensor = v.covariance(
-                method,
-                torch.tensor(0.4, dtype=torch.float64),
-                torch.tensor(0.6, dtype=torch.float64),
-                eps=torch.from_numpy(eps),
-                second=torch.from_numpy(second),
-                **{**options, "gamma": torch.tensor(0.8, dtype=torch.float64)},
-            )
-            np.testing.assert_allclose(tensor.numpy(), array, rtol=1e-12)
-            if not average:
-                one = v.covariance(
-                    method, 0.4, 0.6, eps=eps[1, 0, 1], second=second[1, 0, 1], **options
-                )
-                at = array if method == "analytic" else array[1, 0, 1]
-                assert one == pytest.approx(at, rel=1e-12)
-
-
-def test_heuristic_is_sn_of_unit_noise():
-    eps = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(3, 4)
-    sn = v.covariance("sn", 0.3, 0.7, eps=eps, second=torch.ones_like(eps), clip=True)
-    torch.testing.assert_close(v.covariance("heuristic", 0.3, 0.7, eps=eps, clip=True), sn)
+    known = {"eps": rng.normal(size=(3, 2, 2)), "second": rng.normal(size=(3, 2, 2)), "gamma": 0.8}
+    options = {"average": average, "clip": clip}
+    array = v.covariance(method, 0.4, 0.6, **known, **options)
+    a, b = torch.tensor([0.4, 0.6], dtype=torch.float64)
+    tensors = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in known.items()}
+    tensor = v.covariance(method, a, b, **tensors, **options)
+    np.testing.assert_allclose(tensor.numpy(), array, rtol=1e-12)
+    if not average:
+        own = {name: known[name][1, 0, 1] for name in ("eps", "second")}
+        one = v.covariance(method, 0.4, 0.6, **known | own, **options)
+        at = array if method == "analytic" else array[1, 0, 1]
+        assert one == pytest.approx(at, rel=1e-12)
 
 
 def test_covariance_bounds():
     second = torch.tensor([[-1.0, 0.1, 9.0]])
-    free = v.covariance("npr", 0.5, 0.5, second=second)
-    torch.testing.assert_close(free, torch.tensor([[0.0, 0.1, 9.0]]))  # never negative
-    clipped = v.covariance("npr", 0.5, 0.5, second=second, clip=True)
-    torch.testing.assert_close(clipped, torch.tensor([[0.0, 0.1, 1.0]]))
+    for clip, highest in ((False, 9.0), (True, 1.0)):  # never negative
+        found = v.covariance("npr", 0.5, 0.5, second=second, clip=clip)
+        torch.testing.assert_close(found, torch.tensor([[0.0, 0.1, highest]]))
     assert v.covariance("analytic", 0.5, 0.5, gamma=1.01) == 0
 
 
@@ -189,35 +169,27 @@ def test_pixel_limit_is_a_mean_absolute_change():
     assert np.abs(noise).mean() * 255 / 2 == pytest.approx(2, rel=5e-3)
 
 
-@pytest.mark.parametrize(
-    ("method", "message"),
-    [
-        ("analytic", "'analytic' needs gamma"),
-        ("npr", "'npr' needs second"),
-        ("sn", "'sn' needs eps"),
-        ("heuristic", "'heuristic' needs eps"),
-        ("small", "method must be one of .*'small'"),
-    ],
+@refuses(
+    ("analytic", "'analytic' needs gamma"),
+    ("npr", "'npr' needs second"),
+    ("sn", "'sn' needs eps"),
+    ("heuristic", "'heuristic' needs eps"),
+    ("small", "method must be one of .*'small'"),
 )
-def test_covariance_refuses(method, message):
-    with pytest.raises(ValueError, match=message):
-        v.covariance(method, 0.5, 0.5)
+def test_covariance_refuses(method):
+    v.covariance(method, 0.5, 0.5)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("small", "sde", 0.0), "forward must be one of .*'sde'"),
-        (("large", "ddpm", 0.0), "variance must be one of .*'large'"),
-        (("small", "ddim", 1.2), "eta .*1.2"),
-        (("small", "ddim", -0.1), "eta .*-0.1"),
-        (("small", "ddim", math.nan), "eta .*nan"),
-        (("small", "ddim", "0"), "eta .*'0'"),
-        (("small", "ddpm", 0.5), "eta belongs to forward 'ddim'"),
-        (("big", "ddim", 0.0), "'big' is defined for forward 'ddpm' only.*'small'"),
-        (("iddpm", "ddim", 1.0), "'iddpm' is defined for forward 'ddpm' only"),
-    ],
+@refuses(
+    (("small", "sde", 0.0), "forward must be one of .*'sde'"),
+    (("large", "ddpm", 0.0), "variance must be one of .*'large'"),
+    (("small", "ddim", 1.2), "eta .*1.2"),
+    (("small", "ddim", -0.1), "eta .*-0.1"),
+    (("small", "ddim", math.nan), "eta .*nan"),
+    (("small", "ddim", "0"), "eta .*'0'"),
+    (("small", "ddpm", 0.5), "eta belongs to forward 'ddim'"),
+    (("big", "ddim", 0.0), "'big' is defined for forward 'ddpm' only.*'small'"),
+    (("iddpm", "ddim", 1.0), "'iddpm' is defined for forward 'ddpm' only"),
 )
-def test_options_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        v.check_variance(*options)
+def test_bad_options_are_refused(options):
+    v.check_variance(*options)
