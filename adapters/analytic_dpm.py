@@ -1,6 +1,6 @@
 """Analytic-DPM (arXiv 2201.06503) with the SA loss.
 
-python -m adapters.analytic_dpm --config configs/FILE.py
+python -m adapters.analytic_dpm --config configs/FILE.py:analytic
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import sys
 
 from adapters.experiment.run import run
 from adapters.hosts import ANALYTIC_DPM
-from adapters.shell.allocator import keep_freed_memory
+from adapters.shell.command import keep_freed_memory
 
 if __name__ == "__main__":
     keep_freed_memory()

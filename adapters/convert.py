@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from adapters.checkpoints.architecture import network_of_config
 from adapters.checkpoints.fitting import convert
@@ -23,7 +22,7 @@ def _parser() -> OwnOptions:
     add("target", metavar="OUT", help="a new file; with --to host a new folder IT.ckpt")
     add("--to", choices=tuple(WRITERS), default="plain", help="the layout of OUT; default: plain")
     add("--which", choices=WHICH, help="if IN has both; default: ema, or with --to host both")
-    add("--config", metavar="FILE", type=Path, help="IN must fit the network of this configuration")
+    add("--config", metavar="FILE", help="IN must fit the network of this configuration")
     add("--outputs", metavar="N", type=int, help="keep the first N channels of the output")
     add("--force", action="store_true", help="replace OUT")
     return parser

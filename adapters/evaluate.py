@@ -30,8 +30,7 @@ from adapters.measuring.evaluation import (
 from adapters.measuring.extractor import Extractor
 from adapters.measuring.features import build_extractors
 from adapters.measuring.image_sources import open_images
-from adapters.shell.allocator import keep_freed_memory
-from adapters.shell.command import one_line_warnings
+from adapters.shell.command import keep_freed_memory, one_line_warnings
 from sa_files.writing import write_atomically
 from sa_plugin.metrics import Statistics, is_statistics
 from third_party.common.data import ImageDataset

@@ -26,8 +26,7 @@ from adapters.experiment.experiment import Experiment, load_dataset
 from adapters.experiment.run import stages_of
 from adapters.experiment.tables import table as table_of
 from adapters.hosts import PROCESSES, get_process, host_of
-from adapters.shell.allocator import keep_freed_memory
-from adapters.shell.command import OwnOptions, exit_code
+from adapters.shell.command import OwnOptions, exit_code, keep_freed_memory
 from sa_files.stored import read_json
 from sa_files.writing import write_atomically
 from sa_plugin.bounds.likelihood import bits_per_dim, mean_with_error, negative_elbo

@@ -1,6 +1,6 @@
 """NPR-DPM (arXiv 2206.07309) with the SA loss.
 
-python -m adapters.npr_dpm --config configs/FILE.py
+python -m adapters.npr_dpm --config configs/FILE.py:npr
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import sys
 
 from adapters.experiment.run import run
 from adapters.hosts import NPR_DPM
-from adapters.shell.allocator import keep_freed_memory
+from adapters.shell.command import keep_freed_memory
 
 if __name__ == "__main__":
     keep_freed_memory()

@@ -19,8 +19,7 @@ from adapters.experiment.run import stages_of
 from adapters.hosts import get_process
 from adapters.pictures.strips import film_strip, plot_variances, reverse_variances, save_film_strip
 from adapters.sample import adapter_of
-from adapters.shell.allocator import keep_freed_memory
-from adapters.shell.command import OwnOptions, exit_code
+from adapters.shell.command import OwnOptions, exit_code, keep_freed_memory
 from sa_plugin.sampling.sampler import Sampler
 from third_party.common.data import to_unit_range
 

@@ -27,10 +27,9 @@ from adapters.evaluate import open_reference, table
 from adapters.experiment.config import claimed, read_command_line
 from adapters.experiment.experiment import Experiment
 from adapters.experiment.run import stages_of
-from adapters.experiment.stages import CACHE
 from adapters.hosts import Adapter, get_process, host_of
 from adapters.measuring.evaluation import Summary, summarise
-from adapters.measuring.features import build_extractors
+from adapters.measuring.features import CACHE, build_extractors
 from adapters.sampling.metrics_sink import MetricsFile
 from adapters.sampling.pipeline import Source, fill
 from adapters.sampling.sinks import NpzFile, PngFolder, Sink, TarShards

@@ -6,7 +6,7 @@ import sys
 
 from adapters.experiment.run import run
 from adapters.hosts import SN_DPM
-from adapters.shell.allocator import keep_freed_memory
+from adapters.shell.command import keep_freed_memory
 
 if __name__ == "__main__":
     keep_freed_memory()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import trange
 
-from configs.digits_sn_sa import get_config
+from configs.digits import get_config
 from sa_plugin import NoiseSchedule
 from sa_plugin.sampling.reverse import ReverseCoefficients, reverse_moments
 from third_party.common.ema import EMA

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.machine import NETWORKS, make_network
 from benchmarks.training import parse_variants
-from benchmarks.training_steps import HOST, NETWORKS, Variant, make_network
+from benchmarks.training_steps import HOST, Variant
 from sa_plugin import attach
 from third_party.extended_analytic_dpm.methods import build_criterion
 

@@ -27,7 +27,7 @@ from adapters.experiment.logs import read_rows
 from adapters.experiment.tables import read_metrics
 from adapters.measuring.classifiers import Classifier, read_cache
 from adapters.measuring.image_sources import open_images
-from adapters.sampling.outputs import NpzFile, TarShards, read_images
+from adapters.sampling.sinks import NpzFile, TarShards, read_batches
 from sa_files.stored import read_arrays, read_json
 from sa_plugin import Gamma
 from sa_plugin.bounds.gap import GapCurve
@@ -171,14 +171,18 @@ def _read_fashion(path: Path) -> Any:
 
 
 def _write_parts(path: Path) -> None:
-    NpzFile(path.parent.parent, 4).write(0, PIXELS)
+    NpzFile(path.parent.with_suffix(".npz"), 4).write(0, PIXELS)
 
 
 def _read_parts(path: Path) -> Any:
-    folder = path.parent.parent
-    (folder / "samples.npz").unlink(missing_ok=True)
-    NpzFile(folder, 4).finish()
-    return read_images(folder / "samples.npz")
+    whole = path.parent.with_suffix(".npz")
+    whole.unlink(missing_ok=True)
+    NpzFile(whole, 4).finish()
+    return _read_images(whole)
+
+
+def _read_images(path: Path) -> Any:
+    return list(read_batches(path, 4))
 
 
 def _read_all(source: Path) -> Any:
@@ -292,8 +296,8 @@ LOADERS: dict[str, Loader] = {
         "shard-000000.tar", lambda p: TarShards(p.parent, 4).write(0, PIXELS), _read_all
     ),
     **{f"image, {suffix}": _picture(suffix) for suffix in PICTURES},
-    "part of samples": Loader("parts/00000000.npy", _write_parts, _read_parts),
-    "images of a cell": Loader("x.npz", lambda p: np.savez(p, PIXELS), read_images, has_sums=True),
+    "part of samples": Loader("samples.parts/00000000.npy", _write_parts, _read_parts),
+    "images of a cell": Loader("x.npz", lambda p: np.savez(p, PIXELS), _read_images, has_sums=True),
     "gap curve": Loader(
         "gap.npz",
         lambda p: np.savez(p, **_CURVE),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+import gc
 import os
 import platform
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import comb
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +22,8 @@ from configs import cifar10, digits
 from third_party.common.nets.by_name import build_network
 
 # Image shapes are those of the data; network sizes come from the configurations.
-NETWORKS = {
-    "cifar10": (cifar10, (3, 32, 32)),
-    "digits": (digits, (1, 8, 8)),
-    "loop": (None, (1, 8, 8)),
-}
+NETWORKS = {"cifar10": (cifar10, (3, 32, 32)), "digits": (digits, (1, 8, 8))}
+Way = TypeVar("Way")
 
 
 class Loop(nn.Module):
@@ -35,18 +34,24 @@ class Loop(nn.Module):
         return 0.1 * x
 
 
-def network(name: str, device: str, seed: int = 0) -> tuple[nn.Module, tuple[int, ...]]:
-    """A configuration's noise network with random weights, in eval mode, and its image shape."""
+def make_network(name: str, device: str) -> nn.Module:
+    """The noise network of a configuration, as at the start of training."""
     module, shape = NETWORKS[name]
-    if module is None:
-        return Loop().eval(), shape
-    chosen = module.experiment("sn").network
-    torch.manual_seed(seed)
+    chosen = module.get_config("sn").network
+    torch.manual_seed(0)
     built = build_network(chosen.name, chosen.args.to_dict(), shape, trunk_channels=shape[0])
+    return built.to(device).train()
+
+
+def network(name: str, device: str) -> tuple[nn.Module, tuple[int, ...]]:
+    """A network with random weights, in eval mode, and its image shape; "loop" is ``Loop``."""
+    if name == "loop":
+        return Loop().eval(), NETWORKS["digits"][1]
+    built = make_network(name, "cpu")
     for parameter in built.parameters():  # the last layers start at zero: give them values
         if not parameter.any():
             nn.init.normal_(parameter, std=0.01)
-    return built.to(device).eval(), shape
+    return built.to(device).eval(), NETWORKS[name][1]
 
 
 def synchronise(device: str) -> None:
@@ -58,7 +63,7 @@ def synchronise(device: str) -> None:
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-def seconds_of(work: Any, device: str, clock: str = "wall") -> float:
+def seconds_of(work: Callable[[], object], device: str, clock: str = "wall") -> float:
     """Time of ``work()`` in seconds: "wall", or "cpu", the CPU time of this process's threads.
 
     "cpu" leaves out the time in which other processes used the cores, but not their effect on
@@ -70,6 +75,37 @@ def seconds_of(work: Any, device: str, clock: str = "wall") -> float:
     work()
     synchronise(device)
     return now() - start
+
+
+def in_turns(
+    ways: Mapping[Way, Callable[[], object]],
+    rounds: int,
+    device: str = "cpu",
+    clock: str = "wall",
+    warmup: int = 1,
+    after: Callable[[Way, bool], object] = lambda way, counts: None,
+) -> dict[Way, list[float]]:
+    """Seconds by way and round. ``after``: called after each, with whether it is no warm-up.
+
+    Every round has another order, with each way in each place, before and after every other way: a
+    change of the machine's speed affects all of them.
+    """
+    seconds: dict[Way, list[float]] = {way: [] for way in ways}
+    names = list(ways)
+    gc.disable()
+    for k in range(-warmup, rounds):
+        first = k // 2 % len(names)
+        order = names[first:] + names[:first]
+        for way in order if k % 2 == 0 else order[::-1]:
+            if torch.device(device).type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            taken = seconds_of(ways[way], device, clock)
+            after(way, k >= 0)
+            if k >= 0:
+                seconds[way].append(taken)
+        gc.collect()
+    gc.enable()
+    return seconds
 
 
 def flop_of_call(net: nn.Module, x: Tensor, t: Tensor) -> int:
@@ -137,7 +173,28 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
     return ordered[rank], ordered[n - 1 - rank]
 
 
+def ratios(seconds: Sequence[float], reference: Sequence[float]) -> list[float]:
+    """Of the times of one way to those of another, within each round."""
+    return [s / r for s, r in zip(seconds, reference, strict=True)]
+
+
+def ratio_interval(seconds: Sequence[float], reference: Sequence[float]) -> str:
+    """The 95 % interval of the median ratio within rounds, " [low, high]"; "": the reference's."""
+    if seconds is reference:
+        return ""
+    low, high = median_interval(ratios(seconds, reference))
+    return f" [{low:.2f}, {high:.2f}]"
+
+
 def spread(values: Sequence[float], form: str = "{:.3f}") -> str:
     """median (smallest to largest)."""
     low, high = min(values), max(values)
     return f"{form.format(median(values))} ({form.format(low)} to {form.format(high)})"
+
+
+def add_clock(parser: argparse.ArgumentParser) -> None:
+    """The options of a measurement that may run beside other work."""
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--clock", choices=sorted(CLOCKS), default="wall", help="cpu: on a shared machine"
+    )

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from adapters.measuring.evaluation import Summary, evaluate, statistics_summary, summarise
 from adapters.measuring.features import build_extractors
 from adapters.measuring.inception import WEIGHTS_VARIABLE
-from adapters.sampling.outputs import encode_png
+from adapters.sampling.sinks import encode_png
 from benchmarks import machine
 from sa_files.writing import write_atomically
 from sa_plugin.metrics import Statistics, frechet_distance
@@ -150,17 +150,9 @@ def measure(
     ways: dict[str, Callable[[], object]], args: argparse.Namespace
 ) -> tuple[dict[str, list[float]], dict[str, object]]:
     """Seconds by way and round, and the result of each way."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
     results: dict[str, object] = {}
-
-    for k in range(args.rounds):
-        for name in list(ways)[:: 1 if k % 2 == 0 else -1]:
-
-            def work(name: str = name) -> None:
-                results[name] = ways[name]()
-
-            seconds[name].append(machine.seconds_of(work, args.device, args.clock))
-    return seconds, results
+    kept = {name: lambda n=name: results.update({n: ways[n]()}) for name in ways}
+    return machine.in_turns(kept, args.rounds, args.device, args.clock, warmup=0), results
 
 
 def report(seconds: dict[str, list[float]], results: dict, args: argparse.Namespace) -> None:
@@ -169,7 +161,7 @@ def report(seconds: dict[str, list[float]], results: dict, args: argparse.Namesp
     print("|---|---:|---:|---:|---|")
     for name in (*FEATURES, "files"):
         times = seconds[name]
-        ratios = [f / t for f, t in zip(seconds["files"], times, strict=True)]
+        ratios = machine.ratios(seconds["files"], times)
         fid, score = results[name]
         print(f"| {name} | {machine.quartiles(times, '{:.1f}')} ", end="")
         print(f"| {args.images / median(times):.2f} ", end="")
@@ -189,13 +181,10 @@ def report(seconds: dict[str, list[float]], results: dict, args: argparse.Namesp
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    machine.add_clock(parser)
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument(
-        "--clock", choices=sorted(machine.CLOCKS), default="wall", help="cpu: on a shared machine"
-    )
     parser.add_argument("--at", type=int, default=10_000, help="number of images to extrapolate to")
     args = parser.parse_args()
     if args.images < SPLITS or args.rounds < 1 or args.batch < 1:

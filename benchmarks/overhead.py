@@ -77,14 +77,8 @@ def rows() -> dict[str, Callable[[Tensor], Tensor]]:
 def measure(batch: int, repeats: int) -> dict[str, list[float]]:
     """Seconds of each step by row; the rows in turn."""
     x0 = torch.rand(batch, 1, 8, 8) * 2 - 1
-    seconds: dict[str, list[float]] = {}
-    losses = rows()
-    for round_ in range(repeats + 10):
-        for title, loss in losses.items():
-            taken = machine.seconds_of(lambda loss=loss: loss(x0).backward(), "cpu")
-            if round_ >= 10:
-                seconds.setdefault(title, []).append(taken)
-    return seconds
+    ways = {title: lambda loss=loss: loss(x0).backward() for title, loss in rows().items()}
+    return machine.in_turns(ways, repeats, warmup=10)
 
 
 def main() -> None:
@@ -98,10 +92,9 @@ def main() -> None:
     print("| loss and backward pass | µs, median (quartiles) | of by hand [95 %, rounds] |")
     print("|---|---|---|")
     for title, values in seconds.items():
-        ratios = [s / r for s, r in zip(values, reference, strict=True)]
-        low, high = machine.median_interval(ratios)
         shown = machine.quartiles([1e6 * s for s in values], "{:.0f}")
-        print(f"| {title} | {shown} | {median(ratios):.2f} [{low:.2f}, {high:.2f}] |")
+        ratio = median(machine.ratios(values, reference))
+        print(f"| {title} | {shown} | {ratio:.2f}{machine.ratio_interval(values, reference)} |")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The sampler against other loops with the same network: python -m benchmarks.sampling
 
-In one run the ways take turns, round after round, each time in another order. A change of the
-machine's speed then affects all of them. Ratios are taken within a round. If the 95 % interval of
-the median ratio is too wide for the comparison, increase --rounds. The ways:
+In one run the ways take turns, round after round, each time in another order. Ratios are taken
+within a round. If the 95 % interval of the median ratio is too wide for the comparison, increase
+--rounds. The ways:
 
     sampler    that of sa_plugin, DDPM small and DDIM
     host       the loop of the hosts: float32, coefficients from NumPy at each step, two
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import gc
 import importlib.util
 from collections.abc import Callable
 from statistics import median
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapters.shell.allocator import keep_freed_memory
+from adapters.shell.command import keep_freed_memory
 from benchmarks import machine
 from sa_plugin import NoiseSchedule, Sampler
 
@@ -100,24 +99,13 @@ def measure(
     ways: dict[str, Callable], args: argparse.Namespace
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Seconds by way and round, and each way's peak memory on a GPU (MiB)."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    memory, names = {}, list(ways)
-    cuda = torch.device(args.device).type == "cuda"
+    memory: dict[str, float] = {}
+
+    def after(name: str, counts: bool) -> None:
+        memory[name] = machine.peak_memory(args.device)
+
     with torch.no_grad():
-        for work in ways.values():
-            work()  # warm up, compile
-        gc.disable()
-        for k in range(args.rounds):
-            first = k // 2 % len(names)  # each way in each place, before and after every other way
-            order = names[first:] + names[:first]
-            for name in order if k % 2 == 0 else order[::-1]:
-                if cuda:
-                    torch.cuda.reset_peak_memory_stats(args.device)
-                seconds[name].append(machine.seconds_of(ways[name], args.device, args.clock))
-                memory[name] = machine.peak_memory(args.device)
-            gc.collect()
-        gc.enable()
-    return seconds, memory
+        return machine.in_turns(ways, args.rounds, args.device, args.clock, after=after), memory
 
 
 def report(seconds: dict[str, list[float]], memory: dict, args: argparse.Namespace) -> None:
@@ -127,9 +115,9 @@ def report(seconds: dict[str, list[float]], memory: dict, args: argparse.Namespa
     print("|---|---:|---:|---:|---:|---:|")
     for name, times in seconds.items():
         base = seconds[BASE["ddim" if name.endswith("ddim") else "ddpm"]]
-        ratios = [t / b for t, b in zip(times, base, strict=True)]
+        ratios = machine.ratios(times, base)
         low, high = machine.median_interval(ratios)
-        over = [100 * (t / c - 1) for t, c in zip(times, seconds["calls"], strict=True)]
+        over = [100 * (ratio - 1) for ratio in machine.ratios(times, seconds["calls"])]
         step = 1000 * median(times) / args.steps
         print(f"| {name} | {args.batch / median(times):.3f} | {step:.3f} ", end="")
         print(f"| {machine.quartiles(ratios)} ", end="")
@@ -172,14 +160,12 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--network", choices=sorted(machine.NETWORKS), default="cifar10")
+    machine.add_clock(parser)
+    networks = sorted((*machine.NETWORKS, "loop"))
+    parser.add_argument("--network", choices=networks, default="cifar10")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument(
-        "--clock", choices=sorted(machine.CLOCKS), default="wall", help="cpu: on a shared machine"
-    )
     parser.add_argument("--threads", type=int, default=0, help="default: PyTorch's choice")
     for name in ("channels_last", "bf16", "compile"):
         parser.add_argument(f"--{name}", action="store_true", help="for the sampler and the calls")

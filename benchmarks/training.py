@@ -1,10 +1,10 @@
 """Step times of training, as ratios to our plain step: python -m benchmarks.training
 
-In one run the variants take turns (A B C A B C ...), so other work on the machine affects all of
-them. A step is everything from the batch in memory to the averaged weights: noise, network calls,
-backward pass, Adam, EMA. "Official style" is the SA loss as its paper trains it: the window's calls
-in series, in float32, all differentiated. "Host-style" is the plain step of the hosts: NCHW, steps
-as NumPy arrays, statistics converted to floats at each step, Adam and average weight by weight.
+In one run the variants take turns, so other work on the machine affects all of them. A step is
+everything from the batch in memory to the averaged weights: noise, network calls, backward pass,
+Adam, EMA. "Official style" is the SA loss as its paper trains it: the window's calls in series, in
+float32, all differentiated. "Host-style" is the plain step of the hosts: NCHW, steps as NumPy
+arrays, statistics converted to floats at each step, Adam and average weight by weight.
 
 Peak memory: on CUDA the most that PyTorch held in a step of the variant, less the other variants'
 weights; on the CPU the peak of a separate process that makes only the variant's steps.
@@ -13,9 +13,7 @@ weights; on the CPU the peak of a separate process that makes only the variant's
 from __future__ import annotations
 
 import argparse
-import gc
 import multiprocessing
-import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from statistics import median
@@ -23,20 +21,18 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from adapters.shell.allocator import keep_freed_memory
+from adapters.shell.command import keep_freed_memory
 from benchmarks import machine
 from benchmarks.gradients import gradient_table
+from benchmarks.machine import NETWORKS, make_network
 from benchmarks.training_steps import (
     AS_THEY_ARE,
     HOST,
-    NETWORKS,
     OPTIONS,
     PLAIN_VARIANTS,
     SA_VARIANTS,
-    Step,
     Variant,
     build_steps,
-    make_network,
 )
 
 
@@ -76,19 +72,17 @@ def measure(args: argparse.Namespace) -> dict[Variant, tuple[list[float], float]
     rows = build_steps(chosen_variants(args), args.network, args.device)
     everything = {id(weights): weights for _, weights in rows.values()}.values()
     v = some_images(args)
-    seconds: dict[Variant, list[float]] = {row: [] for row in rows}
     peak = dict.fromkeys(rows, 0.0)
-    gc.disable()
-    for round_ in range(args.warmup + args.repeats):
-        for row, (step, weights) in rows.items():
-            others = sum(w.nbytes() for w in everything if w is not weights)
-            taken, memory = timed(step, v)
-            weights.model.zero_grad(set_to_none=True)
-            if round_ >= args.warmup:
-                seconds[row].append(taken)
-                peak[row] = max(peak[row], memory - others / 2**20)
-        gc.collect()
-    gc.enable()
+
+    def after(row: Variant, counts: bool) -> None:
+        own = rows[row][1]
+        if v.is_cuda and counts:
+            others = sum(w.nbytes() for w in everything if w is not own)
+            peak[row] = max(peak[row], machine.peak_memory(args.device) - others / 2**20)
+        own.model.zero_grad(set_to_none=True)
+
+    ways = {row: lambda step=step: step(v) for row, (step, _) in rows.items()}
+    seconds = machine.in_turns(ways, args.repeats, args.device, warmup=args.warmup, after=after)
     return {row: (seconds[row], peak[row]) for row in rows}
 
 
@@ -115,20 +109,6 @@ def _memory_alone(args: argparse.Namespace, row: Variant, threads: int) -> float
     return machine.peak_memory("cpu")
 
 
-def timed(step: Step, v: Tensor) -> tuple[float, float]:
-    """Seconds of one step, and its peak memory in MiB (CUDA only, else 0)."""
-    cuda = v.device.type == "cuda"
-    if cuda:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-    start = time.perf_counter()
-    step(v)
-    if not cuda:
-        return time.perf_counter() - start, 0.0
-    torch.cuda.synchronize()
-    return time.perf_counter() - start, torch.cuda.max_memory_allocated() / 2**20
-
-
 def table(results: dict[Variant, tuple[list[float], float]]) -> str:
     """Markdown: times, and their ratios to our plain step (the first row).
 
@@ -142,18 +122,10 @@ def table(results: dict[Variant, tuple[list[float], float]]) -> str:
     lines = [head + " peak MiB, of plain |" * memory, "|---|---|---|" + "---|" * memory]
     for row, (seconds, peak) in results.items():
         line = f"| {row.title} | {machine.quartiles([1e3 * s for s in seconds], '{:.4g}')} "
-        line += f"| {median(seconds) / reference:.2f}{_interval(seconds, plain)} |"
+        within = machine.ratio_interval(seconds, plain)
+        line += f"| {median(seconds) / reference:.2f}{within} |"
         lines.append(line + (f" {peak:.0f}, {peak / plain_peak:.2f} |" if memory else ""))
     return "\n".join(lines)
-
-
-def _interval(seconds: list[float], plain: list[float]) -> str:
-    """The interval of the median ratio within rounds; empty for the plain step itself."""
-    if seconds is plain:
-        return ""
-    ratios = [s / p for s, p in zip(seconds, plain, strict=True)]
-    low, high = machine.median_interval(ratios)
-    return f" [{low:.2f}, {high:.2f}]"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

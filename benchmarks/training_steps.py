@@ -11,16 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from configs import cifar10, digits
+from benchmarks.machine import make_network
 from sa_plugin import NoiseSchedule, SALoss, attach
 from third_party.common.ema import EMA
-from third_party.common.nets.by_name import build_network
 from third_party.common.schedule import NamedSchedule
 from third_party.common.step_options import StepOptions
 from third_party.extended_analytic_dpm.methods import build_criterion
 
 Step = Callable[[Tensor], None]
-NETWORKS = {"cifar10": (cifar10.experiment, (3, 32, 32)), "digits": (digits.experiment, (1, 8, 8))}
 HOST = NamedSchedule("linear", 1000)
 LOSS_SCHEDULE = NoiseSchedule.from_betas(HOST.betas[1:])
 PLAIN_VARIANTS = ("plain", "host")
@@ -65,15 +63,6 @@ class Variant:
         backprop = "one" if self.name.startswith("one") else "all"
         stack = self.name in ("all", "one")
         return SALoss(LOSS_SCHEDULE, K=self.K, backprop=backprop, stack=stack)
-
-
-def make_network(name: str, device: str) -> nn.Module:
-    """The network of a configuration, as at the start of training."""
-    experiment, shape = NETWORKS[name]
-    network = experiment("sn").network
-    torch.manual_seed(0)
-    model = build_network(network.name, network.args.to_dict(), shape, trunk_channels=shape[0])
-    return model.to(device).train()
 
 
 @dataclass(frozen=True)

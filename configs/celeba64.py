@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from configs import common
 
 
-def experiment(method: str) -> ConfigDict:
+def get_config(method: str = "sn") -> ConfigDict:
     """The experiment of a method ("analytic", "npr", "sn")."""
     config = common.experiment("celeba64", method)
     config.data.name = "celeba64"

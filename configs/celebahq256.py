@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from configs import common, size256
 
 
-def experiment(method: str) -> ConfigDict:
+def get_config(method: str = "sn") -> ConfigDict:
     """The experiment of a method ("analytic", "npr", "sn")."""
     config = size256.experiment("celebahq256", method)
     config.sa.lam = 0.1

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from configs import common
 
 
-def experiment(method: str, *, cosine: bool = False) -> ConfigDict:
+def get_config(method: str = "sn", *, cosine: bool = False) -> ConfigDict:
     """The experiment of a method ("analytic", "npr", "sn") with one of the two schedules."""
     config = common.experiment("cifar10_cosine" if cosine else "cifar10", method)
     config.data.name = "cifar10"

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from configs import common
 
 
-def experiment(method: str) -> ConfigDict:
+def get_config(method: str = "sn") -> ConfigDict:
     """The experiment of a method ("analytic", "npr", "sn")."""
     config = common.experiment("digits", method)
     config.seed = 0

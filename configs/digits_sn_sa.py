@@ -1,7 +1,3 @@
-"""SN-DPM with the SA loss on scikit-learn's 8x8 digits (the main job); see configs/digits.py."""
+"""SN-DPM with the SA loss on scikit-learn's digits, the main job: configs/digits.py:sn."""
 
-from configs.digits import experiment
-
-
-def get_config():
-    return experiment("sn")
+from configs.digits import get_config as get_config

@@ -18,7 +18,7 @@ def get_config():
     config.name = config.store = "digits"
     config.title = "The SA loss and optimal reverse variances on digits"
     config.seeds = (0, 1, 2)
-    config.experiment = digits.experiment("sn")
+    config.experiment = digits.get_config("sn")
     config.trainings = {
         "b": baseline(),
         "sa": sa(),

@@ -13,8 +13,8 @@ def get_config():
     config.name = config.store = "fashion_short"
     config.title = "The SA loss on Fashion-MNIST, shortened"
     config.seeds = (0, 1)
-    experiment = fashion.experiment("sn")
-    small = digits.experiment("sn")
+    experiment = fashion.get_config("sn")
+    small = digits.get_config("sn")
     experiment.network = small.network
     experiment.base.update(small.base, iterations=800, batch_size=32)
     experiment.head.update(small.head, iterations=200, batch_size=32)

@@ -8,7 +8,7 @@ def get_config():
     config = base_comparison()
     config.name = config.store = "fashion"
     config.title = "The SA loss and optimal reverse variances on Fashion-MNIST"
-    experiment = fashion.experiment("sn")
+    experiment = fashion.get_config("sn")
     experiment.evaluate.features = ("fashion_classifier", "pixels")
     tables_1_and_2(config, experiment, tuple(experiment.sample.steps))
     config.gap.trainings = ("b", "sa")

@@ -10,7 +10,7 @@ def get_config():
     config.name = "figure4_gap"
     config.title = "Figure 4, CIFAR10: the gap from x_300"
     config.store = "cifar10"
-    config.experiment = cifar10.experiment("sn")
+    config.experiment = cifar10.get_config("sn")
     config.trainings = {"b": baseline()} | {f"sa{K}": sa(K, lam) for K, lam in PUBLISHED.items()}
     config.gap.trainings = ("b", *(f"sa{K}" for K in PUBLISHED))
     return config

@@ -6,4 +6,4 @@ from configs.comparison import paper_table
 
 def get_config():
     title = "Table 1, CelebA 64x64: FID"
-    return paper_table("table1_celeba64", title, celeba64.experiment("sn"), "fid")
+    return paper_table("table1_celeba64", title, celeba64.get_config("sn"), "fid")

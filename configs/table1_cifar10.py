@@ -6,4 +6,4 @@ from configs.comparison import paper_table
 
 def get_config():
     title = "Table 1, CIFAR10: FID"
-    return paper_table("table1_cifar10", title, cifar10.experiment("sn"), "fid")
+    return paper_table("table1_cifar10", title, cifar10.get_config("sn"), "fid")

@@ -6,4 +6,4 @@ from configs.comparison import paper_table
 
 def get_config():
     title = "Table 2, CelebA 64x64: Inception Score"
-    return paper_table("table2_celeba64", title, celeba64.experiment("sn"), "inception_score")
+    return paper_table("table2_celeba64", title, celeba64.get_config("sn"), "inception_score")

@@ -6,4 +6,4 @@ from configs.comparison import paper_table
 
 def get_config():
     title = "Table 2, CIFAR10: Inception Score"
-    return paper_table("table2_cifar10", title, cifar10.experiment("sn"), "inception_score")
+    return paper_table("table2_cifar10", title, cifar10.get_config("sn"), "inception_score")

@@ -9,7 +9,7 @@ def get_config():
     config.name = "table3_celebahq256"
     config.title = "Table 3, CelebA-HQ 256x256: FID"
     config.store = "celebahq256"
-    config.experiment = celebahq256.experiment("sn")
+    config.experiment = celebahq256.get_config("sn")
     config.trainings = {"b": baseline(), "sa": sa(lam=config.experiment.sa.lam)}
     config.parts = {"main": part("Equal iterations", ("b", "sa"), CONTROLLED, COLUMNS)}
     config.tables = ("main",)

@@ -14,7 +14,7 @@ def get_config():
     config.name = "table4_lambda"
     config.title = "Table 4, CIFAR10: FID over K and lambda"
     config.store = "cifar10"
-    config.experiment = cifar10.experiment("sn")
+    config.experiment = cifar10.get_config("sn")
     config.trainings = {"b": baseline()} | {
         f"sa{K}_{name}": sa(K, lam * factor)
         for K, lam in PUBLISHED.items()

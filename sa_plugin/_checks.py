@@ -77,6 +77,14 @@ def check_images(x0: Tensor, seen: bool = False, *, wait: bool = False) -> bool:
     return True
 
 
+def check_hold_images(name: str, x0: object, least: int = 1) -> None:
+    """ValueError unless ``x0`` is a floating-point tensor [B, ...] with B >= ``least``."""
+    if not isinstance(x0, Tensor) or x0.ndim < 2 or not x0.is_floating_point() or len(x0) < least:
+        got = f"{x0.dtype} {tuple(x0.shape)}" if isinstance(x0, Tensor) else type(x0).__name__
+        many = f"at least {least} " if least > 1 else ""
+        raise ValueError(f"{name} must hold {many}floating-point images [B, ...], got {got}")
+
+
 def check_steps(n: Tensor, batch: int, N: int, *, name: str = "n", wait: bool = False) -> Tensor:
     """Steps [batch] as int64, or ValueError.
 

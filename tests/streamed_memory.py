@@ -10,11 +10,15 @@ from pathlib import Path
 
 import torch
 
-from adapters.sample import SINKS
+from adapters.measuring.evaluation import Summary, summarise
+from adapters.measuring.extractor import network_features
+from adapters.sample import METRICS, SINKS
+from adapters.sampling.metrics_sink import MetricsFile
 from adapters.sampling.pipeline import Source, fill
+from adapters.sampling.sinks import Sink
 from sa_plugin import NoiseSchedule, Sampler
 
-SHAPE = (3, 16, 16)
+SHAPE = (3, 32, 32)
 
 
 def peak() -> float:
@@ -23,10 +27,23 @@ def peak() -> float:
     return int(line.split()[1]) / 1024
 
 
+def sink_of(form: str, n_images: int, folder: Path) -> Sink:
+    """A sink of ``adapters.sample``; for metrics, the means of 8x8 pixels are the features."""
+    if form != METRICS:
+        return SINKS[form](folder, n_images)
+    extractors = [network_features("means", lambda x: torch.nn.functional.avg_pool2d(x, 8))]
+
+    def reference() -> Summary:
+        levels = torch.arange(100 * 3 * 32 * 32) * 7919 % 256
+        return summarise([levels.view(100, *SHAPE).to(torch.uint8)], extractors)
+
+    return MetricsFile(folder, n_images, extractors, reference)
+
+
 def main(form: str, n_images: int, folder: Path) -> None:
     torch.set_num_threads(1)
     sampler = Sampler(lambda x, n: 0.1 * x, NoiseSchedule.linear(1000), steps=2)
-    sink = SINKS[form](folder, n_images)
+    sink = sink_of(form, n_images, folder)
     fill(sink, lambda: Source(sampler, SHAPE, batch_size=500, multiple=64))
     assert not sink.missing()
     print(peak())

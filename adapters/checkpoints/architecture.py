@@ -77,20 +77,21 @@ def network_of_state(state: Mapping[str, Tensor], source: object = "the state di
         raise ValueError(f"{source} describes no {family}: {error}") from error
 
 
-def network_of_config(path: Path, state: Mapping[str, Tensor]) -> nn.Module:
-    """Build the network of a configuration file, without memory for its weights; runs the file.
+def network_of_config(config: str | Path, state: Mapping[str, Tensor]) -> nn.Module:
+    """Build the network of FILE.py or FILE.py:NAME, without memory for its weights; runs the file.
 
     The network has a head if ``state`` has one. The configuration names a dataset, not the shape of
     its images: their channels and, for the DDPM UNet, their size are taken from ``state``.
     """
-    if not path.is_file():
-        raise ValueError(f"--config: there is no file {str(path)!r}")
+    path, *names = str(config).split(":", 1)
+    if not Path(path).is_file():
+        raise ValueError(f"--config: there is no file {path!r}")
     try:
-        config = runpy.run_path(str(path))["get_config"]()
-        name, args = config.network.name, config.network.args.to_dict()
-        joint, mode = config.head.training == "joint", config.head.mode
+        chosen = runpy.run_path(path)["get_config"](*names)
+        name, args = chosen.network.name, chosen.network.args.to_dict()
+        joint, mode = chosen.head.training == "joint", chosen.head.mode
     except Exception as error:  # the file's code can raise anything
-        raise ValueError(f"--config {path}: {type(error).__name__}: {error}") from error
+        raise ValueError(f"--config {config}: {type(error).__name__}: {error}") from error
     shapes = _shapes(state)
     channels = _image_channels(shapes)
     size = _image_size(shapes, args)

@@ -118,6 +118,7 @@ def in_local_processes(make_plan: MakePlan, plan: Plan, workers: int) -> Iterato
     queue, threads = Queue(plan.in_order()), max(1, (os.cpu_count() or 1) // workers)
     idle = [_new_pool(make_plan, threads) for _ in range(min(workers, len(queue.waiting)))]
     at_work: dict[Future[Outcome], tuple[ProcessPoolExecutor, str]] = {}
+    others = multiprocessing.active_children()
     try:
         while True:
             while idle and (task := queue.take()) is not None:
@@ -140,7 +141,8 @@ def in_local_processes(make_plan: MakePlan, plan: Plan, workers: int) -> Iterato
     finally:
         # Also after a signal: a worker that gets SIGTERM saves what it can.
         for child in multiprocessing.active_children():
-            child.terminate()
+            if child not in others:
+                child.terminate()
         for pool in [*idle, *(pool for pool, _ in at_work.values())]:
             pool.shutdown()
 

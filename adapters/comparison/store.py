@@ -19,10 +19,8 @@ from adapters.experiment.experiment import Experiment, load_dataset
 from adapters.experiment.stages import TrainStage
 from adapters.hosts import get_process, host_of
 from adapters.measuring.evaluation import Summary, summarise
-from adapters.measuring.features import build_extractors
+from adapters.measuring.features import CACHE, build_extractors
 from third_party.common.data import ImageDataset
-
-CACHE = "cache"  # folder of the classifiers, in the store
 
 
 class Store:

@@ -18,7 +18,7 @@ from adapters.experiment.experiment import Experiment
 from adapters.experiment.logs import CSV_FILE, TrainingLog
 from adapters.hosts import get_process
 from adapters.measuring.evaluation import evaluate, summarise
-from adapters.measuring.features import build_extractors
+from adapters.measuring.features import CACHE, build_extractors
 from adapters.pictures.pictures import plot_metric, save_grid, save_labelled_grids
 from adapters.sampling.pipeline import fill
 from adapters.sampling.sinks import NpzFile, first_images, read_batches
@@ -38,7 +38,6 @@ from third_party.extended_analytic_dpm.methods import get_method
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.json"
-CACHE = "cache"  # folder of the classifiers, beside the experiments' folders
 GRID_IMAGES = 100
 GRID_COLUMNS = 10
 

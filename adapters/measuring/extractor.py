@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from third_party.common.data import to_unit_range
+
 
 @dataclass(frozen=True)
 class Extracted:
@@ -41,7 +43,7 @@ def from_uint8(images: Tensor) -> Tensor:
         raise ValueError(
             f"images must be uint8 [B, C, H, W], got {images.dtype} of shape {tuple(images.shape)}"
         )
-    return images.to(torch.float32) / 127.5 - 1
+    return to_unit_range(images)
 
 
 def network_features(

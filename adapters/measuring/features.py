@@ -16,6 +16,8 @@ from adapters.measuring import classifiers
 from adapters.measuring import inception as networks
 from adapters.measuring.extractor import Extracted, Extractor
 
+CACHE = "cache"  # folder of the classifiers' weights, beside runs or in a grid's store
+
 # (folder of weights, device, folder of datasets) -> extractor
 Builder = Callable[[Path | None, torch.device, Path | None], Extractor]
 

@@ -143,7 +143,7 @@ def _gamma_words(folder: Path, stage: str = "gamma") -> tuple[str, ...]:
         "--config.gamma.batch_size=8",
         "--config.sample.steps=(5,)",
     )
-    words = ("analytic_dpm", "--config=configs/digits_analytic_sa.py", *_network())
+    words = ("analytic_dpm", "--config=configs/digits.py:analytic", *_network())
     return (*words, *sizes, *gamma, f"--stage={stage}", f"--workdir={folder}", *_COMMON)
 
 
@@ -166,7 +166,7 @@ def _save_weights(path: Path) -> None:
     from configs import digits
     from third_party.common.nets import UNetModel
 
-    arguments = digits.experiment("sn").network.args.to_dict() | _NETWORK
+    arguments = digits.get_config("sn").network.args.to_dict() | _NETWORK
     torch.manual_seed(0)
     network = UNetModel(**arguments, in_channels=1, out_channels=1)
     for parameter in network.parameters():

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sa_plugin._checks import check_whole
+from sa_plugin._checks import check_hold_images, check_whole
 from sa_plugin._tensors import expand, follow
 from sa_plugin.bounds.likelihood import mean_with_error
 from sa_plugin.sampling.batches import MOST, BlockNoise, parts_of
@@ -162,7 +162,9 @@ def gap_along_chain(
     Raises:
         ValueError: a bad argument; a network output of another shape, or not finite.
     """
-    _check_images(x0)
+    check_hold_images("x0", x0, 2)
+    if not x0.isfinite().all():
+        raise ValueError("x0 must be finite")
     check_whole("start", start, 2, schedule.N)
     check_whole("seed", seed, 0, MOST)
     check_whole("first", first, 0, MOST)
@@ -259,11 +261,3 @@ def _mean_square(values: Tensor) -> Tensor:
 
 def _norm(x: Tensor) -> Tensor:
     return x.flatten(1).norm(dim=1)
-
-
-def _check_images(x0: object) -> None:
-    if not isinstance(x0, Tensor) or x0.ndim < 2 or not x0.is_floating_point() or len(x0) < 2:
-        got = f"{x0.dtype} {tuple(x0.shape)}" if isinstance(x0, Tensor) else type(x0).__name__
-        raise ValueError(f"x0 must hold at least 2 floating-point images [B, ...], got {got}")
-    if not x0.isfinite().all():
-        raise ValueError("x0 must be finite")

@@ -23,17 +23,16 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from sa_plugin._arrays import Numeric
-from sa_plugin._checks import check_positive, check_whole
+from sa_plugin._checks import check_hold_images, check_positive, check_whole
 from sa_plugin._execution import NetworkCall
 from sa_plugin._tensors import DeviceTables, FirstBad, follow
-from sa_plugin.sampling.batches import BlockNoise, noise_for, parts_of, shown
+from sa_plugin.sampling.batches import MOST, BlockNoise, noise_for, parts_of, shown
 from sa_plugin.sampling.reverse import ReverseCoefficients, reverse_moments, split_output
 from sa_plugin.sampling.sampler import Sampler
 from sa_plugin.sampling.variance import iddpm_variance
 from sa_plugin.schedule import NoiseSchedule
 
 HALF_LEVEL = 1 / 255  # half the distance between neighbouring grey levels in [-1, 1]
-_MOST = 2**63 - 1
 
 
 class NegativeElbo(NamedTuple):
@@ -98,7 +97,8 @@ def negative_elbo(
     Raises:
         ValueError: bad arguments; a network output of another shape, or not finite.
     """
-    _check_images(x0)
+    check_hold_images("x0", x0)
+    _check_levels(x0)
     _check_numbers(schedule, decoder_variance, seed, first, batch_size)
     options: dict[str, Any] = {"predicts": predicts, "clip_x0": clip_x0, "avg_cov": avg_cov}
     path: dict[str, Any] = {"steps": steps, "trajectory": trajectory, "gamma": gamma}
@@ -120,7 +120,7 @@ def negative_elbo(
 
 def bits_per_dim(nats: Numeric, dims: int) -> Numeric:
     """nats / (dims ln 2); ``dims`` is the number of values in an image (C H W)."""
-    check_whole("dims", dims, 1, _MOST)
+    check_whole("dims", dims, 1, MOST)
     return nats / (dims * math.log(2))
 
 
@@ -253,10 +253,7 @@ def _on_levels(x0: Tensor) -> Tensor:
     return ((x0.double() + 1) * 127.5).round() / 127.5 - 1
 
 
-def _check_images(x0: object) -> None:
-    if not isinstance(x0, Tensor) or x0.ndim < 2 or not x0.is_floating_point() or len(x0) == 0:
-        got = f"{x0.dtype} {tuple(x0.shape)}" if isinstance(x0, Tensor) else type(x0).__name__
-        raise ValueError(f"x0 must hold floating-point images [B, ...], got {got}")
+def _check_levels(x0: Tensor) -> None:
     off = (x0.double() - _on_levels(x0)).abs() * 127.5 > 0.01
     off |= ~(x0.abs() <= 1 + 1e-5)  # NaN lands here
     if off.any():
@@ -274,10 +271,10 @@ def _check_numbers(
     first: int,
     batch_size: int | None,
 ) -> None:
-    check_whole("seed", seed, 0, _MOST)
-    check_whole("first", first, 0, _MOST)
+    check_whole("seed", seed, 0, MOST)
+    check_whole("first", first, 0, MOST)
     if batch_size is not None:
-        check_whole("batch_size", batch_size, 1, _MOST)
+        check_whole("batch_size", batch_size, 1, MOST)
     if decoder_variance is not None:
         check_positive("decoder_variance", decoder_variance)
     elif schedule.N < 2:

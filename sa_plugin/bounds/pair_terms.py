@@ -14,7 +14,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from sa_plugin._checks import check_whole
+from sa_plugin._checks import check_hold_images, check_whole
 from sa_plugin._execution import NetworkCall
 from sa_plugin._tensors import DeviceTables, FirstBad
 from sa_plugin.bounds.likelihood import divergence
@@ -58,8 +58,7 @@ def pair_terms(
     Raises:
         ValueError: bad arguments; a network output of another shape, or not finite.
     """
-    if not isinstance(x0, Tensor) or x0.ndim < 2 or not x0.is_floating_point() or len(x0) == 0:
-        raise ValueError(f"x0 must hold floating-point images [B, ...], got {_described(x0)}")
+    check_hold_images("x0", x0)
     check_whole("seed", seed, 0, MOST)
     options: dict[str, Any] = {
         "variance": variance,
@@ -106,7 +105,3 @@ def _means(
         cost = divergence(ReverseCoefficients(**{**vars(c), **shared}), *known, **options)
         means.append(cost.flatten(2).sum(2).mean(1))
     return torch.cat(means)
-
-
-def _described(x0: object) -> str:
-    return f"{x0.dtype} {tuple(x0.shape)}" if isinstance(x0, Tensor) else type(x0).__name__

@@ -25,16 +25,14 @@ from sa_files.pickled import ARRAYS, PickledArray
 from sa_files.reading import reading
 from sa_files.tensors import entries_once, load_tensors
 from sa_files.writing import written_atomically
-from sa_plugin._checks import check_choice, check_non_negative, check_whole
+from sa_plugin._checks import check_choice, check_hold_images, check_non_negative, check_whole
 from sa_plugin._execution import NetworkCall
-from sa_plugin._tensors import DeviceTables
-from sa_plugin.prediction import PREDICTS, to_eps
-from sa_plugin.sampling.batches import BlockNoise, shown
+from sa_plugin._tensors import Coefficients
+from sa_plugin.prediction import PREDICTS
+from sa_plugin.sampling.batches import MOST, BlockNoise, shown
 from sa_plugin.sampling.reverse import split_output
 from sa_plugin.sampling.tally import Store, Tally
 from sa_plugin.schedule import FloatArray, NoiseSchedule
-
-_MOST = 2**63 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,9 +144,9 @@ def estimate_gamma(
             that is not finite (the first such step is named).
     """
     if n_images is not None:
-        check_whole("n_images", n_images, 2, _MOST)
-    check_whole("noises", noises, 1, _MOST)
-    check_whole("seed", seed, 0, _MOST)
+        check_whole("n_images", n_images, 2, MOST)
+    check_whole("noises", noises, 1, MOST)
+    check_whole("seed", seed, 0, MOST)
     check_choice("predicts", predicts, PREDICTS)
     check_non_negative("save_every", save_every)
     squares = _MeanSquares(model, schedule, noises, seed, predicts, noise)
@@ -207,7 +205,7 @@ class _MeanSquares:
         self._predicts = predicts
         self._noise = noise
         self._steps = schedule.N
-        self._tables = DeviceTables(signal=schedule.cum_alphas**0.5, sigma=schedule.cum_betas**0.5)
+        self._coefficients = Coefficients(schedule)
         self.identity = {
             "betas": schedule.betas.tolist(),
             "noises": noises,
@@ -218,13 +216,13 @@ class _MeanSquares:
     @torch.no_grad()
     def __call__(self, x0: Tensor, first: int, n: int) -> Tensor:
         """float64 [B] for the images first..first + B - 1 at step n."""
-        a, b = (self._tables.get(name, x0)[n] for name in ("signal", "sigma"))
         steps = torch.full((len(x0),), n, dtype=torch.int64, device=x0.device)
+        a, b = self._coefficients(steps, x0)
         total = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
         for eps in self._draws(x0, first, n):
             x = (a * x0 + b * eps).to(x0.dtype)
             output, _ = split_output(self._network(x, steps), x, "analytic")
-            predicted = to_eps(output, x, a, b, self._predicts)
+            predicted = self._coefficients.eps_of(output, x, steps, self._predicts)
             total += predicted.double().square().flatten(1).mean(1)
         return total / self._noises
 
@@ -259,9 +257,7 @@ def _numbered(batches: Iterable[Tensor], n_images: int | None) -> Iterator[tuple
     first = 0
     shape: torch.Size | None = None
     for x0 in batches:
-        if not isinstance(x0, Tensor) or x0.ndim < 2 or not x0.is_floating_point():
-            got = f"{x0.dtype} {tuple(x0.shape)}" if isinstance(x0, Tensor) else type(x0).__name__
-            raise ValueError(f"batches must hold floating-point images [B, ...], got {got}")
+        check_hold_images("batches", x0, 0)
         if shape is not None and x0.shape[1:] != shape:
             raise ValueError(
                 f"batches must hold images of one shape, got {tuple(shape)}, {tuple(x0.shape[1:])}"

@@ -18,17 +18,17 @@ from adapters.measuring.evaluation import evaluate, summarise
 from adapters.measuring.extractor import from_uint8, network_features
 from adapters.measuring.features import build_extractors
 from adapters.measuring.image_sources import open_images
-from adapters.sampling.outputs import NpzFile, PngFolder, TarShards
+from adapters.sample import SINKS
 from sa_plugin import NoiseSchedule, Sampler
 from sa_plugin.metrics import Statistics, kernel_distance, precision_recall
+from tests.commands import one_line
 
 DIGITS = labelled_images("digits")[0]
-OUTPUTS = {"png": PngFolder, "npz": NpzFile, "tar": TarShards}
 
 
 def write(folder: Path, images: Tensor, kind: str) -> Path:
     """The images as ``adapters.sample`` writes them."""
-    output = OUTPUTS[kind](folder, len(images))
+    output = SINKS[kind](folder, len(images))
     arrays = images.permute(0, 2, 3, 1).numpy()
     for unit in output.missing():
         output.write(unit, arrays[unit * output.unit : (unit + 1) * output.unit])
@@ -45,9 +45,9 @@ def expected(images: Tensor) -> dict[str, float]:
     return evaluate(images.split(256), summarise(DIGITS.split(256), pixels))
 
 
-@pytest.mark.parametrize("kind", sorted(OUTPUTS))
+@pytest.mark.parametrize("kind", sorted(SINKS))
 @pytest.mark.parametrize("channels", [1, 3])
-def test_every_source_gives_the_images_back(tmp_path: Path, kind: str, channels: int) -> None:
+def test_every_source_gives_the_images_back(tmp_path, kind, channels):
     images = (
         DIGITS[:70].repeat(1, channels, 1, 1) + torch.arange(channels).byte()[:, None, None] * 7
     )
@@ -56,8 +56,8 @@ def test_every_source_gives_the_images_back(tmp_path: Path, kind: str, channels:
     assert torch.equal(torch.cat(list(found.uint8_batches(32))), images)
 
 
-@pytest.mark.parametrize("kind", sorted(OUTPUTS))
-def test_against_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+@pytest.mark.parametrize("kind", sorted(SINKS))
+def test_against_a_dataset(tmp_path, capsys, kind):
     images = DIGITS[:300]
     source = write(tmp_path / "images", images, kind)
     out = tmp_path / "metrics.json"
@@ -67,7 +67,7 @@ def test_against_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str], k
     assert f"| frechet_pixels | {metrics['frechet_pixels']:.6g} |" in capsys.readouterr().out
 
 
-def test_against_statistics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_against_statistics(tmp_path, capsys):
     images, stats, out = DIGITS[:300], tmp_path / "digits.npz", tmp_path / "metrics.json"
     assert run("digits", "--features", "pixels", "--save_stats", stats) == 0
     assert "1797 images" in capsys.readouterr().out
@@ -78,7 +78,7 @@ def test_against_statistics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert json.loads(out.read_text()) == pytest.approx(reference, rel=1e-9)
 
 
-def test_kid_precision_and_recall_when_asked_for(tmp_path: Path) -> None:
+def test_kid_precision_and_recall_when_asked_for(tmp_path):
     images, out = DIGITS[:100], tmp_path / "metrics.json"
     source = write(tmp_path / "images", images, "npz")
     extras = ("--metrics", "kid,precision_recall", "--features", "pixels", "--out", out)
@@ -90,9 +90,7 @@ def test_kid_precision_and_recall_when_asked_for(tmp_path: Path) -> None:
     assert near == pytest.approx(precision_recall(made, real))
 
 
-def test_bad_input_is_one_line_and_exit_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bad_input_is_one_line_and_exit_2(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     colour = write(tmp_path / "colour", DIGITS[:5].expand(-1, 3, -1, -1), "png")
@@ -119,12 +117,10 @@ def test_bad_input_is_one_line_and_exit_2(
     ]
     for arguments, said in cases:
         assert run(*arguments) == 2, arguments
-        error = capsys.readouterr().err
-        assert said in error, arguments
-        assert error.count("\n") == 1, error
+        one_line(capsys, said)
 
 
-def test_too_few_images_are_told_of_in_one_line(tmp_path: Path) -> None:
+def test_too_few_images_are_told_of_in_one_line(tmp_path):
     source = write(tmp_path / "images", DIGITS[:20], "npz")
     command = [sys.executable, "-m", "adapters.evaluate", str(source), "--against", "digits"]
     done = subprocess.run(
@@ -134,7 +130,7 @@ def test_too_few_images_are_told_of_in_one_line(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_a_sampler_streams_into_the_metrics_without_files() -> None:
+def test_a_sampler_streams_into_the_metrics_without_files():
     class Zero(nn.Module):
         def forward(self, x: Tensor, n: Tensor) -> Tensor:
             return torch.zeros_like(x)
@@ -150,7 +146,7 @@ def test_a_sampler_streams_into_the_metrics_without_files() -> None:
 
 
 class TestNetworkFeatures:
-    def test_any_network(self) -> None:
+    def test_any_network(self):
         torch.manual_seed(0)
         network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Dropout(0.5), nn.AvgPool2d(3))
         extractor = network_features("mine", network)
@@ -165,14 +161,14 @@ class TestNetworkFeatures:
         metrics = evaluate([DIGITS], reference)
         assert {"frechet_mine", "frechet_two", "is_two"} <= set(metrics)
 
-    def test_refuses_bad_ones(self) -> None:
+    def test_refuses_bad_ones(self):
         with pytest.raises(ValueError, match=r"name must be an identifier.*got 'a b'"):
             network_features("a b", lambda x: x)
         with pytest.raises(ValueError, match=r"'mean' must give features \[9, ...\], got \(\)"):
             network_features("mean", lambda x: x.mean()).extract(from_uint8(DIGITS[:9]))
 
 
-def test_extras_need_the_references_features() -> None:
+def test_extras_need_the_references_features():
     reference = summarise([DIGITS], build_extractors(["pixels"]))
     with pytest.raises(ValueError, match="keep_features=True"):
         evaluate([DIGITS], reference, extras=["kid"])

@@ -14,7 +14,7 @@ from adapters.experiment.run import stages_of
 from adapters.shell.locks import locked
 from sa_plugin.bounds.likelihood import negative_elbo
 from sa_plugin.sampling.gamma import Gamma
-from tests.adapters.test_adapters import call, command, experiment
+from tests.adapters.test_adapters import command, experiment
 from third_party.common.data import to_unit_range
 
 OWN = ["--n_images=30", "--batch_size=20", "--steps=3,6"]
@@ -24,16 +24,6 @@ BITS = 64 * np.log(2)
 def run(method, workdir, *arguments):
     """The exit code of the command on a method's shrunk digits."""
     return likelihood.main(command(method, f"--workdir={workdir}", *OWN, *arguments))
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Runs before their stage ``sample``."""
-    workdirs = {method: tmp_path_factory.mktemp(method) / "run" for method in ("analytic", "sn")}
-    for method, workdir in workdirs.items():
-        second = "gamma" if method == "analytic" else "head"
-        assert call(method, workdir, f"--stage=base,{second}") == 0
-    return workdirs
 
 
 @pytest.fixture

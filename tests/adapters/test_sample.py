@@ -239,9 +239,9 @@ def command(*args, processes=1, **options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["npz", "tar"])
-def test_memory_does_not_grow_with_the_number_of_images(tmp_path, form):
-    """50,000 images take 34 MiB more than 5,000 where they are all kept."""
+@pytest.mark.parametrize(("form", "most"), [("npz", 12), ("tar", 12), ("metrics", 40)])
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path, form, most):
+    """50,000 images take 132 MiB more than 5,000 where they are all kept."""
     peaks = []
     for n in (5_000, 50_000):
         script = [
@@ -255,7 +255,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path, form):
         done = subprocess.run(script, cwd=ROOT, check=True, capture_output=True, text=True)
         peaks.append(float(done.stdout))
     print(f"{form}: {peaks[0]:.1f} and {peaks[1]:.1f} MiB")
-    assert peaks[1] - peaks[0] < 12
+    assert peaks[1] - peaks[0] < most
 
 
 class Command:

@@ -9,6 +9,7 @@ from adapters.checkpoints.fitting import convert
 from adapters.experiment.run import run
 from adapters.hosts import SN_DPM
 from tests.adapters.test_sn_dpm import DIGITS, read_log
+from tests.commands import one_line
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*singular.*:UserWarning")
 
@@ -107,13 +108,11 @@ def test_an_interrupted_warm_start_continues_from_its_own_checkpoint(baseline, t
 def test_a_start_that_cannot_be_is_one_line(arguments, said, baseline, tmp_path, capsys):
     words = [word.format(published=baseline[1]) for word in arguments]
     assert sn_dpm(tmp_path / "run", *words) == 2
-    err = capsys.readouterr().err
-    assert said in err
-    assert len(err.splitlines()) == 1
+    one_line(capsys, said)
     assert not (tmp_path / "run").exists()
 
 
 def test_an_unwritable_folder_is_one_line(tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
     assert sn_dpm(tmp_path / "file" / "run") == 1
-    assert capsys.readouterr().err.count("\n") == 1
+    one_line(capsys)

@@ -5,6 +5,7 @@ import torch
 
 from benchmarks.cost import main, measure_network, parts_of
 from configs import digits
+from tests.commands import one_line
 from third_party.common.datasets import IMAGE_SHAPES, get_dataset
 
 FILE = "--config=configs/digits_sn_sa.py"
@@ -13,13 +14,13 @@ FILE = "--config=configs/digits_sn_sa.py"
 def parts(**sa):
     from adapters.hosts import SN_DPM
 
-    config = digits.experiment("sn")
+    config = digits.get_config("sn")
     config.sa.update(sa)
     return {part.name: part for part in parts_of(config, SN_DPM)}
 
 
 def test_training_counts_calls_and_backward_passes():
-    config = digits.experiment("sn")
+    config = digits.get_config("sn")
     net = measure_network(config, "pred_eps")
     images = config.base.iterations * config.base.batch_size
     for sa, K, graded in (
@@ -36,22 +37,22 @@ def test_training_counts_calls_and_backward_passes():
 
 def test_a_backward_pass_is_counted_as_by_hand():
     """A backward pass makes two products for one, but for the first layer's: its input is data."""
-    net = measure_network(digits.experiment("sn"), "pred_eps")
+    net = measure_network(digits.get_config("sn"), "pred_eps")
     first = 2 * 9 * 1 * 16 * 64  # 3x3 convolution from 1 to 16 channels on 8x8 pixels
     embedding = 2 * 16 * 64  # the linear layer that takes the embedded time
     assert net.step == 3 * net.forward - first - embedding
 
 
 def test_the_head_s_trunk_has_no_backward_pass():
-    head = measure_network(digits.experiment("sn"), "pred_eps_eps2_pretrained")
-    plain = measure_network(digits.experiment("sn"), "pred_eps")
+    head = measure_network(digits.get_config("sn"), "pred_eps_eps2_pretrained")
+    plain = measure_network(digits.get_config("sn"), "pred_eps")
     assert plain.forward < head.forward < head.step < 3 * head.forward - plain.forward
     assert 0 < head.trained < head.numbers
     assert head.numbers > plain.numbers == plain.trained
 
 
 def test_rows_and_bytes_of_the_samples():
-    config = digits.experiment("sn")
+    config = digits.get_config("sn")
     found = parts()
     assert [name for name in found if name.startswith("sample")] == [
         f"sample {name}" for name in config.sample.processes
@@ -78,7 +79,7 @@ def test_hours(capsys):
 
 @pytest.mark.parametrize("method", ["analytic", "npr", "sn"])
 def test_every_host_without_hours_without_a_speed(method, capsys):
-    assert main(["cost", f"--config=configs/cifar10_{method}_sa.py"]) == 0
+    assert main(["cost", f"--config=configs/cifar10.py:{method}"]) == 0
     said = capsys.readouterr().out
     assert "16.77 GFLOP an image and call, 50.29 with" in said
     assert "52.5 million parameters" in said
@@ -100,6 +101,4 @@ def test_every_host_without_hours_without_a_speed(method, capsys):
 )
 def test_bad_input(more, said, capsys):
     assert main(["cost", FILE, *more]) == 2
-    error = capsys.readouterr().err
-    assert said in error
-    assert error.count("\n") == 1
+    one_line(capsys, said)

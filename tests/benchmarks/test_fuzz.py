@@ -6,7 +6,6 @@ The long run is `python -m benchmarks.fuzz`; docs/reliability_files.md has its f
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,16 +30,14 @@ QUICK = settings(
 
 
 @pytest.fixture(scope="module", params=LOADERS)
-def trial(request: pytest.FixtureRequest) -> Iterator[Trial]:
+def trial(request):
     with tempfile.TemporaryDirectory() as folder:
         yield Trial(request.param, Path(folder) / "own")
 
 
 @QUICK
 @given(PLACES, st.booleans())
-def test_damage_is_told_or_does_no_harm(
-    trial: Trial, place: tuple[str, int, int], packed: bool
-) -> None:
+def test_damage_is_told_or_does_no_harm(trial, place, packed):
     """Within the format's sums as well as behind them, where the sums are made right again."""
     name, at, what = place
     operation = OUTSIDE[name]
@@ -50,25 +47,25 @@ def test_damage_is_told_or_does_no_harm(
         trial.check(operation(trial.sound, at, what), sums_hold=False)
 
 
-def test_files_of_other_kinds_and_empty_ones_are_told(trial: Trial, tmp_path: Path) -> None:
+def test_files_of_other_kinds_and_empty_ones_are_told(trial, tmp_path):
     assert trial.read(b"") == "refused"
     for i, name in enumerate(LOADERS):
         trial.read(Trial(name, tmp_path / str(i)).sound)
 
 
 @pytest.mark.parametrize("attack", hostile(Path("x")))
-def test_no_file_runs_code(trial: Trial, attack: str) -> None:
+def test_no_file_runs_code(trial, attack):
     assert trial.read(hostile(trial.trace)[attack]) == "refused"
 
 
 @pytest.mark.parametrize("bomb", bombs())
-def test_what_would_fill_the_memory_is_refused(trial: Trial, bomb: str) -> None:
+def test_what_would_fill_the_memory_is_refused(trial, bomb):
     assert len(bombs()[bomb]) < BOMB / 100
     assert trial.read(bombs()[bomb]) == "refused"
 
 
 @pytest.mark.parametrize("name", ["statistics", "Gamma, npz"])
-def test_no_bit_of_a_zip_directory_is_wrong_in_silence(name: str, tmp_path: Path) -> None:
+def test_no_bit_of_a_zip_directory_is_wrong_in_silence(name, tmp_path):
     """Both may lack some arrays: one that a damaged directory hides would not be missed."""
     trial = Trial(name, tmp_path / "own")
     for at in range(trial.sound.index(b"PK\x01\x02"), len(trial.sound)):
@@ -76,7 +73,7 @@ def test_no_bit_of_a_zip_directory_is_wrong_in_silence(name: str, tmp_path: Path
             trial.check(OUTSIDE["flip"](trial.sound, at, bit), sums_hold=False)
 
 
-def test_a_loader_that_is_careless_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loader_that_is_careless_is_found_out(monkeypatch):
     """One that unpickles, one that dies, one that looks away: else the tests above show nothing."""
     import os
     import pickle
@@ -108,7 +105,7 @@ def test_a_loader_that_is_careless_is_found_out(monkeypatch: pytest.MonkeyPatch)
     assert row("dies", found["dies"]).startswith("| dies | no | 0 | 0 | 0 | 0 | 1 |")
 
 
-def test_a_long_run_counts_its_cases_and_measures_memory() -> None:
+def test_a_long_run_counts_its_cases_and_measures_memory():
     tally = in_own_process("Fashion-MNIST, gz", 60, seed=1)
     assert tally.wrong == []
     assert tally.cases == tally.refused + tally.same + tally.changed == 60
@@ -116,7 +113,7 @@ def test_a_long_run_counts_its_cases_and_measures_memory() -> None:
     assert tally.slowest > 0
 
 
-def test_fingerprints_tell_contents_apart() -> None:
+def test_fingerprints_tell_contents_apart():
     import numpy as np
     import torch
 

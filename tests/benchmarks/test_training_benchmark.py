@@ -9,8 +9,9 @@ from torch import nn
 
 from benchmarks import machine, training_steps
 from benchmarks.gradients import BLOCKS, Sums, gradient_table
+from benchmarks.machine import make_network
 from benchmarks.training import chosen_variants, main, parse_variants, table
-from benchmarks.training_steps import HOST, Variant, build_steps, make_network
+from benchmarks.training_steps import HOST, Variant, build_steps
 
 FEW = ["--network=digits", "--batch=2", "--repeats=2", "--warmup=0"]
 

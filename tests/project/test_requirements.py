@@ -13,7 +13,7 @@ FOUND = MODULE["requirements"]()
 
 
 @pytest.mark.parametrize("extra", FOUND)
-def test_every_requirement_has_a_lower_bound_that_is_met(extra: str) -> None:
+def test_every_requirement_has_a_lower_bound_that_is_met(extra):
     for requirement in MODULE["lowest"]([extra]):
         name, _, least = requirement.partition("==")
         try:
@@ -24,14 +24,14 @@ def test_every_requirement_has_a_lower_bound_that_is_met(extra: str) -> None:
         assert Version(installed) >= Version(least), name
 
 
-def test_a_requirement_without_a_bound_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_requirement_without_a_bound_is_told(monkeypatch):
     lowest = MODULE["lowest"]
     monkeypatch.setitem(lowest.__globals__, "requirements", lambda: {"": ["torch"], "x": []})
     with pytest.raises(ValueError, match="'torch' in '' has no lower bound"):
         lowest(["x"])
 
 
-def test_pytorch_is_one_whose_weights_only_holds() -> None:
+def test_pytorch_is_one_whose_weights_only_holds():
     """Before 2.6 it could be led to run code (CVE-2025-32434)."""
     found = dict(requirement.split("==") for requirement in MODULE["lowest"]([]))
     assert Version(found["torch"]) >= Version("2.6")

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from tests import DATA
+from tests.published import tiny
 from third_party.analytic_dpm import criterions as analytic
 from third_party.common.criterion_base import Criterion
-from third_party.common.nets import ddpm_unet, iddpm_unet
 from third_party.common.schedule import NamedSchedule, Schedule
 from third_party.common.wrapper import DTWrapper
 from third_party.extended_analytic_dpm.criterions import DTDSDM, DTDSM, DTDSDMErr
@@ -354,43 +354,14 @@ def test_a_pretrained_trunk_is_loaded_and_never_moves(tmp_path, method):
         assert not torch.equal(dict(model.out2.named_parameters())[name], before), name
 
 
-@pytest.mark.parametrize(
-    ("trunk_class", "class_", "arguments"),
-    [
-        (
-            iddpm_unet.UNetModel,
-            iddpm_unet.UNetModel4Pretrained,
-            {
-                "in_channels": 1,
-                "model_channels": 32,
-                "out_channels": 1,
-                "num_res_blocks": 1,
-                "attention_resolutions": (2,),
-                "channel_mult": (1, 2),
-                "dropout": 0.3,
-            },
-        ),
-        (
-            ddpm_unet.Model,
-            ddpm_unet.Model4Pretrained,
-            {
-                "ch": 32,
-                "out_ch": 1,
-                "ch_mult": (1, 2),
-                "num_res_blocks": 1,
-                "attn_resolutions": (4,),
-                "dropout": 0.3,
-                "in_channels": 1,
-                "resolution": 8,
-            },
-        ),
-    ],
-)
-def test_the_host_s_networks_train_only_their_head(trunk_class, class_, arguments):
+@pytest.mark.parametrize(("family", "of"), [("UNetModel", "out_channels"), ("Model", "out_ch")])
+def test_the_host_s_networks_train_only_their_head(family, of):
     torch.manual_seed(0)
-    trunk = trunk_class(**arguments)
-    head = {"head_out_ch" if "ch" in arguments else "head_out_channels": 1}
-    model = class_(**arguments, **head)
+    options = {"in_channels": 1, of: 1, "dropout": 0.3}
+    trunk, model = (
+        tiny(family, **options),
+        tiny(f"{family}4Pretrained", **options, **{f"head_{of}": 1}),
+    )
     criterion = build_criterion(
         "pred_eps_epsc_pretrained",
         NamedSchedule("linear", 1000),
@@ -413,16 +384,15 @@ def test_a_trunk_that_does_not_fit_is_refused(tmp_path):
     model = TrunkAndHead()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     lacking = {name: value for name, value in state.items() if name != "body.weight"}
-    with pytest.raises(ValueError, match=r"lacks body\.weight$"):
-        load_trunk(model, lacking)
-    with pytest.raises(ValueError, match=r"unknown module\.body\.weight$"):
-        load_trunk(model, state | {"module.body.weight": state["body.weight"]})
-    with pytest.raises(ValueError, match=r"other shapes for out\.bias$"):
-        load_trunk(model, state | {"out.bias": torch.zeros(2)})
-    with pytest.raises(ValueError, match=f"no checkpoint at {tmp_path}/none.pth"):
-        load_trunk(model, tmp_path / "none.pth")
-    with pytest.raises(ValueError, match="frozen trunk and a trainable head"):
-        load_trunk(Trunk(), state)
+    for network, trunk, said in (
+        (model, lacking, r"lacks body\.weight$"),
+        (model, state | {"module.body.weight": torch.zeros(1)}, r"unknown module\.body\.weight$"),
+        (model, state | {"out.bias": torch.zeros(2)}, r"other shapes for out\.bias$"),
+        (model, tmp_path / "none.pth", f"no checkpoint at {tmp_path}/none.pth"),
+        (Trunk(), state, "frozen trunk and a trainable head"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            load_trunk(network, trunk)
     for name, value in before.items():
         assert torch.equal(model.state_dict()[name], value), "a refused trunk was partly loaded"
 

@@ -99,12 +99,17 @@ def everything(trainer):
     return state | {"random": flatten(random_states.capture()), "data": trainer.data.position}
 
 
+def left_by(folder, **options):
+    """All that the run leaves, from the newest checkpoint on."""
+    trainer = make_trainer(folder, **options)
+    trainer.run()
+    return everything(trainer)
+
+
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     """What a run of 13 steps leaves that nobody stopped."""
-    trainer = make_trainer(tmp_path_factory.mktemp("unbroken"))
-    trainer.run()
-    return everything(trainer)
+    return left_by(tmp_path_factory.mktemp("unbroken"))
 
 
 # -------------------------------------------------------------------------------------- EMA
@@ -173,23 +178,17 @@ def test_a_stopped_run_continues_to_the_same_bytes(tmp_path, unbroken, stops):
         interrupt_at(make_trainer(tmp_path), stop)
         torch.rand(3)  # a new process has other random states
         np.random.rand(3)  # noqa: NPY002
-    trainer = make_trainer(tmp_path)
-    trainer.run()
-    assert everything(trainer) == unbroken
+    assert left_by(tmp_path) == unbroken
 
 
 def test_a_run_with_loader_processes_continues_to_the_same_bytes(tmp_path, unbroken):
     interrupt_at(make_trainer(tmp_path, workers=1), 6)
-    trainer = make_trainer(tmp_path, workers=1)
-    trainer.run()
-    assert everything(trainer) == unbroken
+    assert left_by(tmp_path, workers=1) == unbroken
 
 
 def test_a_longer_run_continues_a_finished_one(tmp_path, unbroken):
     make_trainer(tmp_path, n_iters=7).run()
-    trainer = make_trainer(tmp_path)
-    trainer.run()
-    assert everything(trainer) == unbroken
+    assert left_by(tmp_path) == unbroken
 
 
 def test_callbacks_do_not_disturb_the_run(tmp_path, unbroken):
@@ -225,15 +224,9 @@ def test_a_run_stopped_while_it_writes_continues_to_the_same_bytes(tmp_path, unb
         make_trainer(tmp_path).run()
     monkeypatch.undo()
     assert list(checkpoints.checkpoint_paths(tmp_path / "ckpts")) == [4]
-    trainer = make_trainer(tmp_path)
-    trainer.run()
-    assert everything(trainer) == unbroken
-    assert sorted(p.name for p in (tmp_path / "ckpts").iterdir()) == [
-        "12.ckpt",
-        "13.ckpt",
-        "4.ckpt",
-        "8.ckpt",
-    ]
+    assert left_by(tmp_path) == unbroken
+    names = {path.name for path in (tmp_path / "ckpts").iterdir()}
+    assert names == {"4.ckpt", "8.ckpt", "12.ckpt", "13.ckpt"}
 
 
 def test_a_finished_run_is_only_loaded(tmp_path, unbroken):
@@ -246,9 +239,7 @@ def test_a_finished_run_is_only_loaded(tmp_path, unbroken):
 
 
 def test_the_seed_governs_a_new_run(tmp_path, unbroken):
-    trainer = make_trainer(tmp_path, seed=12)
-    trainer.run()
-    assert everything(trainer)["models"] != unbroken["models"]
+    assert left_by(tmp_path, seed=12)["models"] != unbroken["models"]
 
 
 # ------------------------------------------------------------------------------ checkpoints
@@ -278,31 +269,27 @@ def test_checkpoints_have_the_host_s_layout(tmp_path):
         assert all(torch.equal(state[name], expected[name]) for name in state)
 
 
-def damage_by_truncation(path):
+def cut(path):
     file = path / "ema_models_states" / "model.pth"
     file.write_bytes(file.read_bytes()[:-200])
 
 
-def damage_by_emptying(path):
-    (path / "resume.pth").write_bytes(b"")
-
-
-def damage_by_loss(path):
+def lose(path):
     (path / "optimizers_states" / "all.pth").unlink()
 
 
-def damage_by_mixing(path):
-    shutil.copy(path.parent / "8.ckpt" / "it.pth", path / "it.pth")
+DAMAGE = {
+    "cut": cut,
+    "empty": lambda path: (path / "resume.pth").write_bytes(b""),
+    "lost": lose,
+    "mixed": lambda path: shutil.copy(path.parent / "8.ckpt" / "it.pth", path / "it.pth"),
+}
 
 
-@pytest.mark.parametrize(
-    "damage", [damage_by_truncation, damage_by_emptying, damage_by_loss, damage_by_mixing]
-)
-def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(
-    tmp_path, unbroken, caplog, damage
-):
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_told_and_the_one_before_used(tmp_path, unbroken, caplog, damage):
     interrupt_at(make_trainer(tmp_path), 12)
-    damage(tmp_path / "ckpts" / "12.ckpt")
+    DAMAGE[damage](tmp_path / "ckpts" / "12.ckpt")
     seen = []
     trainer = make_trainer(tmp_path, on_log=lambda it, _: seen.append(it))
     with caplog.at_level(logging.WARNING):
@@ -335,9 +322,7 @@ def test_no_room_is_an_oserror_and_the_checkpoint_before_stays(tmp_path, unbroke
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in (tmp_path / "ckpts").iterdir()] == ["4.ckpt"]
-    continued = make_trainer(tmp_path)
-    continued.run()
-    assert everything(continued) == unbroken
+    assert left_by(tmp_path) == unbroken
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
@@ -363,7 +348,7 @@ def test_torch_s_own_word_for_a_failed_write_is_an_oserror(tmp_path, monkeypatch
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_anew(tmp_path):
     interrupt_at(make_trainer(tmp_path), 5)
-    damage_by_loss(tmp_path / "ckpts" / "4.ckpt")
+    lose(tmp_path / "ckpts" / "4.ckpt")
     with pytest.raises(DamagedCheckpoint, match=r"none of the 1 checkpoints.*move them away"):
         make_trainer(tmp_path).run()
     assert (tmp_path / "ckpts" / "4.ckpt" / "it.pth").exists()
@@ -376,11 +361,8 @@ def test_only_the_newest_checkpoints_are_kept_where_asked(tmp_path):
 
 def test_a_shorter_run_ends_where_it_was_told_to(tmp_path):
     make_trainer(tmp_path).run()
-    short = make_trainer(tmp_path, n_iters=10, keep=3)
-    short.run()
-    alone = make_trainer(tmp_path / "alone", n_iters=10)
-    alone.run()
-    assert everything(short) == everything(alone)
+    short = left_by(tmp_path, n_iters=10, keep=3)
+    assert short == left_by(tmp_path / "alone", n_iters=10)
     # those beyond its end are none of its business
     assert list(checkpoints.checkpoint_paths(tmp_path / "ckpts")) == [13, 12, 10, 8, 4]
 
@@ -537,20 +519,26 @@ def test_the_term_that_is_not_finite_is_named(tmp_path):
         counting_trainer(tmp_path, criterion).run()
 
 
-def test_a_gradient_that_is_not_finite_is_named(tmp_path):
-    """By its norm, where it is clipped: before the loss, which follows a step later."""
+@pytest.mark.parametrize(("step", "clip"), [(9, 1.0), (14, None)])
+def test_a_gradient_that_is_not_finite_is_told_at_its_own_step(tmp_path, step, clip):
+    """By its norm, where it is clipped; else at the last step before a checkpoint, whose loss is
+    finite. The loss that is not follows a step later."""
     criterion = Counting()
-    objective, criterion.grad_clip = criterion.objective, 1.0
+    objective = criterion.objective
+    criterion.grad_clip = criterion.grad_clip if clip is None else clip
 
     def overflow(v):
         loss = objective(v)
-        if criterion.step != 9:
-            return loss
-        return loss + torch.sqrt(0 * criterion.models["model"].weight.sum())
+        if criterion.step == step:
+            weight = criterion.models["model"].weight.sum()
+            loss = loss + torch.sqrt(0 * weight)  # 0, with an infinite slope
+        return loss
 
     criterion.objective = overflow
-    with pytest.raises(TrainingDiverged, match=r"the gradient's norm is not finite at iteration 9"):
+    told = f"the gradient's norm is not finite at iteration {step}"
+    with pytest.raises(TrainingDiverged, match=told):
         counting_trainer(tmp_path, criterion).run()
+    assert list(checkpoints.checkpoint_paths(tmp_path / "ckpts")) == [7]
 
 
 def test_a_run_in_fp16_continues_to_the_same_bytes(tmp_path):
@@ -583,25 +571,6 @@ def test_divergence_after_a_continuation_names_the_checkpoint_continued_from(tmp
     with pytest.raises(TrainingDiverged, match=r"7\.ckpt") as error:
         counting_trainer(tmp_path, Counting({2: float("nan")})).run()
     assert error.value.iteration == 9
-
-
-def test_a_gradient_that_is_not_finite_is_told_at_its_own_step(tmp_path):
-    """The loss of the last step before a checkpoint is finite, its gradient is not."""
-    criterion = Counting()
-    objective = criterion.objective
-
-    def overflow(v):
-        loss = objective(v)
-        if criterion.step == 14:
-            weight = criterion.models["model"].weight.sum()
-            loss = loss + torch.sqrt(0 * weight)  # 0, with an infinite slope
-        return loss
-
-    criterion.objective = overflow
-    told = "the gradient's norm is not finite at iteration 14"
-    with pytest.raises(TrainingDiverged, match=told):
-        counting_trainer(tmp_path, criterion).run()
-    assert list(checkpoints.checkpoint_paths(tmp_path / "ckpts")) == [7]
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):

@@ -7,20 +7,14 @@ import pytest
 import torch
 
 from tests.children import finish, start
+from tests.commands import words
 from third_party.common import distributed
 from third_party.common.data import BatchStream
 from third_party.common.training import Trainer
 
 IMAGES = torch.arange(22).reshape(22, 1, 1, 1).to(torch.uint8)
-TINY = [
-    "--config=configs/digits_sn_sa.py",
-    "--config.base.batch_size=16",
-    "--config.base.log_every=3",
-    "--config.base.keep=0",
-    "--stage=base",
-    "--device=cpu",
-    "--noprogress",
-]
+TINY = words("digits_sn_sa.py", base={"batch_size": 16, "log_every": 3, "keep": 0})
+TINY.append("--stage=base")
 
 
 def train(workdir, *arguments, processes=1):
@@ -61,7 +55,9 @@ def test_a_process_takes_its_own_gpu_before_it_meets_the_others(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: done.append(str(device)))
-    monkeypatch.setattr(torch.distributed, "init_process_group", done.append)
+    monkeypatch.setattr(
+        torch.distributed, "init_process_group", lambda name, **_: done.append(name)
+    )
     distributed.start(distributed.local_device("cuda"))
     distributed.start("cpu")
     assert done == ["cuda:1", "nccl", "gloo"]

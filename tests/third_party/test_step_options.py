@@ -80,24 +80,21 @@ def assert_close(got, expected, tolerance):
         assert float((one - other).norm()) <= tolerance * scale
 
 
-@pytest.mark.parametrize("parts", [2, 4, 8])
-def test_parts_of_a_batch_add_up_to_the_whole(parts):
+SHARED = {"K": 3, "noise": "shared"}  # no draws but those of L_simple
+
+
+@pytest.mark.parametrize(
+    ("parts", "sa"),
+    [(2, {}), (4, {}), (8, {}), (4, SHARED)]
+    + [(4, SHARED | more) for more in ({"reuse": True}, {"backprop": "one"})],
+)
+def test_parts_of_a_batch_add_up_to_the_whole(parts, sa):
     v = images()
-    whole = criterion_for(network(), v)
-    cut = criterion_for(network(), v, StepOptions(accumulate=parts))
+    whole = criterion_for(network(), v, **sa)
+    cut = criterion_for(network(), v, StepOptions(accumulate=parts), **sa)
     assert_close(gradients(cut, v), gradients(whole, v), 1e-6)
     for name, value in whole.statistics.items():
         torch.testing.assert_close(cut.statistics[name], value)
-
-
-@pytest.mark.parametrize("more", [{}, {"reuse": True}, {"backprop": "one"}], ids=str)
-def test_parts_of_a_batch_with_the_sa_term(more):
-    v = images()
-    options = {"K": 3, "noise": "shared"} | more  # no draws but those of L_simple
-    whole = criterion_for(network(), v, **options)
-    cut = criterion_for(network(), v, StepOptions(accumulate=4), **options)
-    assert_close(gradients(cut, v), gradients(whole, v), 1e-6)
-    torch.testing.assert_close(cut.statistics["sa_loss"], whole.statistics["sa_loss"])
 
 
 @pytest.mark.parametrize("backprop", ["all", "one"])

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ from third_party.extended_analytic_dpm.methods import build_criterion
 
 
 @pytest.mark.parametrize("arch", PUBLISHED)
-def test_every_layout_with_full_names_and_shapes(arch: str, tmp_path: Path) -> None:
+def test_every_layout_with_full_names_and_shapes(arch, tmp_path):
     """Converts, loads strictly into the published network, and comes back equal."""
     case = PUBLISHED[arch]
     ema, model = full_state(case["state"]), full_state(case["state"], shift=1.0)
@@ -61,7 +60,7 @@ def test_every_layout_with_full_names_and_shapes(arch: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("layout", "arch"), list(product(LAYOUTS, SMALL)))
-def test_every_layout_loads_into_the_network(layout: str, arch: str, tmp_path: Path) -> None:
+def test_every_layout_loads_into_the_network(layout, arch, tmp_path):
     network = build(SMALL[arch])
     ema, model = random_state(network, 1), random_state(network, 2)
     source = LAYOUTS[layout](tmp_path, model, ema)
@@ -80,13 +79,8 @@ def test_every_layout_loads_into_the_network(layout: str, arch: str, tmp_path: P
     seed=st.integers(0, 99),
 )
 def test_any_chain_of_layouts_gives_equal_tensors_in_order(
-    chain: list[str],
-    layout: str,
-    dtype: torch.dtype,
-    cls: str,
-    seed: int,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
+    chain, layout, dtype, cls, seed, tmp_path_factory
+):
     state = {k: t.to(dtype) for k, t in random_state(tiny(cls), seed).items()}
     folder = tmp_path_factory.mktemp("chain")
     there = LAYOUTS[layout](folder, random_state(tiny(cls), seed + 1), state)
@@ -97,7 +91,7 @@ def test_any_chain_of_layouts_gives_equal_tensors_in_order(
     assert_same(read_state(there), state)
 
 
-def test_layouts_on_disk(tmp_path: Path) -> None:
+def test_layouts_on_disk(tmp_path):
     """Names, folders and prefixes as hosts.md has them, not only as our reader takes them."""
     ema, model = random_state(tiny(), 1), random_state(tiny(), 2)
     source = save_sa_dpm_training(tmp_path, model, ema)
@@ -119,9 +113,7 @@ def test_layouts_on_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_weights_saved_on_a_gpu_are_read_without_one(
-    layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_saved_on_a_gpu_are_read_without_one(layout, tmp_path, monkeypatch):
     ema = random_state(tiny())
     with monkeypatch.context() as patch:
         patch.setattr(torch.serialization, "location_tag", lambda _: "cuda:7")
@@ -129,7 +121,7 @@ def test_weights_saved_on_a_gpu_are_read_without_one(
     assert_same(read_published(source).state(), ema)
 
 
-def test_a_view_is_saved_without_what_surrounds_it(tmp_path: Path) -> None:
+def test_a_view_is_saved_without_what_surrounds_it(tmp_path):
     state = random_state(tiny())
     big = {k: torch.cat([t.flatten(), torch.zeros(20_000)])[: t.numel()] for k, t in state.items()}
     torch.save({k: big[k].view(t.shape) for k, t in state.items()}, tmp_path / "views.pth")
@@ -143,7 +135,7 @@ def test_a_view_is_saved_without_what_surrounds_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", HOLDS_BOTH)
-def test_which(layout: str, tmp_path: Path) -> None:
+def test_which(layout, tmp_path):
     ema, model = random_state(tiny(), 1), random_state(tiny(), 2)
     source = LAYOUTS[layout](tmp_path, model, ema)
     for which, expected in (("ema", ema), ("model", model)):
@@ -169,7 +161,7 @@ def without_average(layout: str, folder: Path, model: State) -> Path:
 
 @pytest.mark.parametrize("to", WRITERS)
 @pytest.mark.parametrize("layout", HOLDS_BOTH)
-def test_the_model_is_not_given_for_a_missing_average(layout: str, to: str, tmp_path: Path) -> None:
+def test_the_model_is_not_given_for_a_missing_average(layout, to, tmp_path):
     model = random_state(tiny())
     source = without_average(layout, tmp_path, model)
     with pytest.raises(ValueError, match=r"holds no 'ema' weights, only 'model': .*--which"):
@@ -190,9 +182,7 @@ def test_the_model_is_not_given_for_a_missing_average(layout: str, to: str, tmp_
         (lambda s: s.update(param_groups=7), "has no 'ema' in the optimizer"),
     ],
 )
-def test_averages_that_do_not_match_the_parameters(
-    change: Callable[[Any], object], message: str, tmp_path: Path
-) -> None:
+def test_averages_that_do_not_match_the_parameters(change, message, tmp_path):
     model = random_state(tiny())
     optimizer = adam(model)
     change(optimizer)
@@ -203,7 +193,7 @@ def test_averages_that_do_not_match_the_parameters(
     load_published(source, tiny(), which="model")
 
 
-def test_averages_are_matched_by_the_order_of_the_groups(tmp_path: Path) -> None:
+def test_averages_are_matched_by_the_order_of_the_groups(tmp_path):
     """As PyTorch before 1.5 numbers parameters: by memory addresses, in any order."""
     model, ema = random_state(tiny(), 1), random_state(tiny(), 2)
     optimizer = adam(ema, first=9000)
@@ -215,7 +205,7 @@ def test_averages_are_matched_by_the_order_of_the_groups(tmp_path: Path) -> None
 # ------------------------------------------------------------------------- using what was read
 
 
-def test_a_learned_variance_is_cut_off(tmp_path: Path) -> None:
+def test_a_learned_variance_is_cut_off(tmp_path):
     six = tiny("UNetModel").eval()
     six.load_state_dict(random_state(six))
     torch.save(six.state_dict(), tmp_path / "x.pth")
@@ -229,7 +219,7 @@ def test_a_learned_variance_is_cut_off(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("cls", "layer"), [("Model", "conv_out"), ("UNetModel", "out.2")])
 @pytest.mark.parametrize("outputs", [0, -1, 7, True, 2.0])
-def test_outputs_that_are_not_there(cls: str, layer: str, outputs: Any, tmp_path: Path) -> None:
+def test_outputs_that_are_not_there(cls, layer, outputs, tmp_path):
     torch.save(random_state(tiny(cls)), tmp_path / "x.pth")
     channels = len(random_state(tiny(cls))[f"{layer}.weight"])
     with pytest.raises(ValueError, match=rf"outputs=.*between 1 and .*{channels} output channels"):
@@ -237,7 +227,7 @@ def test_outputs_that_are_not_there(cls: str, layer: str, outputs: Any, tmp_path
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_warm_start_and_a_head_on_top(layout: str, tmp_path: Path) -> None:
+def test_warm_start_and_a_head_on_top(layout, tmp_path):
     """The average starts at the loaded weights; the host takes the result as a head's trunk."""
     ema = random_state(tiny(), 1)
     source = LAYOUTS[layout](tmp_path, random_state(tiny(), 2), ema)
@@ -255,7 +245,7 @@ def test_warm_start_and_a_head_on_top(layout: str, tmp_path: Path) -> None:
     assert_same({k: v for k, v in whole.state_dict().items() if k in ema}, ema)
 
 
-def test_loading_takes_the_networks_precision_and_refuses_as_a_whole(tmp_path: Path) -> None:
+def test_loading_takes_the_networks_precision_and_refuses_as_a_whole(tmp_path):
     state = {k: t.half() for k, t in random_state(tiny()).items()}
     torch.save(state, tmp_path / "x.pth")
     network = tiny()
@@ -279,7 +269,7 @@ def saved(folder: Path) -> str:
     return str(save_plain(folder, {}, random_state(tiny())))
 
 
-def test_what_was_done_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_done_is_told(tmp_path, capsys):
     ema, model = random_state(tiny("Model4Pretrained"), 1), random_state(tiny("Model4Pretrained"))
     source, target = save_host(tmp_path, model, ema), tmp_path / "1.ckpt"
     assert main([str(source), str(target), "--to", "host"]) == 0
@@ -290,9 +280,7 @@ def test_what_was_done_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("to", WRITERS)
-def test_an_existing_target_needs_force(
-    to: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_existing_target_needs_force(to, tmp_path, capsys):
     source, target = saved(tmp_path), out_path(tmp_path / "new", to)
     assert main([source, str(target), "--to", to]) == 0
     torch.save(random_state(tiny(), 5), source)
@@ -305,7 +293,7 @@ def test_an_existing_target_needs_force(
 
 
 @pytest.mark.parametrize("to", WRITERS)
-def test_force_replaces_nothing_of_another_kind(to: str, tmp_path: Path) -> None:
+def test_force_replaces_nothing_of_another_kind(to, tmp_path):
     source, target = saved(tmp_path), out_path(tmp_path, to)
     if to == "host":
         (target / "it.pth").parent.mkdir()
@@ -317,9 +305,7 @@ def test_force_replaces_nothing_of_another_kind(to: str, tmp_path: Path) -> None
     assert target.is_dir()
 
 
-def test_a_failed_conversion_leaves_the_target(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_conversion_leaves_the_target(tmp_path, monkeypatch):
     source, target = saved(tmp_path), tmp_path / "out.pth"
     target.write_bytes(b"precious")
 
@@ -334,7 +320,7 @@ def test_a_failed_conversion_leaves_the_target(
     assert {p.name for p in tmp_path.iterdir()} == {"plain.pth", "out.pth"}
 
 
-def test_a_target_must_not_hold_its_source(tmp_path: Path) -> None:
+def test_a_target_must_not_hold_its_source(tmp_path):
     state = random_state(tiny())
     folder = save_host(tmp_path, state, state)
     (tmp_path / "link").symlink_to(tmp_path)
@@ -370,9 +356,7 @@ def test_a_target_must_not_hold_its_source(tmp_path: Path) -> None:
         (["OTHER\x1b[2J", "OUT"], "no checkpoint OTHER?[2J"),
     ],
 )
-def test_bad_arguments_are_told_in_one_line(
-    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_arguments_are_told_in_one_line(arguments, message, tmp_path, capsys):
     source = saved(tmp_path)
     here = {"IN": source, "OUT": str(tmp_path / "out.pth"), "IN/x.pth": f"{source}/x.pth"}
     assert main([here.get(word, word) for word in arguments]) == 2
@@ -383,9 +367,7 @@ def test_bad_arguments_are_told_in_one_line(
     assert [p.name for p in tmp_path.iterdir()] == ["plain.pth"]
 
 
-def test_an_interrupted_conversion(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_interrupted_conversion(tmp_path, monkeypatch, capsys):
     def interrupt(state: object, file: Any) -> None:
         raise KeyboardInterrupt
 
@@ -396,7 +378,7 @@ def test_an_interrupted_conversion(
     assert [p.name for p in tmp_path.iterdir()] == ["plain.pth"]
 
 
-def test_a_process_of_its_own(tmp_path: Path) -> None:
+def test_a_process_of_its_own(tmp_path):
     """Exit codes and one line, with nothing from the imports beside it."""
     command = [sys.executable, "-m", "adapters.convert"]
     (tmp_path / "empty.pth").touch()
@@ -414,7 +396,7 @@ def test_a_process_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_full_sized_training_checkpoint(tmp_path: Path) -> None:
+def test_a_full_sized_training_checkpoint(tmp_path):
     """CelebA64's network with its average, 0.3 GB in half precision: there and back."""
     case = PUBLISHED["celeba64_eps"]
     with torch.device("meta"):

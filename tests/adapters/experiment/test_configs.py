@@ -1,7 +1,7 @@
 """The configuration files: each loads, and those of the papers' experiments hold known facts."""
 
 import json
-from collections import Counter
+import re
 from functools import cache
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from tests import ROOT
 from third_party.common.datasets import DATASETS
 from third_party.common.nets.by_name import build_network
 
-FILES = sorted((ROOT / "configs").glob("*_sa.py"))
+FILES = [p for p in (ROOT / "configs").glob("*.py") if "def get_config(method" in p.read_text()]
 PUBLISHED = json.loads((ROOT / "tests/data/models.json").read_text())
 METHODS = ("analytic", "npr", "sn")
 
@@ -58,13 +58,18 @@ FACTS = {
     "celebahq256": Facts(256, "linear", True, 2.0, 0.0, DDPM, "lsun_bedroom_eps", {}, **SA_DPM_HQ),
 }
 SETTINGS = [(name, method) for name in FACTS for method in METHODS]
+ALL = [(path.stem, method) for path in sorted(FILES) for method in METHODS]
+
+
+def read(chosen, *words):
+    """FILE.py or FILE.py:METHOD as the command line reads it."""
+    words = ["x", f"--config={ROOT}/configs/{chosen}", *words]
+    return read_command_line(words, ("base",), "x").config
 
 
 @cache
-def load(stem):
-    """A file as the command line reads it."""
-    path = ROOT / "configs" / f"{stem}.py"
-    return read_command_line(["x", f"--config={path}"], ("base",), "x").config
+def load(name, method):
+    return read(f"{name}.py:{method}")
 
 
 def count(config, shape, trunk, head=0):
@@ -83,31 +88,34 @@ def count(config, shape, trunk, head=0):
 # ---------------------------------------------------------------------------------- every file
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_file_loads_and_its_names_resolve(path):
-    config = load(path.stem)
+@pytest.mark.parametrize(("name", "method"), ALL)
+def test_every_experiment_loads_and_its_names_resolve(name, method):
+    config = load(name, method)
     check_keys(config)
-    assert config.name == path.stem.removesuffix("_sa")
+    assert config.name == f"{name}_{method}"
     assert config.data.name in DATASETS
-    assert set(config.sample.processes) <= set(PROCESSES)
+    rows = ("ddpm_small", "ddpm_big", f"{method}_ddpm", "ddim", f"{method}_ddim")
+    assert config.sample.processes == rows
+    assert set(rows) <= set(PROCESSES)
     check_names(config.evaluate.features)
 
 
-def test_every_name_is_that_of_one_file():
-    names = Counter(load(path.stem).name for path in FILES)
-    assert max(names.values()) == 1
+def test_there_is_a_file_for_each_data():
+    assert {path.stem for path in FILES} == {*FACTS, "digits", "fashion"}
 
 
-def test_there_is_a_file_for_each_data_and_method():
-    names = [*FACTS, "digits", "fashion"]
-    assert {path.stem for path in FILES} >= {f"{n}_{m}_sa" for n in names for m in METHODS}
+@pytest.mark.parametrize("name", ["cifar10", "digits"])
+def test_the_names_of_the_first_release_are_the_default(name):
+    assert read(f"{name}_sn_sa.py") == read(f"{name}.py") == load(name, "sn")
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_the_rows_are_those_of_the_method(path):
-    method = path.stem.split("_")[-2]
-    rows = ("ddpm_small", "ddpm_big", f"{method}_ddpm", "ddim", f"{method}_ddim")
-    assert load(path.stem).sample.processes == rows
+@pytest.mark.parametrize("chosen", ["celeba64.py:ocm", "cifar10_cosine.py:", "digits.py:sn:npr"])
+def test_an_unknown_name_after_the_colon_is_one_line_with_the_choices(chosen):
+    method = chosen.partition(":")[2]
+    choices = re.escape("('analytic', 'npr', 'sn')")
+    match = rf"^\S+/configs/\w+\.py:\d+: method must be one of {choices}, got '{method}'$"
+    with pytest.raises(ValueError, match=match):
+        read(chosen)
 
 
 def test_a_method_that_there_is_not_is_refused():
@@ -120,7 +128,7 @@ def test_a_method_that_there_is_not_is_refused():
 
 @pytest.mark.parametrize(("name", "method"), SETTINGS)
 def test_settings_are_the_known_ones(name, method):
-    config, facts = load(f"{name}_{method}_sa"), FACTS[name]
+    config, facts = load(name, method), FACTS[name]
     assert config.schedule.name == facts.schedule
     assert config.time.shift1 == facts.shift1
     assert config.sample.clip_pixel_ddpm == facts.clip_ddpm
@@ -134,7 +142,7 @@ def test_settings_are_the_known_ones(name, method):
 
 @pytest.mark.parametrize(("name", "method"), SETTINGS)
 def test_what_all_settings_have_in_common(name, method):
-    config = load(f"{name}_{method}_sa")
+    config = load(name, method)
     assert config.seed == 1234
     assert config.schedule.N == 1000
     assert config.time.rescale_timesteps
@@ -158,8 +166,7 @@ def test_the_other_rows_of_table_4_are_overrides(values):
     words = [f"--config.sa.K={K}", f"--config.sa.lam={lam}"]
     text = (ROOT / "configs/cifar10.py").read_text()
     assert " ".join(words) in text
-    path = ROOT / "configs/cifar10_sn_sa.py"
-    config = read_command_line(["x", f"--config={path}", *words], ("base",), "x").config
+    config = read("cifar10.py", *words)
     assert (config.sa.K, config.sa.lam) == (K, lam)
 
 
@@ -169,7 +176,7 @@ def test_the_other_rows_of_table_4_are_overrides(values):
 @pytest.mark.parametrize(("name", "method"), SETTINGS)
 def test_networks_are_the_published_ones(name, method):
     """All arguments, and with them the number of parameters."""
-    config, facts = load(f"{name}_{method}_sa"), FACTS[name]
+    config, facts = load(name, method), FACTS[name]
     shape = (3, facts.size, facts.size)
     case = PUBLISHED[facts.published]
     for key, value in config.network.args.to_dict().items():
@@ -197,7 +204,7 @@ def test_every_published_network_is_some_configurations():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_fashion_is_an_experiment_of_some_size(method):
-    config = load(f"fashion_{method}_sa")
+    config = load("fashion", method)
     assert count(config, (1, 32, 32), 1) >= 10_000_000
     assert count(config, (1, 32, 32), 1, head=1) >= 10_000_000
     assert config.data.name == "fashion"
@@ -208,11 +215,10 @@ def test_the_shortenings_of_fashion_are_accepted():
     paragraphs = (ROOT / "configs/fashion.py").read_text().split('"""')[1].split("\n\n")
     commands = [part.split() for part in paragraphs if part.strip().startswith("--")]
     assert len(commands) == 2
-    path = ROOT / "configs/fashion_sn_sa.py"
     for words in commands:
         words = [word.replace('"', "") for word in words]
-        config = read_command_line(["x", f"--config={path}", *words], ("base",), "x").config
-        assert config.base.iterations < load("fashion_sn_sa").base.iterations
+        config = read("fashion.py", *words)
+        assert config.base.iterations < load("fashion", "sn").base.iterations
         assert count(config, (1, 32, 32), 1) > 0
 
 

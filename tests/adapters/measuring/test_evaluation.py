@@ -19,7 +19,7 @@ from adapters.measuring.classifiers import (
     load,
     train,
 )
-from adapters.measuring.evaluation import PixelVariance, Summary, evaluate, summarise
+from adapters.measuring.evaluation import PixelVariance, evaluate, summarise
 from adapters.measuring.extractor import Extracted, Extractor, from_uint8
 from adapters.measuring.features import EXTRACTORS, build_extractors
 from sa_files.writing import write_atomically
@@ -30,17 +30,17 @@ QUICK = ClassifierSettings(epochs=1, width=8)
 
 
 @pytest.fixture(scope="module")
-def digits() -> tuple[Tensor, Tensor]:
+def digits():
     return labelled_images("digits")
 
 
 @pytest.fixture(scope="module")
-def extractors() -> tuple[Extractor, ...]:
+def extractors():
     return build_extractors(["pixels", "digit_classifier"])
 
 
 @pytest.fixture(scope="module")
-def reference(digits: tuple[Tensor, Tensor], extractors: tuple[Extractor, ...]) -> Summary:
+def reference(digits, extractors):
     return summarise(digits[0].split(256), extractors)
 
 
@@ -49,17 +49,17 @@ def weights(model: torch.nn.Module) -> bytes:
 
 
 class TestImages:
-    def test_every_level_survives_the_round_trip(self) -> None:
+    def test_every_level_survives_the_round_trip(self):
         levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
         x = from_uint8(levels)
         assert (x.min().item(), x.max().item()) == (-1.0, 1.0)
         assert torch.equal(to_uint8(x), levels)
 
-    def test_rounds_to_the_nearest_and_clips(self) -> None:
+    def test_rounds_to_the_nearest_and_clips(self):
         x = torch.tensor([-1.2, -1.0, 0.0, 0.5, 1.0, 7.0])
         assert to_uint8(x).tolist() == [0, 0, 128, 191, 255, 255]
 
-    def test_digits_are_the_data_set_within_rounding(self, digits: tuple[Tensor, Tensor]) -> None:
+    def test_digits_are_the_data_set_within_rounding(self, digits):
         from sklearn import datasets as sklearn_datasets
 
         data = sklearn_datasets.load_digits()
@@ -71,16 +71,16 @@ class TestImages:
         assert len(images.unique()) == 17
 
     @pytest.mark.parametrize("images", [torch.zeros(2, 1, 8, 8), torch.zeros(8, 8).byte()])
-    def test_refuses_other_images(self, images: Tensor) -> None:
+    def test_refuses_other_images(self, images):
         with pytest.raises(ValueError, match=r"images must be uint8 \[B, C, H, W\], got"):
             from_uint8(images)
 
 
 class TestClassifiers:
-    def test_held_out_accuracy(self) -> None:
+    def test_held_out_accuracy(self):
         assert held_out_accuracy("digits") >= 0.97
 
-    def test_seed_alone_decides_the_weights(self, digits: tuple[Tensor, Tensor]) -> None:
+    def test_seed_alone_decides_the_weights(self, digits):
         torch.manual_seed(1)
         first = weights(train(*digits, QUICK))
         torch.manual_seed(2)
@@ -90,22 +90,20 @@ class TestClassifiers:
         other = ClassifierSettings(epochs=1, width=8, seed=1)
         assert first == second != weights(train(*digits, other))
 
-    def test_features_of_real_images_have_full_rank(self, reference: Summary) -> None:
+    def test_features_of_real_images_have_full_rank(self, reference):
         sigma = reference.moments["digit_classifier"].sigma
         values = np.linalg.eigvalsh(sigma)
         assert sigma.shape == (64, 64)
         assert values[0] > 1e-5 * values[-1]
         assert np.trace(sigma) == pytest.approx(64, rel=1e-4)
 
-    def test_logits_are_the_head_of_the_features(self, digits: tuple[Tensor, Tensor]) -> None:
+    def test_logits_are_the_head_of_the_features(self, digits):
         model = train(*digits, QUICK)
         result = model(from_uint8(digits[0][:5]))
         assert (result.features.shape, result.logits.shape) == ((5, 64), (5, 10))
         torch.testing.assert_close(model.head(result.features * model.scale), result.logits)
 
-    def test_cache_is_used_for_its_own_settings_only(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_cache_is_used_for_its_own_settings_only(self, tmp_path, monkeypatch):
         made = load("digits", tmp_path, settings=QUICK)
         (path,) = tmp_path.iterdir()  # nothing temporary is left
         other = load("digits", tmp_path, settings=replace(QUICK, epochs=2))
@@ -120,7 +118,7 @@ class TestClassifiers:
             load("digits", tmp_path, settings=QUICK)
 
     @pytest.mark.parametrize("content", [b"", b"no such format"])
-    def test_damaged_cache_is_made_anew(self, tmp_path: Path, content: bytes) -> None:
+    def test_damaged_cache_is_made_anew(self, tmp_path, content):
         made = load("digits", tmp_path, settings=QUICK)
         (path,) = tmp_path.iterdir()
         good = path.read_bytes()
@@ -133,13 +131,11 @@ class TestClassifiers:
     @pytest.mark.parametrize(
         ("name", "value"), [("epochs", 0), ("lr", -1.0), ("dropout", 1.0), ("width", 0)]
     )
-    def test_refuses_bad_settings(self, name: str, value: float) -> None:
+    def test_refuses_bad_settings(self, name, value):
         with pytest.raises(ValueError, match=rf"{name} must be .*, got {value}"):
             ClassifierSettings(**{name: value})
 
-    def test_one_of_clothing_learns_what_tells_its_classes_apart(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_one_of_clothing_learns_what_tells_its_classes_apart(self, tmp_path, monkeypatch):
         """Class k: a bright band at row 3 k of 32x32 images, under noise."""
         labels = torch.arange(640) % 10
         noise = torch.Generator().manual_seed(0)
@@ -158,14 +154,14 @@ class TestClassifiers:
         with pytest.raises(ValueError, match=r"fashion_classifier takes images \[B, 1, 32, 32\]"):
             extractor.extract(torch.zeros(2, 1, 8, 8))
 
-    def test_refuses_too_few_images(self) -> None:
+    def test_refuses_too_few_images(self):
         few = torch.zeros(10, 1, 8, 8, dtype=torch.uint8)
         with pytest.raises(ValueError, match="at least 64, got 10"):
             train(few, torch.zeros(10).long(), QUICK)
 
 
 class TestRegistry:
-    def test_names(self) -> None:
+    def test_names(self):
         assert {"pixels", "digit_classifier"} <= set(EXTRACTORS)
         (pixels,) = build_extractors(["pixels"])
         x = torch.randn(2, 3, 4, 5)
@@ -173,7 +169,7 @@ class TestRegistry:
         assert torch.equal(pixels.extract(x).features, x.reshape(2, 60))
         assert pixels.extract(x).logits is None
 
-    def test_refuses_unknown_and_repeated_names(self) -> None:
+    def test_refuses_unknown_and_repeated_names(self):
         with pytest.raises(
             ValueError, match=r"among \['digit_classifier', 'fashion_classifier', 'inception', "
         ):
@@ -183,15 +179,13 @@ class TestRegistry:
         with pytest.raises(ValueError, match="must be different names, at least one"):
             build_extractors(["pixels", "pixels"])
 
-    def test_digit_classifier_refuses_other_sizes(self, extractors: tuple[Extractor, ...]) -> None:
+    def test_digit_classifier_refuses_other_sizes(self, extractors):
         with pytest.raises(ValueError, match=r"takes images \[B, 1, 8, 8\], got \(2, 3, 8, 8\)"):
             extractors[1].extract(torch.zeros(2, 3, 8, 8))
 
 
 class TestEvaluate:
-    def test_real_images_against_themselves(
-        self, digits: tuple[Tensor, Tensor], reference: Summary
-    ) -> None:
+    def test_real_images_against_themselves(self, digits, reference):
         metrics = evaluate(digits[0].split(100), reference)
         assert list(metrics) == [
             "n_images",
@@ -208,7 +202,7 @@ class TestEvaluate:
         assert metrics["sample_variance"] == metrics["reference_variance"]
         assert 9.5 < metrics["is_digit_classifier"] < 10
 
-    def test_noise_is_far_away(self, reference: Summary) -> None:
+    def test_noise_is_far_away(self, reference):
         noise = torch.randint(
             0, 256, (500, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
         )
@@ -217,26 +211,20 @@ class TestEvaluate:
         assert metrics["frechet_digit_classifier"] > 20
         assert metrics["is_digit_classifier"] < 6
 
-    def test_a_missing_class_is_seen(
-        self, digits: tuple[Tensor, Tensor], reference: Summary
-    ) -> None:
+    def test_a_missing_class_is_seen(self, digits, reference):
         images, labels = digits
         halves = images[::2], images[labels != 3][::2]
         whole, lacking = (evaluate([half], reference) for half in halves)
         assert lacking["frechet_digit_classifier"] > 5 * whole["frechet_digit_classifier"]
         assert lacking["is_digit_classifier"] < whole["is_digit_classifier"] - 0.5
 
-    def test_batch_size_does_not_matter(
-        self, digits: tuple[Tensor, Tensor], reference: Summary
-    ) -> None:
+    def test_batch_size_does_not_matter(self, digits, reference):
         images = digits[0][:300]
         one = evaluate([images], reference)
         for size in (7, 64):
             assert evaluate(images.split(size), reference) == pytest.approx(one, rel=1e-6)
 
-    def test_against_a_direct_computation(
-        self, digits: tuple[Tensor, Tensor], extractors: tuple[Extractor, ...], reference: Summary
-    ) -> None:
+    def test_against_a_direct_computation(self, digits, extractors, reference):
         images = digits[0][:400]
         metrics = evaluate(images.split(64), reference)
         made, real = (
@@ -251,7 +239,7 @@ class TestEvaluate:
         score = metrics["is_digit_classifier"], metrics["is_digit_classifier_std"]
         assert score == pytest.approx(inception_score(logits), rel=1e-9)
 
-    def test_one_pass_and_one_call_for_each_batch(self) -> None:
+    def test_one_pass_and_one_call_for_each_batch(self):
         calls = []
 
         def extract(x: Tensor) -> Extracted:
@@ -270,9 +258,7 @@ class TestEvaluate:
         assert metrics["frechet_means"] < 1e-12
         assert metrics["is_means_std"] >= 0
 
-    def test_refuses_bad_input(
-        self, digits: tuple[Tensor, Tensor], extractors: tuple[Extractor, ...], reference: Summary
-    ) -> None:
+    def test_refuses_bad_input(self, digits, extractors, reference):
         pixels = extractors[:1]
         with pytest.raises(ValueError, match="at least 2 images, got none"):
             summarise([], pixels)
@@ -289,7 +275,7 @@ class TestEvaluate:
             evaluate([torch.zeros(4, 1, 8, 8)], reference)
 
 
-def test_the_variance_of_more_pixels_than_int64_has_room_for() -> None:
+def test_the_variance_of_more_pixels_than_int64_has_room_for():
     """The sums of ImageNet at 64x64: of a pixel they fit, of all pixels they do not."""
     count, ones = 1_281_167, torch.ones(3, 64, 64, dtype=torch.int64)
     found = PixelVariance()
@@ -298,9 +284,7 @@ def test_the_variance_of_more_pixels_than_int64_has_room_for() -> None:
     assert found.total() == pytest.approx(3 * 64 * 64 * of_a_pixel, rel=1e-12)
 
 
-def test_a_failed_write_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "new folder" / "file"
     write_atomically(path, b"old")
 

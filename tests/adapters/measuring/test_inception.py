@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from sa_plugin.metrics import inception_score
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def hub(tmp_path_factory):
     """A torch hub folder whose checkpoints hold the random weights."""
     folder = tmp_path_factory.mktemp("torch")
     (folder / "hub" / "checkpoints").mkdir(parents=True)
@@ -31,7 +30,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def surroundings(hub: Path) -> Iterator[None]:
+def surroundings(hub):
     """Neither the user's weights nor the user's settings."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("TORCH_HUB", raising=False)
@@ -42,18 +41,18 @@ def surroundings(hub: Path) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def weights(hub: Path) -> dict[str, Tensor]:
+def weights(hub):
     return torch.load(hub / "checkpoints" / NAME, weights_only=True)
 
 
 @pytest.fixture(scope="module")
-def pytorch_fid_network(surroundings: None) -> nn.Module:
+def pytorch_fid_network(surroundings):
     """Made by pytorch-fid alone, which finds the file in torch hub's folder."""
     return reference_package.InceptionV3([3]).eval()
 
 
 @pytest.fixture(scope="module")
-def extractor(surroundings: None) -> Extractor:
+def extractor(surroundings):
     (made,) = build_extractors(["inception"])
     return made
 
@@ -78,9 +77,7 @@ def activations(folder: Path, network: nn.Module, images: Tensor) -> np.ndarray:
 
 class TestFeatures:
     @pytest.mark.parametrize("size", [24, 299])
-    def test_equal_pytorch_fids(
-        self, extractor: Extractor, pytorch_fid_network: nn.Module, size: int
-    ) -> None:
+    def test_equal_pytorch_fids(self, extractor, pytorch_fid_network, size):
         images = random_images(2, size=size)
         (expected,) = pytorch_fid_network(images / 255)
         features = extractor.extract(from_uint8(images)).features
@@ -90,11 +87,8 @@ class TestFeatures:
         assert features.std(dim=0).mean() > 0.05 * features.mean()
 
     def test_logits_are_without_the_bias_and_of_the_same_pass(
-        self,
-        extractor: Extractor,
-        weights: dict[str, Tensor],
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
+        self, extractor, weights, monkeypatch
+    ):
         calls = []
         forward = reference_package.InceptionV3.forward
 
@@ -110,7 +104,7 @@ class TestFeatures:
         torch.testing.assert_close(result.logits.double(), expected, rtol=1e-5, atol=1e-3)
         assert weights["fc.bias"].abs().mean() > 0.05  # so that adding it would have been seen
 
-    def test_images_are_rounded_as_in_a_png(self, extractor: Extractor) -> None:
+    def test_images_are_rounded_as_in_a_png(self, extractor):
         x = from_uint8(random_images(2))
         exact = extractor.extract(x).features
         nudged = x + 0.3 / 127.5
@@ -118,9 +112,7 @@ class TestFeatures:
         beyond = extractor.extract(torch.full((1, 3, 8, 8), 1.7)).features
         assert torch.equal(beyond, extractor.extract(torch.ones(1, 3, 8, 8)).features)
 
-    def test_neither_autocast_nor_the_cut_into_batches_matters(
-        self, extractor: Extractor, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_neither_autocast_nor_the_cut_into_batches_matters(self, extractor, monkeypatch):
         x = from_uint8(random_images(3))
         whole = extractor.extract(x)
         monkeypatch.setattr("adapters.measuring.inception._IMAGES_AT_ONCE", 2)
@@ -129,25 +121,19 @@ class TestFeatures:
         torch.testing.assert_close(cut.features, whole.features, rtol=1e-5, atol=0)
         torch.testing.assert_close(cut.logits, whole.logits, rtol=1e-5, atol=1e-3)
 
-    def test_an_empty_batch(self, extractor: Extractor) -> None:
+    def test_an_empty_batch(self, extractor):
         nothing = extractor.extract(torch.zeros(0, 3, 8, 8))
         assert (nothing.features.shape, nothing.logits.shape) == ((0, 2048), (0, 1008))
 
     @pytest.mark.parametrize("shape", [(2, 4, 8, 8), (3, 8, 8)])
-    def test_refuses_other_shapes(self, extractor: Extractor, shape: tuple[int, ...]) -> None:
+    def test_refuses_other_shapes(self, extractor, shape):
         with pytest.raises(ValueError, match=r"takes images \[B, 1 or 3, H, W\], got"):
             extractor.extract(torch.zeros(shape))
 
 
 @pytest.mark.filterwarnings("ignore:.*the covariance is singular:UserWarning")
 class TestMetrics:
-    def test_equal_pytorch_fids_on_pngs(
-        self,
-        extractor: Extractor,
-        pytorch_fid_network: nn.Module,
-        weights: dict[str, Tensor],
-        tmp_path: Path,
-    ) -> None:
+    def test_equal_pytorch_fids_on_pngs(self, extractor, pytorch_fid_network, weights, tmp_path):
         made, real = random_images(4, seed=1), random_images(3, seed=2)
         features = [activations(tmp_path, pytorch_fid_network, images) for images in (made, real)]
         means = [rows.mean(axis=0) for rows in features]
@@ -172,9 +158,7 @@ class TestMetrics:
         assert score[0] > 1.001
 
     @pytest.mark.slow
-    def test_inception_score_equals_torch_fidelitys(
-        self, hub: Path, extractor: Extractor, tmp_path: Path
-    ) -> None:
+    def test_inception_score_equals_torch_fidelitys(self, hub, extractor, tmp_path):
         import torch_fidelity
 
         images = random_images(6, seed=3)
@@ -199,9 +183,7 @@ class TestMetrics:
         assert abs(metrics["is_inception"] - mean) > 1e-5
 
     @pytest.mark.slow
-    def test_fid_equals_pytorch_fids_of_two_folders(
-        self, extractor: Extractor, pytorch_fid_network: nn.Module, tmp_path: Path
-    ) -> None:
+    def test_fid_equals_pytorch_fids_of_two_folders(self, extractor, pytorch_fid_network, tmp_path):
         from pytorch_fid import fid_score
 
         made, real = random_images(12, seed=1), random_images(10, seed=2)
@@ -223,15 +205,13 @@ class TestMetrics:
         assert metrics["fid"] == pytest.approx(expected, rel=1e-3)
         assert expected > 1
 
-    def test_grey_pngs(
-        self, extractor: Extractor, pytorch_fid_network: nn.Module, tmp_path: Path
-    ) -> None:
+    def test_grey_pngs(self, extractor, pytorch_fid_network, tmp_path):
         grey = random_images(2, channels=1)
         expected = activations(tmp_path, pytorch_fid_network, grey)
         features = extractor.extract(from_uint8(grey)).features
         np.testing.assert_allclose(features.numpy(), expected, rtol=1e-5, atol=1e-6)
 
-    def test_an_extractor_carries_its_metrics_names(self, extractor: Extractor) -> None:
+    def test_an_extractor_carries_its_metrics_names(self, extractor):
         def channel_means(x: Tensor) -> Extracted:
             return Extracted(x.mean(dim=(2, 3)), x.mean(dim=3).flatten(1))
 
@@ -247,12 +227,10 @@ class TestMetrics:
 
 
 class TestWeights:
-    def test_registered(self) -> None:
+    def test_registered(self):
         assert "inception" in EXTRACTORS
 
-    def test_environment_then_cache_then_hub(
-        self, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_environment_then_cache_then_hub(self, hub, tmp_path, monkeypatch):
         assert find_weights(None) == hub / "checkpoints" / NAME
         assert find_weights(tmp_path) == hub / "checkpoints" / NAME
         (tmp_path / NAME).touch()
@@ -264,9 +242,7 @@ class TestWeights:
         named.touch()
         assert find_weights(tmp_path) == named
 
-    def test_missing_file_is_told_in_one_line(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_missing_file_is_told_in_one_line(self, tmp_path, monkeypatch):
         monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
         with pytest.raises(ValueError, match="Inception's weights must be a file at") as caught:
             build_extractors(["inception"], cache_dir=tmp_path / "cache")
@@ -278,9 +254,7 @@ class TestWeights:
         assert "\n" not in message
         assert not any(tmp_path.iterdir())  # nothing fetched, no folder made
 
-    def test_older_files_without_batch_counts(
-        self, weights: dict[str, Tensor], extractor: Extractor, tmp_path: Path
-    ) -> None:
+    def test_older_files_without_batch_counts(self, weights, extractor, tmp_path):
         plain = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
         assert len(plain) < len(weights)
         path = tmp_path / NAME
@@ -292,7 +266,7 @@ class TestWeights:
         assert torch.equal(model(x).features, extractor.extract(x).features)
 
     @pytest.mark.parametrize("content", [b"", b"half a file", {"fc.weight": torch.ones(2)}, [1]])
-    def test_refuses_other_files(self, tmp_path: Path, content: bytes | object) -> None:
+    def test_refuses_other_files(self, tmp_path, content):
         path = tmp_path / NAME
         if isinstance(content, bytes):
             path.write_bytes(content)
@@ -303,7 +277,7 @@ class TestWeights:
         assert "\n" not in str(caught.value)
         assert str(path) in str(caught.value)
 
-    def test_missing_package_names_the_extra(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_missing_package_names_the_extra(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "pytorch_fid.inception", None)
         with pytest.raises(ImportError, match=r"extra \[metrics\]: pip install") as caught:
             build_extractors(["inception"])

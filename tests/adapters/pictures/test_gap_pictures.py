@@ -1,6 +1,5 @@
 """The gap's picture: what is drawn where, and what is refused."""
 
-import matplotlib.figure
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,20 +15,6 @@ def curve(scale, start=6):
     steps = np.arange(start, 1, -1)
     rise = scale * np.arange(1.0, len(steps) + 1)
     return GapCurve(steps, rise, rise / 10, 2 * rise, rise / 5, rise[-1:], rise[-1:])
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures that are made."""
-    made = []
-
-    class Recorded(matplotlib.figure.Figure):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            made.append(self)
-
-    monkeypatch.setattr("adapters.pictures.gap_pictures.Figure", Recorded)
-    return made
 
 
 @pytest.mark.parametrize(("quantity", "factor"), [("total", 1), ("distance", 2)])

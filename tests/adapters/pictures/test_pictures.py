@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib.figure
 import numpy as np
 import pytest
 import torch
@@ -31,22 +30,8 @@ def flat_images(*levels: int, size: int = 8, channels: int = 1) -> torch.Tensor:
     )
 
 
-@pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch) -> list[matplotlib.figure.Figure]:
-    """The figures that are made, so that a test can ask what they hold."""
-    made: list[matplotlib.figure.Figure] = []
-
-    class Recorded(matplotlib.figure.Figure):
-        def __init__(self, *args: object, **kwargs: object) -> None:
-            super().__init__(*args, **kwargs)
-            made.append(self)
-
-    monkeypatch.setattr("adapters.pictures.pictures.Figure", Recorded)
-    return made
-
-
 class TestSaveGrid:
-    def test_places_and_grey_levels(self, tmp_path: Path) -> None:
+    def test_places_and_grey_levels(self, tmp_path):
         images = flat_images(0, 50, 100, 200, 255)
         images[1, 0, 7, 7] = 60
         save_grid(tmp_path / "deep" / "grid.png", images, columns=3)
@@ -62,7 +47,7 @@ class TestSaveGrid:
         assert tuple(picture[0, 0]) == tuple(picture[50, 50]) == GREY
         assert list((tmp_path / "deep").iterdir()) == [tmp_path / "deep" / "grid.png"]
 
-    def test_colours(self, tmp_path: Path) -> None:
+    def test_colours(self, tmp_path):
         images = torch.tensor([[255, 0, 10], [1, 2, 3]], dtype=torch.uint8)
         images = images[:, :, None, None].expand(-1, -1, 4, 4)
         save_grid(tmp_path / "grid.png", images, columns=2, scale=1)
@@ -72,7 +57,7 @@ class TestSaveGrid:
         assert tuple(picture[5, 11]) == (1, 2, 3)
 
     @pytest.mark.parametrize(("size", "cell"), [(8, 48), (16, 48), (32, 64), (64, 64), (256, 256)])
-    def test_cells_are_large_enough_to_see(self, tmp_path: Path, size: int, cell: int) -> None:
+    def test_cells_are_large_enough_to_see(self, tmp_path, size, cell):
         save_grid(tmp_path / "grid.png", flat_images(0, 0, size=size), columns=2)
         assert read(tmp_path / "grid.png").shape[:2] == (cell + 4, 2 * cell + 6)
 
@@ -87,18 +72,14 @@ class TestSaveGrid:
             (torch.zeros(1, 1, 8, 8).byte(), {"scale": 0}, "must be positive, got 4 and 0"),
         ],
     )
-    def test_refuses_bad_input(
-        self, tmp_path: Path, images: torch.Tensor, options: dict[str, int], message: str
-    ) -> None:
+    def test_refuses_bad_input(self, tmp_path, images, options, message):
         with pytest.raises(ValueError, match=message):
             save_grid(tmp_path / "grid.png", images, **{"columns": 4, **options})
         assert not list(tmp_path.iterdir())
 
 
 class TestSaveLabelledGrids:
-    def test_panels_are_drawn_pixel_by_pixel(
-        self, tmp_path: Path, figures: list[matplotlib.figure.Figure]
-    ) -> None:
+    def test_panels_are_drawn_pixel_by_pixel(self, tmp_path, figures):
         levels = torch.arange(128, dtype=torch.uint8).reshape(2, 1, 8, 8)
         panels = {"real": levels, "baseline": levels + 100, "SA-2": levels + 50}
         save_labelled_grids(
@@ -116,9 +97,7 @@ class TestSaveLabelledGrids:
             shown = picture[top : top + grid.shape[0], left : left + grid.shape[1]]
             np.testing.assert_array_equal(shown, grid)
 
-    def test_a_long_title_stays_over_its_panel(
-        self, tmp_path: Path, figures: list[matplotlib.figure.Figure]
-    ) -> None:
+    def test_a_long_title_stays_over_its_panel(self, tmp_path, figures):
         title = "sequence-aware loss over two steps, Analytic-DDPM, trajectory linear, 10 steps"
         panels = {title: flat_images(0, 1, 2, 3), "other": flat_images(4, 5, 6, 7)}
         save_labelled_grids(tmp_path / "panels.png", panels, columns=4)
@@ -130,7 +109,7 @@ class TestSaveLabelledGrids:
         assert first.get_window_extent().y1 <= box.y0
         assert box.y1 <= figure.bbox.y1
 
-    def test_refuses_bad_input(self, tmp_path: Path) -> None:
+    def test_refuses_bad_input(self, tmp_path):
         path = tmp_path / "panels.png"
         with pytest.raises(ValueError, match="at least one title"):
             save_labelled_grids(path, {})
@@ -141,9 +120,7 @@ class TestSaveLabelledGrids:
 
 
 class TestPlotMetric:
-    def test_lines_axes_and_legend(
-        self, tmp_path: Path, figures: list[matplotlib.figure.Figure]
-    ) -> None:
+    def test_lines_axes_and_legend(self, tmp_path, figures):
         plot_metric(tmp_path / "metric.png", TABLE, metric="frechet_pixels", title="Digits")
         (figure,) = figures
         (axes,) = figure.axes
@@ -159,25 +136,19 @@ class TestPlotMetric:
         assert not sa[2]  # one seed: no bar
         assert read(tmp_path / "metric.png").std() > 0
 
-    def test_linear_axes_for_narrow_or_negative_values(
-        self, tmp_path: Path, figures: list[matplotlib.figure.Figure]
-    ) -> None:
+    def test_linear_axes_for_narrow_or_negative_values(self, tmp_path, figures):
         plot_metric(tmp_path / "a.png", {"a": {10: 9.1, 20: 9.5}}, metric="is")
         plot_metric(tmp_path / "b.png", {"a": {1: -0.1, 1000: 9.5}}, metric="is")
         plot_metric(tmp_path / "c.png", TABLE, metric="is", log_x=False, log_y=False)
         scales = [(f.axes[0].get_xscale(), f.axes[0].get_yscale()) for f in figures]
         assert scales == [("linear", "linear"), ("log", "linear"), ("linear", "linear")]
 
-    def test_all_styles_differ(
-        self, tmp_path: Path, figures: list[matplotlib.figure.Figure]
-    ) -> None:
+    def test_all_styles_differ(self, tmp_path, figures):
         plot_metric(tmp_path / "a.png", {str(i): {1: i} for i in range(28)}, metric="is")
         lines = [container.lines[0] for container in figures[0].axes[0].containers]
         assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 28
 
-    def test_groups_share_a_colour(
-        self, tmp_path: Path, figures: list[matplotlib.figure.Figure]
-    ) -> None:
+    def test_groups_share_a_colour(self, tmp_path, figures):
         groups = {"a": "DDPM", "b": "DDIM", "c": "DDPM"}
         plot_metric(tmp_path / "a.png", {m: {1: 1.0} for m in groups}, metric="is", groups=groups)
         a, b, c = (container.lines[0] for container in figures[0].axes[0].containers)
@@ -195,9 +166,7 @@ class TestPlotMetric:
             ({"a": {5: 1.0}}, {"groups": {}}, "groups must name every method .* 'a' is missing"),
         ],
     )
-    def test_refuses_bad_input(
-        self, tmp_path: Path, table: dict, options: dict, message: str
-    ) -> None:
+    def test_refuses_bad_input(self, tmp_path, table, options, message):
         with pytest.raises(ValueError, match=message):
             plot_metric(tmp_path / "metric.png", table, metric="is", **options)
         assert not list(tmp_path.iterdir())

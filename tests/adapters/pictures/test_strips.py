@@ -13,7 +13,7 @@ from adapters import pictures_of
 from adapters.pictures.strips import film_strip, plot_variances, reverse_variances, save_film_strip
 from sa_plugin.sampling.sampler import Sampler, to_uint8
 from sa_plugin.schedule import NoiseSchedule
-from tests.adapters.test_adapters import call, command
+from tests.adapters.test_adapters import command
 from tests.gaussian import GaussianData
 from tests.toys import toy_eps
 
@@ -89,16 +89,6 @@ def test_variances_are_drawn_relative_to_the_first(tmp_path, monkeypatch):
     assert drawn == {"small": {2: 1, 9: 1}, "big": {2: 3, 9: 1.5}}
     with pytest.raises(ValueError, match="at least one method"):
         plot_variances(tmp_path / "a.png", {})
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Runs before their stage ``sample``."""
-    workdirs = {method: tmp_path_factory.mktemp(method) / "run" for method in ("analytic", "sn")}
-    for method, workdir in workdirs.items():
-        second = "gamma" if method == "analytic" else "head"
-        assert call(method, workdir, f"--stage=base,{second}") == 0
-    return workdirs
 
 
 @pytest.mark.parametrize("method", ["analytic", "sn"])

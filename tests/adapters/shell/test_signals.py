@@ -20,6 +20,7 @@ from adapters.shell.command import exit_code
 from sa_plugin.sampling.gamma import estimate_gamma
 from sa_plugin.schedule import NoiseSchedule
 from tests.children import ROOT, finish, start
+from tests.commands import words
 from tests.third_party.test_host_training import Files, everything, make_trainer
 from third_party.common import checkpoints, distributed
 from third_party.common.data import BatchStream
@@ -250,19 +251,12 @@ def test_a_stopped_estimate_of_gamma_repeats_no_step(tmp_path):
 
 # -- whole commands
 
-TINY = [
-    "--config=configs/digits_sn_sa.py",
-    "--config.network.args.model_channels=8",
-    "--config.network.args.channel_mult=(1,)",
-    "--config.network.args.attention_resolutions=()",
-    "--config.base.batch_size=4",
-    "--config.base.log_every=3",
-    "--config.base.keep=0",
-    "--config.base.ckpt_every=4",
-    "--stage=base",
-    "--device=cpu",
-    "--noprogress",
-]
+TINY = words(
+    "digits_sn_sa.py",
+    network={"args": {"model_channels": 8, "channel_mult": (1,), "attention_resolutions": ()}},
+    base={"batch_size": 4, "log_every": 3, "keep": 0, "ckpt_every": 4},
+)
+TINY.append("--stage=base")
 
 
 def test_a_training_command_saves_and_says_where(tmp_path, monkeypatch, capsys):
