@@ -9,6 +9,8 @@ not name the file, damage that the format's checksums reveal was accepted, or co
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import multiprocessing
 import random
 import resource
@@ -151,6 +153,9 @@ def _child(name: str, count: int, seed: int, answer: Connection) -> None:
     signal.signal(signal.SIGALRM, _too_slow)
     bound = int(_status("VmSize") * 2**20) + ADDRESS_SPACE
     resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
+    # What the parent has freed but kept would be used first, and would hide an increase.
+    with contextlib.suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
     answer.send(run_loader(name, count, seed))
 
 
