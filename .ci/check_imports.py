@@ -19,6 +19,7 @@ LIBRARY = (
     "sa_plugin",  # the modules that are in no room
     "sa_plugin.sampling",
     "sa_plugin.bounds",
+    "sa_plugin.effect",
     "sa_plugin.hooks",
     "sa_plugin.metrics",
     "sa_plugin.formulas",
@@ -42,6 +43,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sa_plugin": ("sa_files",),
     "sa_plugin.sampling": ("sa_files", "sa_plugin"),
     "sa_plugin.bounds": ("sa_files", "sa_plugin", "sa_plugin.sampling"),
+    "sa_plugin.effect": ("sa_files", "sa_plugin", "sa_plugin.sampling"),
     "sa_plugin.hooks": ("sa_files", "sa_plugin"),
     "sa_plugin.metrics": ("sa_files",),
     "sa_plugin.formulas": ("sa_plugin", "sa_plugin.sampling"),

@@ -40,7 +40,9 @@ def base_comparison() -> ConfigDict:
             # key -> {"title": ..., "set": the keys of the experiment that differ}
             "trainings": {},
             # How cells are sampled: key -> {"title", "set": the keys of experiment.sample that
-            # differ, "eps_scale": factor of the predicted eps; 0: the constant fitted below}
+            # differ, "eps_scale": factor of the predicted eps; 0: the constant fitted below,
+            # "correction": "", "spectral" or "shifted" (sa_plugin.effect.correction), "q": its
+            # strength; 0: the best predicted one for the data, the row and the number of steps}
             "samplings": {"default": sampling("")},
             # key -> {"title", "lines", "processes", "steps"}; see part().
             "parts": {},
@@ -71,9 +73,17 @@ def training(title: str, **sections: dict) -> dict:
     return {"title": title, "set": sections}
 
 
-def sampling(title: str, *, eps_scale: float = 1.0, **keys: object) -> dict:
+def sampling(
+    title: str, *, eps_scale: float = 1.0, correction: str = "", q: float = 0.0, **keys: object
+) -> dict:
     """A way to sample, given by the keys of experiment.sample that it changes."""
-    return {"title": title, "eps_scale": eps_scale, "set": keys}
+    return {
+        "title": title,
+        "eps_scale": eps_scale,
+        "correction": correction,
+        "q": q,
+        "set": keys,
+    }
 
 
 def part(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +28,7 @@ WITHOUT_EFFECT = {
 }
 # Keys added later: names leave them out at these values, so that older results are still found.
 LATER = {"sample": {"channels_last": False, "compile": False, "precision": "float32"}}
+CORRECTIONS = ("spectral", "shifted")
 COMPARISON = Schema(
     expected=base_comparison,
     free=("trainings", "samplings", "parts", "published", "experiment.network.args"),
@@ -101,6 +103,14 @@ class Grid:
         self._check_titles()
         self._check_gap()
         self._check_eps_scale()
+        for name, sampling in config.samplings.items():
+            if sampling.correction not in ("", *CORRECTIONS):
+                raise ValueError(
+                    f"samplings.{name}.correction must be one of {CORRECTIONS} or empty, got "
+                    f"{sampling.correction!r}"
+                )
+            if not 0 <= sampling.q < math.inf:
+                raise ValueError(f"samplings.{name}.q must be >= 0, got {sampling.q}")
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -163,6 +173,13 @@ class Grid:
     def eps_scale(self, line: Line) -> float:
         """The factor of the predicted noise; 0 for the fitted constant."""
         return self.config.samplings[line.sampling].eps_scale
+
+    def correction(self, line: Line) -> dict[str, str | float] | None:
+        """What is done to the network while sampling: its name and q (0: the best); or None."""
+        sampling = self.config.samplings[line.sampling]
+        if not sampling.correction:
+            return None
+        return {"name": sampling.correction, "q": sampling.q}
 
     def _check_gap(self) -> None:
         gap, N = self.config.gap, self.config.experiment.schedule.N
@@ -229,7 +246,12 @@ def second_name(config: FrozenConfigDict, needs: str) -> str:
     return f"{host_of([needs]).name}_{digest({section: config[section].to_dict()})}"
 
 
-def cell_name(config: FrozenConfigDict, cell: Cell, eps_scale: Mapping[str, Any] | float) -> str:
+def cell_name(
+    config: FrozenConfigDict,
+    cell: Cell,
+    eps_scale: Mapping[str, Any] | float,
+    correction: Mapping[str, Any] | None = None,
+) -> str:
     """The file name of a cell, inside its training's folder."""
     needs = get_process(cell.process).needs
     decides = {
@@ -238,6 +260,8 @@ def cell_name(config: FrozenConfigDict, cell: Cell, eps_scale: Mapping[str, Any]
         "second": second_name(config, needs) if needs else None,
         "eps_scale": eps_scale,
     }
+    if correction is not None:  # a key that came later: cells without it keep their names
+        decides["correction"] = dict(correction)
     return f"{cell.process}_{cell.steps}_{digest(decides)}"
 
 

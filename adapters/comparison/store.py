@@ -20,6 +20,7 @@ from adapters.experiment.stages import TrainStage
 from adapters.hosts import get_process, host_of
 from adapters.measuring.evaluation import Summary, summarise
 from adapters.measuring.features import CACHE, build_extractors
+from sa_plugin.effect.spectrum import Spectrum
 from third_party.common.data import ImageDataset
 
 
@@ -51,6 +52,12 @@ class Store:
         """The real images."""
         cell = Line(next(iter(self.grid.config.trainings)))
         return self.experiment(cell, self.grid.seeds[0], None).dataset
+
+    @cached_property
+    def spectrum(self) -> Spectrum:
+        """Mean and variances of the real images."""
+        batch = self.grid.config.experiment.sample.batch_size
+        return Spectrum.of(self.dataset.uint8_batches(batch))
 
     @lru_cache(maxsize=1)  # noqa: B019, a store lives as long as its process
     def reference(self, features: tuple[str, ...]) -> Summary:

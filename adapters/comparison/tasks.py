@@ -23,6 +23,7 @@ from adapters.experiment.experiment import Experiment
 from adapters.experiment.gamma_stage import GammaStage
 from adapters.experiment.stages import GRID_COLUMNS, GRID_IMAGES, TrainStage
 from adapters.experiment.tables import check_cell
+from adapters.hosts import get_process
 from adapters.measuring.evaluation import evaluate
 from adapters.pictures.pictures import save_grid
 from adapters.sampling.pipeline import Source
@@ -30,6 +31,8 @@ from adapters.sampling.sinks import first_images
 from sa_files.stored import read_arrays, read_json
 from sa_files.writing import write_atomically, write_json
 from sa_plugin.bounds.gap import GapCurve, gap_along_chain
+from sa_plugin.effect.chains import best_strength
+from sa_plugin.effect.correction import SECOND_IS, ShiftedNoise, SpectralShrinkage
 
 DAMAGED = "is damaged: remove it, and the same command makes it again"
 FIT_SEED = 2**32  # added to the seed for the images on which the eps constant is fitted
@@ -189,7 +192,8 @@ class CellTask:
         config = store.grid.experiment(cell.line, cell.seed, cell.process)
         scale = store.grid.eps_scale(cell.line) if fit is None else {"fit": Path(fit.name).name}
         folder = store.folder / "cells" / training_name(config)
-        self.path = folder / f"{cell_name(config, cell, scale)}.json"
+        self.correction = store.grid.correction(cell.line)
+        self.path = folder / f"{cell_name(config, cell, scale, self.correction)}.json"
         self.name = self.path.relative_to(store.folder).as_posix()
         self.evaluations = float(config.sample.n_images * cell.steps)
 
@@ -218,6 +222,7 @@ class CellTask:
         result = {
             "metrics": metrics,
             "eps_scale": scale,
+            **({} if self.correction is None else {"q": self._strength(experiment)}),
             "seconds": round(time.monotonic() - began, 2),
             "made_with": made_with(self.store.device),
         }
@@ -229,7 +234,42 @@ class CellTask:
         network, typ = self.store.network(stage)
         gamma = self.second.stage.result() if is_gamma else None
         process, steps = self.cell.process, self.cell.steps
-        return experiment.source(process, steps, network, typ, gamma, call=scaled(scale))
+        return experiment.source(
+            process, steps, network, typ, gamma, call=self._call(experiment, scale)
+        )
+
+    def _call(self, experiment: Experiment, scale: float) -> Callable[[Any], Callable[..., Any]]:
+        """The network as the sampler calls it: eps scaled, then corrected."""
+        if self.correction is None:
+            return scaled(scale)
+        q, spectrum = self._strength(experiment), self.store.spectrum
+        needs = get_process(self.cell.process).needs
+        second_is = needs if needs in SECOND_IS else None
+
+        def corrected(network: Any) -> Callable[..., Any]:
+            network = scaled(scale)(network)
+            if self.correction["name"] == "spectral":
+                return SpectralShrinkage(
+                    network, experiment.schedule, spectrum, q, second_is=second_is
+                )
+            return ShiftedNoise(network, experiment.schedule, q, spectrum.mean, second_is=second_is)
+
+        return corrected
+
+    def _strength(self, experiment: Experiment) -> float:
+        """The correction's q; 0 in the configuration is the best for this row and these steps."""
+        if self.correction["q"]:
+            return self.correction["q"]
+        row, variances = get_process(self.cell.process), self.store.spectrum.variances
+        return best_strength(
+            experiment.schedule,
+            variances[variances > 0],
+            steps=self.cell.steps,
+            forward=row.forward,
+            variance=row.variance,
+            trajectory=experiment.config.sample.trajectory,
+            rests_on="exact",  # the corrections leave the covariance the network's own
+        )
 
     def _store_images(self, images: Tensor) -> None:
         save_grid(self.path.with_suffix(".grid.png"), images, columns=GRID_COLUMNS)

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -148,8 +149,6 @@ def test_again_computes_nothing(finished):
 
 
 def test_a_grown_grid_reuses_what_is_there(finished, tmp_path):
-    import shutil
-
     folder = tmp_path / "grid"
     shutil.copytree(finished, folder, copy_function=shutil.copy2)
     before = written(folder)
@@ -243,6 +242,35 @@ def results(folder):
                 content = json.loads(content)["metrics"]  # the seconds differ
             found[path.relative_to(folder).as_posix()] = content
     return found
+
+
+@pytest.mark.parametrize(("name", "q"), [("shifted", 0.5), ("spectral", 0.0)])
+def test_cells_corrected_at_sampling_time_are_other_cells(finished, tmp_path, name, q):
+    """In the networks that are there; q = 0 is the best for the row and its steps."""
+    folder = tmp_path / "grid"
+    shutil.copytree(finished, folder, copy_function=shutil.copy2)
+    before = set(folder.glob("cells/*/*.json"))
+    words = ["--config.tables=('unclipped',)", "--config.gap.trainings=()", "--config.seeds=(0,)"]
+    words += ["--config.parts.unclipped.lines=('b','b/unclipped')"]
+    words += ["--config.parts.unclipped.processes=('ddpm_small','sn_ddim','npr_ddpm')"]
+    words += ["--config.parts.unclipped.steps=(2,)"]
+    words += ["--config.samplings.unclipped.set.clip_x0=True"]
+    words += [f"--config.samplings.unclipped.correction={name}"]
+    words += [f"--config.samplings.unclipped.q={q}"]
+    assert compare(folder, *words) == 0
+    new = [json.loads(path.read_text()) for path in set(folder.glob("cells/*/*.json")) - before]
+    corrected = [cell["q"] for cell in new if "q" in cell]
+    assert len(corrected) == 3
+    assert all(found == q for found in corrected) if q else max(corrected) > 1
+    plan = plan_of(folder, [w for w in options(folder, *words) if not w.startswith("--workers")])
+    for cell, task in plan.cells.items():
+        if task.correction is None:
+            continue
+        experiment = plan.store.experiment(cell.line, 0, cell.process)
+        stage = task.base.stage if task.second is None else task.second.stage
+        network = task._call(experiment, 1.0)(experiment.wrapper(*plan.store.network(stage)))
+        assert type(network).__name__ == {"shifted": "ShiftedNoise"}.get(name, "SpectralShrinkage")
+        assert network._second_is == {"sn_ddim": "eps2", "npr_ddpm": "epsc"}.get(cell.process)
 
 
 @pytest.mark.slow
@@ -393,6 +421,7 @@ def test_every_comparison_can_be_read(path):
 
 def test_there_is_a_comparison_for_every_table():
     expected = [
+        "digits_effect_tables",
         "digits_one_tables",
         "digits_options_tables",
         "digits_tables",
@@ -433,6 +462,8 @@ BAD = [
     ("--workers=2 --scheduler=tcp://127.0.0.1:9", "exclude each other"),
     ("--config.gap.start=51", "gap.start"),
     ("--config.eps_scale.low=1.2", "eps_scale"),
+    ("--config.samplings.scaled.correction=none", "samplings.scaled.correction must be one of"),
+    ("--config.samplings.scaled.q=-0.5", "samplings.scaled.q must be >= 0"),
 ]
 
 

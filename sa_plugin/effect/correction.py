@@ -1,0 +1,326 @@
+r"""What the SA loss does to a network, done to any noise network while sampling: no training.
+
+With a = cum_alpha_n, b = cum_beta_n, the data's mean mu and its variance s along a direction, the
+SA loss of strength q moves the exact noise network of Gaussian data from sqrt(b) (x - sqrt(a) mu) /
+(a s + b) to sqrt(b) (x - sqrt(a) mu) / ((1 + q) a s + b): the exact network of data with the
+variance (1 + q) s. It is derived in docs/why_sa_works.md. The two wrappers do the same:
+
+- ``SpectralShrinkage`` multiplies eps by 1 / (1 + q a s / (a s + b)) along each direction: epsilon
+  scaling (arXiv 2308.15321) by step and by direction. Exact for Gaussian data.
+- ``ShiftedNoise`` asks the network at another step and for a scaled image. It is the exact network
+  of the data inflated about mu by sqrt(1 + q), for data and networks of any kind.
+
+A wrapper takes (x [B, C, H, W], n int64 [B] in 1..N, ...) like the network that it wraps, and
+returns what that network returns: eps, or the pair (eps, second output).
+
+The second output of a pair belongs to the covariance of x_0 given x_t, and a corrected eps would
+falsify it: SN's covariance is a multiple of second - eps^2. With ``second="own"`` the mean takes
+the corrected eps, and the covariance stays what the network's own answer at (x, n) makes of it: for
+"eps2" (SN) the second output becomes second + corrected eps^2 - own eps^2, and for "epsc" (NPR, and
+any other that stands alone) it does not change. The variance "analytic" takes Gamma, of the network
+without a wrapper. "heuristic" has no second output: it takes the corrected eps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from sa_plugin._checks import check_choice, check_steps
+from sa_plugin._execution import module_of
+from sa_plugin._tensors import DeviceTables, expand
+from sa_plugin.effect.spectrum import Spectrum
+from sa_plugin.schedule import FloatArray, NoiseSchedule
+
+SECONDS = ("own", "shifted")
+SECOND_IS = ("eps2", "epsc")
+
+
+class _Correction:
+    """What both have in common: checks, the table of strengths, and the second output."""
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        schedule: NoiseSchedule,
+        q: float | ArrayLike,
+        second: str,
+        second_is: str | None,
+    ) -> None:
+        if not isinstance(schedule, NoiseSchedule):
+            raise ValueError(f"schedule must be a NoiseSchedule, got {type(schedule).__name__}")
+        check_choice("second", second, SECONDS)
+        if second_is is not None:
+            check_choice("second_is", second_is, SECOND_IS)
+        self.model = module_of(model) or model
+        self.schedule = schedule
+        self.q = _strengths(q, schedule.N)
+        self._network = model
+        self._keeps_own = second == "own"
+        self._second_is = second_is
+        self._acts = bool(self.q.any())
+
+    def __call__(self, x: Tensor, n: Tensor, **kwargs: Any) -> Any:
+        """Corrected eps [B, C, H, W], or the pair (eps, second output).
+
+        Args:
+            x: x_n [B, C, H, W].
+            n: steps [B] in 1..N, which may differ.
+            kwargs: go to every call of the network.
+
+        Raises:
+            ValueError: steps outside 1..N, images of another shape, a pair where none was
+                announced or the other way round.
+        """
+        n = check_steps(n, len(x), self.schedule.N).to(x.device, non_blocking=True)
+        self._check(x)
+        if not self._acts:
+            return self._network(x, n, **kwargs)
+        return self._corrected(x, n, kwargs)
+
+    def _check(self, x: Tensor) -> None:
+        raise NotImplementedError
+
+    def _corrected(self, x: Tensor, n: Tensor, kwargs: dict[str, Any]) -> Any:
+        raise NotImplementedError
+
+    def _split(self, output: Any) -> tuple[Tensor, Tensor | None]:
+        """(eps, second); ValueError unless a pair is returned just where it was announced."""
+        is_pair = isinstance(output, tuple | list)
+        if is_pair and (len(output) != 2 or (self._second_is is None and self._keeps_own)):
+            raise ValueError(
+                f"the network returned {len(output)} outputs; for (eps, second output) say which "
+                f"by second_is, one of {SECOND_IS}"
+            )
+        if not is_pair and self._second_is is not None:
+            raise ValueError(
+                f"second_is={self._second_is!r} needs a network that returns the pair (eps, "
+                f"second output), got {type(output).__name__}"
+            )
+        return (output[0], output[1]) if is_pair else (output, None)
+
+    def _with_own(self, eps: Tensor, own: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Corrected eps with a second output that gives the network's own covariance."""
+        if self._second_is != "eps2":
+            return eps, second
+        # At least float32: half precision would lose the difference that the covariance is.
+        dtype = torch.promote_types(second.dtype, torch.float32)
+        own, second = own.to(dtype), second.to(dtype)
+        return eps, (second - own * own) + eps.to(dtype) ** 2
+
+
+class SpectralShrinkage(_Correction):
+    """eps times 1 / (1 + q a s / (a s + b)), by step and by direction of a spectrum.
+
+    The factors do not depend on x. They act on eps as it is: the network's eps of the image
+    sqrt(a) mu, zero for Gaussian data, is taken as zero. Epsilon scaling: arXiv 2308.15321; these
+    factors: derived in docs/why_sa_works.md. With q = 0 the result is the network's, bit for bit.
+
+    Args:
+        model: network (x, n, ...) -> eps or (eps, second output).
+        schedule: the forward process, of N steps.
+        spectrum: of the data that the network was trained on; its ``variances`` are s.
+        q: strength >= 0, a number or a table [N+1] by step (entry 0 is not used).
+        second: "own": the covariance stays the network's own. "shifted": the second output is
+            returned as it is, beside the corrected eps. Neither costs a call.
+        second_is: what the network's second output is, "eps2" (SN) or "epsc" (NPR, or another that
+            stands alone); None for a network that returns eps alone.
+
+    Attributes:
+        model: the module behind the network, or the network.
+        q: float64 [N+1].
+
+    Raises:
+        ValueError: q negative, not finite or of another length; an unknown option.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        schedule: NoiseSchedule,
+        spectrum: Spectrum,
+        q: float | ArrayLike,
+        *,
+        second: str = "own",
+        second_is: str | None = None,
+    ) -> None:
+        super().__init__(model, schedule, q, second, second_is)
+        if not isinstance(spectrum, Spectrum):
+            raise ValueError(f"spectrum must be a Spectrum, got {type(spectrum).__name__}")
+        self.spectrum = spectrum
+        # 1 - factor = share s / (s + level): what is taken away, exactly 0 at q = 0.
+        level = schedule.cum_betas / schedule.cum_alphas / (1 + self.q)
+        level[0] = 1.0  # of no step
+        self._tables = DeviceTables(
+            share=self.q / (1 + self.q), level=level, variances=spectrum.variances
+        )
+
+    def _check(self, x: Tensor) -> None:
+        self.spectrum.check(x)
+
+    def _corrected(self, x: Tensor, n: Tensor, kwargs: dict[str, Any]) -> Any:
+        own, second = self._split(self._network(x, n, **kwargs))
+        eps = own - self.spectrum.apply(own, self._removed(n, own))
+        if second is None:
+            return eps
+        return self._with_own(eps, own, second) if self._keeps_own else (eps, second)
+
+    def _removed(self, n: Tensor, like: Tensor) -> Tensor:
+        """1 - factor, [B, D]."""
+        share, level = (self._tables.get(name, like)[n, None] for name in ("share", "level"))
+        s = self._tables.get("variances", like)
+        return s / (s + level) * share
+
+
+class ShiftedNoise(_Correction):
+    """The network of the data inflated about their mean by sqrt(1 + q): another step, one call.
+
+        f_q(x, n) = f((x + (sqrt(1 + q) - 1) sqrt(a) mu) / sqrt(1 + q a), n'),
+        SNR(n') = (1 + q) SNR(n), SNR = a / b
+
+    It holds for data and networks of any kind: the input has the marginal that step n' was trained
+    on if x_n is of the inflated data. Derived in docs/why_sa_works.md. With q = 0 the result is the
+    network's, bit for bit.
+
+    The requested SNR lies between two steps. By default the nearest whole step n' in log SNR is
+    asked, and the q that it stands for, ``reached[n]`` = SNR(n') / SNR(n) - 1, takes q's place in
+    the input, too. So the input's marginal is exact and q is approximate: log(1 + reached) and
+    log(1 + q) differ by at most half of the distance in log SNR of neighbouring steps. In early
+    steps, where neighbours are far apart (about 2 / n), that may be no shift at all.
+    With ``fractional`` the network is asked at n' itself and ``reached`` is q.
+    Both stop at step 1: an SNR beyond it, cleaner than the schedule has, is asked at step 1, with
+    the q that this stands for. Step 1 itself is therefore never corrected.
+
+    Args:
+        model: network (x, n, ...) -> eps or (eps, second output).
+        schedule: the forward process, of N steps.
+        q: strength >= 0, a number or a table [N+1] by step (entry 0 is not used).
+        mean: mu, in units of x_0: a number, or an image [C, H, W] (``Spectrum.mean``).
+        fractional: the network takes steps between whole numbers, [B] in float64 for a float64 x
+            and else in float32: log SNR is linear between neighbouring steps.
+        second: "own": the covariance comes from a second call, f(x, n), which is made wherever
+            ``second_is`` is given. "shifted": both outputs come from the corrected call, and the
+            covariance is that of the inflated data.
+        second_is: what the network's second output is, "eps2" (SN) or "epsc" (NPR, or another that
+            stands alone); None for a network that returns eps alone.
+
+    Attributes:
+        model: the module behind the network, or the network.
+        q: float64 [N+1], as requested.
+        reached: float64 [N+1], the q that each step gets; entry 0 is 0.
+        steps: [N+1], the steps n' that the network is asked at; entry 0 is 0.
+
+    Raises:
+        ValueError: q negative, not finite or of another length; a mean that is not finite or of
+            another shape than the images; an unknown option.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        schedule: NoiseSchedule,
+        q: float | ArrayLike,
+        mean: float | Tensor | ArrayLike = 0.0,
+        *,
+        fractional: bool = False,
+        second: str = "own",
+        second_is: str | None = None,
+    ) -> None:
+        super().__init__(model, schedule, q, second, second_is)
+        mu = _mean_of(mean)
+        self.steps, self.reached = _shift(schedule, self.q, fractional)
+        self._acts = bool(self.reached.any())
+        self._mean_shape = mu.shape
+        self._moves = bool(mu.any())
+        scale = (1 + self.reached * schedule.cum_alphas) ** -0.5
+        offset = (np.sqrt(1 + self.reached) - 1) * np.sqrt(schedule.cum_alphas) * scale
+        self._tables = DeviceTables(scale=scale, offset=offset, mean=mu, steps=self.steps)
+        self._whole = None if fractional else torch.from_numpy(self.steps.copy())
+
+    def _check(self, x: Tensor) -> None:
+        if self._mean_shape and tuple(x.shape[1:]) != self._mean_shape:
+            raise ValueError(
+                f"mean must have the images' shape {tuple(x.shape[1:])}, got {self._mean_shape}"
+            )
+
+    def _corrected(self, x: Tensor, n: Tensor, kwargs: dict[str, Any]) -> Any:
+        output = self._network(self._input(x, n), self._steps_of(n, x), **kwargs)
+        eps, second = self._split(output)
+        if second is None or not self._keeps_own:
+            return output
+        own, second = self._split(self._network(x, n, **kwargs))
+        assert second is not None  # _split has compared it with second_is
+        return self._with_own(eps, own, second)
+
+    def _input(self, x: Tensor, n: Tensor) -> Tensor:
+        """(x + (sqrt(1 + q) - 1) sqrt(a) mu) / sqrt(1 + q a), in x's dtype."""
+        moved = x * expand(self._tables.get("scale", x)[n], x)
+        if self._moves:
+            offset = expand(self._tables.get("offset", x)[n], x)
+            moved = moved + offset * self._tables.get("mean", x)
+        return moved.to(x.dtype)
+
+    def _steps_of(self, n: Tensor, x: Tensor) -> Tensor:
+        if self._whole is None:
+            return self._tables.get("steps", x)[n]
+        self._whole = self._whole.to(n.device)  # moved once
+        return self._whole[n]
+
+
+def _strengths(q: float | ArrayLike, N: int) -> FloatArray:
+    """q as a table [N+1] by step; a number is taken at all steps. Entry 0 is 0.
+
+    Raises:
+        ValueError: another shape, or a q that is negative or not finite.
+    """
+    values = _float64(q)
+    if values.shape not in ((), (N + 1,)):
+        raise ValueError(
+            f"q must be a number or a table of shape {(N + 1,)} (entry 0 unused), got "
+            f"{values.shape}"
+        )
+    table = np.broadcast_to(values, (N + 1,)).copy()
+    wrong = ~(np.isfinite(table) & (table >= 0))
+    if wrong[1:].any():
+        n = int(np.argmax(wrong[1:])) + 1
+        where = f" at step n = {n}" if values.ndim else ""
+        raise ValueError(f"q must be finite and >= 0, got {table[n]:g}{where}")
+    table[0] = 0
+    return table
+
+
+def _shift(
+    schedule: NoiseSchedule, q: FloatArray, fractional: bool
+) -> tuple[NDArray[Any], FloatArray]:
+    """The steps n' (int64, or float64 if fractional) and the q that they stand for, [N+1]."""
+    n, q = np.arange(1, schedule.N + 1), q[1:]
+    log_snr = np.log(schedule.cum_alphas[1:]) - np.log(schedule.cum_betas[1:])
+    # np.interp needs rising values: minus log SNR. It stops at the ends, 1 and N.
+    steps = np.interp(-(log_snr + np.log1p(q)), -log_snr, n)
+    steps = np.where(q > 0, steps, n)
+    if fractional:
+        reached = np.minimum(q, np.expm1(log_snr[0] - log_snr))
+    else:
+        steps = np.rint(steps).astype(np.int64)
+        reached = np.expm1(log_snr[steps - 1] - log_snr)
+    reached = np.where(steps == n, 0.0, np.maximum(reached, 0))
+    return np.append(steps[:1] * 0, steps), np.append(0.0, reached)
+
+
+def _mean_of(mean: float | Tensor | ArrayLike) -> FloatArray:
+    """A number [] or an image [C, H, W] in float64, or ValueError."""
+    values = _float64(mean)
+    if values.ndim not in (0, 3) or not np.isfinite(values).all():
+        raise ValueError(f"mean must be a number or [C, H, W], and finite, got {values.shape}")
+    return values
+
+
+def _float64(value: float | Tensor | ArrayLike) -> FloatArray:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().double().numpy()
+    return np.asarray(value, dtype=np.float64)
