@@ -75,7 +75,7 @@ def main() -> None:
     args = parser.parse_args()
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
         ways: dict[str, Callable[[Tasks], Iterable[object]]] = {
             "this process": in_this_process,
             "two processes": lambda plan: in_local_processes(plan, plan, 2),

@@ -158,6 +158,7 @@ _TASKS: dict[str, Task] = {}  # of a worker
 def _start_worker(make_plan: MakePlan, threads: int) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the command, which sends SIGTERM
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # between two tasks; see _in_worker
     threading.Thread(target=_end_with_the_command, daemon=True).start()
     torch.set_num_threads(threads)
     keep_freed_memory()

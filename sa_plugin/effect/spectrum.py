@@ -211,10 +211,10 @@ def _along_each_axis(x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     """[B, C, H, W] times a matrix along W, then H, then C.
 
     The axis that was multiplied goes to the front, so each product is one large one: a matrix on
-    the left would make B C small ones.
+    the left would make B C small ones. A grey image's colours need no product of matrices.
     """
     for matrix in matrices:
-        x = (x @ matrix).movedim(-1, 1)
+        x = (x * matrix if len(matrix) == 1 else x @ matrix).movedim(-1, 1)
     return x
 
 
@@ -263,9 +263,9 @@ def _dct_covariance(height: int, width: int) -> Callable[[FloatArray], FloatArra
 
     def product(rows: FloatArray) -> FloatArray:
         # PyTorch multiplies stacks of small matrices at several times NumPy's speed.
-        spread = _along_each_axis(torch.from_numpy(rows), waves)  # [n, H, W, C]
-        colours = spread.flatten(1, 2).numpy()
-        return np.einsum("nfc,nfd->fcd", colours, colours)
+        spread = _along_each_axis(torch.from_numpy(rows), waves).movedim(-1, 1)
+        colours = spread.flatten(2).contiguous().numpy()
+        return np.einsum("ncf,ndf->fcd", colours, colours)
 
     return product
 

@@ -294,7 +294,7 @@ def test_processes_make_the_same_bytes_as_one(tmp_path, way):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         with distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
+            n_workers=2, threads_per_worker=1, dashboard_address=":0", silence_logs=50
         ) as cluster:
             assert run(tmp_path / "two", f"--scheduler={cluster.scheduler_address}") == one
 

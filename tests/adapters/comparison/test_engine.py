@@ -90,7 +90,7 @@ def scheduler():
     """A Dask cluster of two workers on this machine, in processes of their own."""
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=2, dashboard_address=None, silence_logs=50
+        n_workers=2, threads_per_worker=2, dashboard_address=":0", silence_logs=50
     ) as cluster:
         yield cluster.scheduler_address
 

@@ -114,6 +114,13 @@ class TestApply:
         with torch.autocast("cpu", torch.bfloat16):
             torch.testing.assert_close(spectrum.apply(x, factors), found, rtol=0, atol=0)
 
+    def test_read_only_arrays_are_taken_without_a_warning(self):
+        pictures = PICTURES.numpy().copy()
+        pictures.flags.writeable = False
+        found = Spectrum.of([pictures])
+        np.testing.assert_array_equal(found.variances, PCA.variances)
+        found.apply(X0, found.variances)
+
     @BOTH
     def test_channels_last_changes_nothing(self, spectrum):
         x, factors = images(2, 6, *SHAPE), normal(1, D)
