@@ -9,9 +9,9 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "sa_plugin" / "__init__.py").read_text())[1]
 
 # Each has the lowest version that its part was run with, and .ci/lowest repeats that, from these
-# lines, for the library, the metrics and the adapters; accelerate, diffusers, furo and jax were run
-# with newer ones alone. The newest that all tests were run with: torch 2.14.1, torchvision 0.29.1,
-# numpy 2.4.6, scipy 1.17.1.
+# lines, for the library, the metrics and the adapters; accelerate, diffusers, distributed, furo and
+# jax were run with newer ones alone. The newest that all tests were run with: torch 2.14.1,
+# torchvision 0.29.1, numpy 2.4.6, scipy 1.17.1.
 METRICS = ["scipy>=1.11.2", "pytorch-fid>=0.3.0", "torch-fidelity>=0.4.0", "torchvision>=0.21.0"]
 ADAPTERS = [
     *METRICS,
