@@ -23,6 +23,7 @@ without a wrapper. "heuristic" has no second output: it takes the corrected eps.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -41,7 +42,7 @@ SECONDS = ("own", "shifted")
 SECOND_IS = ("eps2", "epsc")
 
 
-class _Correction:
+class _Correction(ABC):
     """What both have in common: checks, the table of strengths, and the second output."""
 
     def __init__(
@@ -83,11 +84,11 @@ class _Correction:
             return self._network(x, n, **kwargs)
         return self._corrected(x, n, kwargs)
 
-    def _check(self, x: Tensor) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _check(self, x: Tensor) -> None: ...
 
-    def _corrected(self, x: Tensor, n: Tensor, kwargs: dict[str, Any]) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def _corrected(self, x: Tensor, n: Tensor, kwargs: dict[str, Any]) -> Any: ...
 
     def _split(self, output: Any) -> tuple[Tensor, Tensor | None]:
         """(eps, second); ValueError unless a pair is returned just where it was announced."""
@@ -253,9 +254,8 @@ class ShiftedNoise(_Correction):
         eps, second = self._split(output)
         if second is None or not self._keeps_own:
             return output
-        own, second = self._split(self._network(x, n, **kwargs))
-        assert second is not None  # _split has compared it with second_is
-        return self._with_own(eps, own, second)
+        own, own_second = self._split(self._network(x, n, **kwargs))
+        return self._with_own(eps, own, second if own_second is None else own_second)
 
     def _input(self, x: Tensor, n: Tensor) -> Tensor:
         """(x + (sqrt(1 + q) - 1) sqrt(a) mu) / sqrt(1 + q a), in x's dtype."""
