@@ -18,7 +18,7 @@ import torch
 from adapters.experiment.config import LOCK_FILE
 from adapters.sample import main
 from adapters.sampling.pipeline import cut, runs_of, slice_size
-from adapters.sampling.sinks import NpzFile, PngFolder, TarShards
+from adapters.sampling.sinks import NpzFile, PngFolder, TarShards, first_images, read_batches
 from configs import digits
 from tests.children import ROOT, command_of
 from third_party.common.nets import UNetModel
@@ -232,6 +232,32 @@ def test_npz_is_what_numpy_reads(tmp_path):
     assert not output.missing()
     with np.load(tmp_path / "samples.npz") as arrays:
         assert np.array_equal(arrays["arr_0"], images)
+
+
+@pytest.mark.parametrize("size", [1, 64, 1000])
+def test_stored_images_are_read_in_batches(tmp_path, size):
+    images = np.arange(100 * 12, dtype=np.uint8).reshape(100, 2, 2, 3)
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path / "a.npz", images)
+        parts = list(read_batches(tmp_path / "a.npz", size))
+        assert {len(part) for part in parts[:-1]} <= {size}
+        assert torch.equal(torch.cat(parts).permute(0, 2, 3, 1), torch.from_numpy(images))
+    assert torch.equal(first_images(tmp_path / "a.npz", 7), torch.cat(parts)[:7])
+
+
+def test_other_files_are_no_images(tmp_path):
+    path = tmp_path / "a.npz"
+    images = np.zeros((10, 2, 2, 3), np.uint8)
+    for content in (images.astype(float), images[0], np.asfortranarray(images)):
+        np.savez(path, content)
+        with pytest.raises(ValueError, match="holds no images"):
+            list(read_batches(path, 5))
+    np.savez(path, images)
+    damaged = bytearray(path.read_bytes())
+    damaged[200] ^= 1  # a pixel: the checksum differs
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match="holds no images"):
+        list(read_batches(path, 5))
 
 
 def command(*args, processes=1, **options):

@@ -1,5 +1,6 @@
 """What a user of the library meets first: the wheel, imports, absent extras, types."""
 
+import importlib
 import re
 import runpy
 import shutil
@@ -14,6 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import sa_plugin
 from tests import ROOT
 
 
@@ -59,6 +61,29 @@ def test_the_import_check_sees_what_it_should(tmp_path):
         "third_party/host/y.py:2: third_party must not import sa_plugin.x",
     ]
     assert circle.startswith("a circle of imports: adapters.")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("sampler", "sampling.sampler"),
+        ("gamma", "sampling.gamma"),
+        ("reverse", "sampling.reverse"),
+        ("trajectory", "sampling.trajectory"),
+        ("variance", "sampling.variance"),
+        ("hook", "hooks.hook"),
+        ("hosts", "hooks.hosts"),
+        ("wrappers", "hooks.wrappers"),
+        ("gap", "bounds.gap"),
+        ("likelihood", "bounds.likelihood"),
+        ("pair_terms", "bounds.pair_terms"),
+    ],
+)
+def test_module_paths_of_0_1_0_still_import(old, new):
+    assert importlib.import_module(f"sa_plugin.{old}") is importlib.import_module(
+        f"sa_plugin.{new}"
+    )
+    assert getattr(sa_plugin, old) is importlib.import_module(f"sa_plugin.{new}")
 
 
 # Without the modules named in argv: each is absent to the import system. Then argv's program.

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import distributed
 import pytest
 import torch
 from ml_collections import FrozenConfigDict
@@ -290,7 +291,6 @@ def test_processes_make_the_same_bytes_as_one(tmp_path, way):
     if way == "workers":
         assert run(tmp_path / "two", "--workers=2") == one
         return
-    distributed = pytest.importorskip("distributed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         with distributed.LocalCluster(

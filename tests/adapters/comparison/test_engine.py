@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
 
+import distributed
 import pytest
 
 from adapters.comparison.engine import (
@@ -88,7 +89,6 @@ def pid_of(folder, name):
 @pytest.fixture(scope="module")
 def scheduler():
     """A Dask cluster of two workers on this machine, in processes of their own."""
-    distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=2, dashboard_address=":0", silence_logs=50
     ) as cluster:
@@ -201,7 +201,6 @@ def test_dask_gives_the_task_of_a_killed_worker_to_another(tmp_path, scheduler):
 
 @pytest.mark.slow
 def test_after_a_killed_scheduler_another_goes_on_from_the_store(tmp_path):
-    distributed = pytest.importorskip("distributed")
     plan = Plan(tmp_path, seconds=60)
     port_file = tmp_path / "scheduler.json"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -232,7 +231,6 @@ def test_after_a_killed_scheduler_another_goes_on_from_the_store(tmp_path):
 
 
 def test_an_absent_scheduler_is_told(tmp_path, monkeypatch):
-    pytest.importorskip("distributed")
     monkeypatch.setattr("adapters.comparison.engine.CONNECT", 0.2)
     plan = Plan(tmp_path)
     with pytest.raises(ConnectionError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9"):
