@@ -10,6 +10,9 @@ variance (1 + q) s. It is derived in docs/why_sa_works.md. The two wrappers do t
 - ``ShiftedNoise`` asks the network at another step and for a scaled image. It is the exact network
   of the data inflated about mu by sqrt(1 + q), for data and networks of any kind.
 
+``EpsilonScaling`` is their neighbour in the literature (arXiv 2308.15321): eps times a number for
+each step, a constant or what ``NormMatching`` finds.
+
 A wrapper takes (x [B, C, H, W], n int64 [B] in 1..N, ...) like the network that it wraps, and
 returns what that network returns: eps, or the pair (eps, second output).
 
@@ -25,7 +28,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,6 +38,7 @@ from torch import Tensor
 from sa_plugin._checks import check_choice, check_steps
 from sa_plugin._execution import module_of
 from sa_plugin._tensors import DeviceTables, expand
+from sa_plugin.effect.chains import best_strength
 from sa_plugin.effect.spectrum import Spectrum
 from sa_plugin.schedule import FloatArray, NoiseSchedule
 
@@ -43,13 +47,17 @@ SECOND_IS = ("eps2", "epsc")
 
 
 class _Correction(ABC):
-    """What both have in common: checks, the table of strengths, and the second output."""
+    """What all have in common: checks, and the second output.
+
+    A subclass sets ``_acts``, False for one that changes nothing.
+    """
+
+    _acts = True
 
     def __init__(
         self,
         model: Callable[..., Any],
         schedule: NoiseSchedule,
-        q: float | ArrayLike,
         second: str,
         second_is: str | None,
     ) -> None:
@@ -60,11 +68,9 @@ class _Correction(ABC):
             check_choice("second_is", second_is, SECOND_IS)
         self.model = module_of(model) or model
         self.schedule = schedule
-        self.q = _strengths(q, schedule.N)
         self._network = model
         self._keeps_own = second == "own"
         self._second_is = second_is
-        self._acts = bool(self.q.any())
 
     def __call__(self, x: Tensor, n: Tensor, **kwargs: Any) -> Any:
         """Corrected eps [B, C, H, W], or the pair (eps, second output).
@@ -126,11 +132,14 @@ class SpectralShrinkage(_Correction):
         model: network (x, n, ...) -> eps or (eps, second output).
         schedule: the forward process, of N steps.
         spectrum: of the data that the network was trained on; its ``variances`` are s.
-        q: strength >= 0, a number or a table [N+1] by step (entry 0 is not used).
+        q: strength >= 0, a number or a table [N+1] by step (entry 0 is not used). "best": the
+            ``best_strength`` of the spectrum for a chain.
         second: "own": the covariance stays the network's own. "shifted": the second output is
             returned as it is, beside the corrected eps. Neither costs a call.
         second_is: what the network's second output is, "eps2" (SN) or "epsc" (NPR, or another that
             stands alone); None for a network that returns eps alone.
+        chain: with q="best", what the chain is: ``steps``, ``forward``, ``eta``, ``variance``,
+            ``trajectory``, ``avg_cov``, as for ``best_strength``.
 
     Attributes:
         model: the module behind the network, or the network.
@@ -145,15 +154,18 @@ class SpectralShrinkage(_Correction):
         model: Callable[..., Any],
         schedule: NoiseSchedule,
         spectrum: Spectrum,
-        q: float | ArrayLike,
+        q: float | ArrayLike | Literal["best"],
         *,
         second: str = "own",
         second_is: str | None = None,
+        **chain: Any,
     ) -> None:
-        super().__init__(model, schedule, q, second, second_is)
+        super().__init__(model, schedule, second, second_is)
         if not isinstance(spectrum, Spectrum):
             raise ValueError(f"spectrum must be a Spectrum, got {type(spectrum).__name__}")
         self.spectrum = spectrum
+        self.q = _strengths(q, schedule, spectrum, second, chain)
+        self._acts = bool(self.q.any())
         # 1 - factor = share s / (s + level): what is taken away, exactly 0 at q = 0.
         level = schedule.cum_betas / schedule.cum_alphas / (1 + self.q)
         level[0] = 1.0  # of no step
@@ -200,8 +212,10 @@ class ShiftedNoise(_Correction):
     Args:
         model: network (x, n, ...) -> eps or (eps, second output).
         schedule: the forward process, of N steps.
-        q: strength >= 0, a number or a table [N+1] by step (entry 0 is not used).
-        mean: mu, in units of x_0: a number, or an image [C, H, W] (``Spectrum.mean``).
+        q: strength >= 0, a number or a table [N+1] by step (entry 0 is not used). "best": the
+            ``best_strength`` of the spectrum for a chain.
+        mean: mu, in units of x_0: a number, an image [C, H, W], or a ``Spectrum``, whose mean it is
+            (for q="best").
         fractional: the network takes steps between whole numbers, [B] in float64 for a float64 x
             and else in float32: log SNR is linear between neighbouring steps.
         second: "own": the covariance comes from a second call, f(x, n), which is made wherever
@@ -209,6 +223,8 @@ class ShiftedNoise(_Correction):
             covariance is that of the inflated data.
         second_is: what the network's second output is, "eps2" (SN) or "epsc" (NPR, or another that
             stands alone); None for a network that returns eps alone.
+        chain: with q="best", what the chain is: ``steps``, ``forward``, ``eta``, ``variance``,
+            ``trajectory``, ``avg_cov``, as for ``best_strength``.
 
     Attributes:
         model: the module behind the network, or the network.
@@ -225,15 +241,17 @@ class ShiftedNoise(_Correction):
         self,
         model: Callable[..., Any],
         schedule: NoiseSchedule,
-        q: float | ArrayLike,
-        mean: float | Tensor | ArrayLike = 0.0,
+        q: float | ArrayLike | Literal["best"],
+        mean: float | Tensor | ArrayLike | Spectrum = 0.0,
         *,
         fractional: bool = False,
         second: str = "own",
         second_is: str | None = None,
+        **chain: Any,
     ) -> None:
-        super().__init__(model, schedule, q, second, second_is)
-        mu = _mean_of(mean)
+        super().__init__(model, schedule, second, second_is)
+        self.q = _strengths(q, schedule, mean, second, chain)
+        mu = _mean_of(mean.mean if isinstance(mean, Spectrum) else mean)
         self.steps, self.reached = _shift(schedule, self.q, fractional)
         self._acts = bool(self.reached.any())
         self._mean_shape = mu.shape
@@ -272,24 +290,143 @@ class ShiftedNoise(_Correction):
         return self._whole[n]
 
 
-def _strengths(q: float | ArrayLike, N: int) -> FloatArray:
-    """q as a table [N+1] by step; a number is taken at all steps. Entry 0 is 0.
+class EpsilonScaling(_Correction):
+    """eps times a number for each step: epsilon scaling, arXiv 2308.15321.
+
+    Args:
+        model: network (x, n, ...) -> eps or (eps, second output).
+        schedule: the forward process, of N steps.
+        factors: > 0, a number or a table [N+1] by step (entry 0 is not used). That paper divides
+            eps by its lambda_t: 1 / lambda_t.
+        second, second_is: as for ``SpectralShrinkage``.
+
+    Attributes:
+        model: the module behind the network, or the network.
+        factors: float64 [N+1].
 
     Raises:
-        ValueError: another shape, or a q that is negative or not finite.
+        ValueError: a factor that is not > 0 and finite, or a table of another length.
     """
-    values = _float64(q)
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        schedule: NoiseSchedule,
+        factors: float | ArrayLike,
+        *,
+        second: str = "own",
+        second_is: str | None = None,
+    ) -> None:
+        super().__init__(model, schedule, second, second_is)
+        self.factors = _table("factors", factors, schedule.N, least="> 0")
+        self._tables = DeviceTables(factors=self.factors)
+
+    def _check(self, x: Tensor) -> None:
+        pass
+
+    def _corrected(self, x: Tensor, n: Tensor, kwargs: dict[str, Any]) -> Any:
+        own, second = self._split(self._network(x, n, **kwargs))
+        eps = (own * expand(self._factors(own, n, kwargs), own)).to(own.dtype)
+        if second is None:
+            return eps
+        return self._with_own(eps, own, second) if self._keeps_own else (eps, second)
+
+    def _factors(self, own: Tensor, n: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        return self._tables.get("factors", own)[n]
+
+
+class NormMatching(EpsilonScaling):
+    """Finds factors for ``EpsilonScaling`` while a chain is sampled with it.
+
+    On a chain eps is longer than at training, exposure bias (arXiv 2308.15321, section 4). At each
+    step the factor is the root mean square of eps on noised images over that on the chain, which
+    the steps before have corrected. Sample one batch with this network; ``factors`` are then right
+    for chains of the same steps and process::
+
+        fit = NormMatching(network, schedule, images)
+        Sampler(fit, schedule, steps=10).sample((500, 1, 8, 8), seed=1)
+        scaled = EpsilonScaling(network, schedule, fit.factors)
+
+    Args:
+        model, schedule, second, second_is: as for ``EpsilonScaling``.
+        images: x_0 [M, C, H, W], as in training.
+        seed: of their noise.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        schedule: NoiseSchedule,
+        images: Tensor,
+        *,
+        seed: int = 0,
+        second: str = "own",
+        second_is: str | None = None,
+    ) -> None:
+        super().__init__(model, schedule, 1.0, second=second, second_is=second_is)
+        self._images = images
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def _factors(self, own: Tensor, n: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        t = int(n[0])
+        if not bool((n == t).all()):
+            raise ValueError("all images must be at one step while factors are found")
+        x0 = self._images.to(own)
+        noise = torch.randn(x0.shape, generator=self._generator, dtype=torch.float64).to(own)
+        steps = n[:1].expand(len(x0))
+        a, b = self.schedule.cum_alphas[t], self.schedule.cum_betas[t]
+        x = float(a**0.5) * x0 + float(b**0.5) * noise
+        eps, _ = self._split(self._network(x, steps, **kwargs))
+        self.factors[t] = (eps.square().mean() / own.square().mean()).sqrt().item()
+        return torch.full_like(n, self.factors[t], dtype=torch.float64)
+
+
+def _strengths(
+    q: float | ArrayLike | Literal["best"],
+    schedule: NoiseSchedule,
+    spectrum: Any,
+    second: str,
+    chain: dict[str, Any],
+) -> FloatArray:
+    """q as a table [N+1] by step; entry 0 is 0.
+
+    Raises:
+        ValueError: another shape, a q that is negative or not finite; "best" without a spectrum, or
+            options of a chain without "best".
+    """
+    if isinstance(q, str):
+        check_choice("q", q, ("best",))
+        if not isinstance(spectrum, Spectrum):
+            raise ValueError(
+                f"q='best' needs the data's Spectrum in place of the mean, got "
+                f"{type(spectrum).__name__}"
+            )
+        variances = spectrum.variances[spectrum.variances > 0]
+        rests_on = "exact" if second == "own" else "own"
+        q = best_strength(schedule, variances, **{"rests_on": rests_on, **chain})
+    elif chain:
+        raise ValueError(f"{', '.join(chain)} belong to q='best', got q={q!r}")
+    return _table("q", q, schedule.N, least=">= 0")
+
+
+def _table(name: str, value: float | ArrayLike, N: int, *, least: str) -> FloatArray:
+    """A table [N+1] by step; a number is taken at all steps. Entry 0 is 0.
+
+    Raises:
+        ValueError: another shape, or an entry that is not finite or not ``least``, "> 0" or ">= 0".
+    """
+    values = _float64(value)
     if values.shape not in ((), (N + 1,)):
         raise ValueError(
-            f"q must be a number or a table of shape {(N + 1,)} (entry 0 unused), got "
+            f"{name} must be a number or a table of shape {(N + 1,)} (entry 0 unused), got "
             f"{values.shape}"
         )
     table = np.broadcast_to(values, (N + 1,)).copy()
-    wrong = ~(np.isfinite(table) & (table >= 0))
+    wrong = ~(np.isfinite(table) & ((table > 0) if least == "> 0" else (table >= 0)))
     if wrong[1:].any():
         n = int(np.argmax(wrong[1:])) + 1
         where = f" at step n = {n}" if values.ndim else ""
-        raise ValueError(f"q must be finite and >= 0, got {table[n]:g}{where}")
+        raise ValueError(f"{name} must be finite and {least}, got {table[n]:g}{where}")
     table[0] = 0
     return table
 

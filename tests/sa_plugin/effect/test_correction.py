@@ -9,7 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sa_plugin.effect.correction import ShiftedNoise, SpectralShrinkage
+from sa_plugin.effect.chains import best_strength
+from sa_plugin.effect.correction import (
+    EpsilonScaling,
+    NormMatching,
+    ShiftedNoise,
+    SpectralShrinkage,
+)
 from sa_plugin.effect.spectrum import Spectrum
 from sa_plugin.hooks.wrappers import EpsModel
 from sa_plugin.sampling.reverse import ReverseCoefficients, reverse_moments
@@ -194,6 +200,24 @@ EACH = pytest.mark.parametrize("name", ["shrinkage", "shifted"])
 
 
 @EACH
+class TestBest:
+    @pytest.mark.parametrize("second", ["own", "shifted"])
+    @pytest.mark.parametrize("steps", [5, 20])
+    def test_it_is_the_best_strength_of_the_chain(self, name, second, steps):
+        chain = {"steps": steps, "forward": "ddim", "variance": "analytic"}
+        spectrum = correlated()[0]
+        if name == "shrinkage":
+            wrapped = SpectralShrinkage(DATA.eps, SCHEDULE, spectrum, "best", second=second, **chain)
+        else:
+            wrapped = ShiftedNoise(DATA.eps, SCHEDULE, "best", spectrum, second=second, **chain)
+        rests_on = {"own": "exact", "shifted": "own"}[second]
+        q = best_strength(SCHEDULE, spectrum.variances, rests_on=rests_on, **chain)
+        assert (wrapped.q[1:] == q).all()
+        number = both(DATA.eps, q, second=second)[name]
+        assert torch.equal(wrapped(X, STEPS), number(X, STEPS))
+
+
+@EACH
 class TestBoth:
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
     @pytest.mark.parametrize("q", [0, 0.0, np.zeros(N + 1)])
@@ -319,6 +343,8 @@ class TestBoth:
         ({"q": math.inf}, "q must be finite and >= 0, got inf"),
         ({"q": np.zeros(N)}, r"table of shape \(61,\) \(entry 0 unused\), got \(60,\)"),
         ({"q": [0.1] * N + [-1.0]}, "got -1 at step n = 60"),
+        ({"q": "most"}, "q must be one of"),
+        ({"q": 0.1, "steps": 5}, "steps belong to q='best', got q=0.1"),
         ({"second": "mine"}, "second must be one of"),
         ({"second_is": "eps"}, "second_is must be one of"),
         ({"schedule": SCHEDULE.betas}, "schedule must be a NoiseSchedule, got ndarray"),
@@ -359,3 +385,67 @@ def test_means_that_are_refused(bad):
 def test_a_spectrum_is_needed():
     with pytest.raises(ValueError, match="spectrum must be a Spectrum, got list"):
         SpectralShrinkage(DATA.eps, SCHEDULE, [1.0], Q)
+
+
+def test_a_mean_alone_does_not_tell_the_best_strength():
+    with pytest.raises(ValueError, match="q='best' needs the data's Spectrum .*, got Tensor"):
+        ShiftedNoise(DATA.eps, SCHEDULE, "best", MEAN, steps=5)
+
+
+class TestEpsilonScaling:
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+    def test_eps_is_multiplied_by_step(self, dtype):
+        factors = np.linspace(0.5, 1, N + 1)
+        x = X.to(dtype)
+        found, own = EpsilonScaling(DATA.eps, SCHEDULE, factors)(x, STEPS), DATA.eps(x, STEPS)
+        assert found.dtype == own.dtype
+        wanted = own.double() * over(torch.from_numpy(factors)[STEPS], x)
+        torch.testing.assert_close(found, wanted.to(own.dtype))
+
+    def test_the_covariance_stays_the_networks_own(self):
+        net = DATA.network("sn")
+        eps, second = EpsilonScaling(net, SCHEDULE, 0.9, second_is="eps2")(X, STEPS)
+        own = net(X, STEPS)
+        torch.testing.assert_close(second - eps**2, own[1] - own[0] ** 2, atol=1e-12, rtol=0)
+
+    def test_matched_norms_on_a_chain_are_those_of_training(self):
+        """With another seed, and a network whose chain has too long an eps."""
+        steps, count = 6, 4000
+
+        def net(x, n):
+            return 1.1 * DATA.eps(x, n)
+
+        data = DATA.draw(count, seed=11)
+        fit = NormMatching(net, SCHEDULE, data, seed=3)
+        drawn = {}
+        sampler = Sampler(fit, SCHEDULE, steps=steps, clip_x0=False)
+        sampler.sample((count, *SHAPE), seed=1)
+
+        def watched(x, n):
+            eps = net(x, n)
+            drawn[int(n[0])] = eps.square().mean()
+            return eps
+
+        again = EpsilonScaling(watched, SCHEDULE, fit.factors)
+        Sampler(again, SCHEDULE, steps=steps, clip_x0=False).sample((count, *SHAPE), seed=2)
+        visited = sorted(drawn)
+        assert len(visited) == steps and (fit.factors[visited] != 1).all()
+        assert (np.delete(fit.factors, [0, *visited]) == 1).all()
+        for t in visited:
+            n = torch.full((count,), t)
+            trained = net(noisy(DATA, n), n).square().mean()
+            assert float(drawn[t] * fit.factors[t] ** 2) == pytest.approx(float(trained), rel=0.03)
+        assert fit.factors[visited[0]] < 0.97
+
+    @refuses(
+        (0.0, "factors must be finite and > 0, got 0"),
+        ([1.0] * N + [-1.0], "got -1 at step n = 60"),
+        ([1.0], r"factors must be a number or a table of shape \(61,\)"),
+    )
+    def test_refused(self, bad):
+        EpsilonScaling(DATA.eps, SCHEDULE, bad)
+
+    def test_factors_are_found_one_step_at_a_time(self):
+        with pytest.raises(ValueError, match="all images must be at one step"):
+            NormMatching(DATA.eps, SCHEDULE, X)(X, STEPS)
+
