@@ -452,6 +452,18 @@ def test_the_rate_rises_over_the_first_steps(build):
     assert criterion.lr_schedulers["all"].state_dict()["lr_lambdas"] == [None]
 
 
+@pytest.mark.parametrize("build", [partial(build_criterion, "pred_eps"), analytic.build_criterion])
+def test_the_rate_falls_over_the_last_steps(build):
+    criterion = build(NamedSchedule("linear", 50), nn.Conv2d(1, 1, 1), lr=0.5, lr_fall=(2, 6))
+    rates = []
+    for _ in range(7):
+        rates.append(criterion.optimizers["all"].param_groups[0]["lr"])
+        criterion.optimizers["all"].step()
+        criterion.lr_schedulers["all"].step()
+    assert rates == [0.5, 0.5, 0.5, 0.375, 0.25, 0.125, 0.0]
+    assert criterion.lr_schedulers["all"].state_dict()["lr_lambdas"] == [None]
+
+
 @pytest.mark.parametrize(
     ("method", "options", "words"),
     [
@@ -459,6 +471,7 @@ def test_the_rate_rises_over_the_first_steps(build):
         ("pred_eps", {"lr": 0.0}, "lr=0.0"),
         ("pred_eps", {"grad_clip": 0.0}, "grad_clip=0.0"),
         ("pred_eps", {"lr_warmup": -1}, "lr_warmup=-1: must be >= 0"),
+        ("pred_eps", {"lr_fall": (3, 3)}, r"lr_fall=\(3, 3\): must be two steps"),
         ("pred_eps", {"trunk": {}}, "pred_eps trains the whole network"),
         ("pred_eps_eps2_pretrained", {}, "trunk=None: pred_eps_eps2_pretrained needs"),
     ],

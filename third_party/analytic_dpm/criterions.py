@@ -68,6 +68,7 @@ def build_criterion(
     lr: float = 1e-4,
     grad_clip: float | None = None,
     lr_warmup: int = 0,
+    lr_fall: tuple[int, int] | None = None,
     rescale_timesteps: bool = True,
     shift1: bool = False,
 ) -> DDPMDSM:
@@ -75,8 +76,9 @@ def build_criterion(
 
     grad_clip   largest norm of the gradient, None for no limit
     lr_warmup   steps over which the rate rises to `lr`; 0: constant, as in the host
+    lr_fall     two steps, between which the rate falls to 0; None: as in the host
     """
-    optimizers, lr_schedulers = adam(model, lr, grad_clip, lr_warmup)
+    optimizers, lr_schedulers = adam(model, lr, grad_clip, lr_warmup, lr_fall)
     criterion = DDPMDSM(
         schedule.betas,
         rescale_timesteps,

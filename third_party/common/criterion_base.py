@@ -145,24 +145,38 @@ def sum_squares(x: Tensor) -> Tensor:
 
 
 def adam(
-    model: nn.Module, lr: float, grad_clip: float | None, lr_warmup: int = 0
+    model: nn.Module,
+    lr: float,
+    grad_clip: float | None,
+    lr_warmup: int = 0,
+    lr_fall: tuple[int, int] | None = None,
 ) -> tuple[dict[str, Optimizer], dict[str, LRScheduler]]:
     """Adam on the trainable parameters and a constant rate, under the hosts' names.
 
-    The rate rises to `lr` over the first `lr_warmup` steps; the hosts have no warm-up.
+    The rate rises to `lr` over the first `lr_warmup` steps and falls to 0 between the steps
+    `lr_fall`, both linearly; the hosts have neither.
     """
     if not lr > 0:
         raise ValueError(f"lr={lr!r}: must be > 0")
     if lr_warmup < 0:
         raise ValueError(f"lr_warmup={lr_warmup!r}: must be >= 0, the number of steps")
+    if lr_fall is not None and not 0 <= lr_fall[0] < lr_fall[1]:
+        raise ValueError(f"lr_fall={lr_fall!r}: must be two steps, the first below the second")
     if grad_clip is not None and not grad_clip > 0:
         raise ValueError(f"grad_clip={grad_clip!r}: must be > 0, or None")
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trainable, lr=lr, fused=True)
-    return {"all": optimizer}, {"all": LambdaLR(optimizer, _rise(lr_warmup))}
+    return {"all": optimizer}, {"all": LambdaLR(optimizer, _rate(lr_warmup, lr_fall))}
 
 
-def _rise(steps: int) -> Callable[[int], float]:
-    """1/steps, 2/steps, ..., 1, 1, ...: the factor of the rate by the number of steps made."""
-    # A plain function has no saved state, so the hosts' checkpoints load unchanged.
-    return lambda made: min(1.0, (made + 1) / steps) if steps else 1.0
+def _rate(warmup: int, fall: tuple[int, int] | None) -> Callable[[int], float]:
+    """The factor of the rate by the number of steps made: 1/warmup, 2/warmup, ..., 1, ..., 0."""
+
+    def factor(made: int) -> float:
+        risen = min(1.0, (made + 1) / warmup) if warmup else 1.0
+        if fall is None:
+            return risen
+        start, end = fall
+        return risen * min(1.0, max(0.0, (end - made) / (end - start)))
+
+    return factor  # a plain function has no saved state, so the hosts' checkpoints load unchanged

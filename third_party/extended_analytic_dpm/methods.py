@@ -67,6 +67,7 @@ def build_criterion(
     lr: float = 1e-4,
     grad_clip: float | None = None,
     lr_warmup: int = 0,
+    lr_fall: tuple[int, int] | None = None,
     rescale_timesteps: bool = True,
     shift1: bool = False,
 ) -> DTDSM:
@@ -76,6 +77,7 @@ def build_criterion(
     ratio       weight of the second output's loss, or "adaptive"
     grad_clip   largest norm of the gradient, None for no limit
     lr_warmup   steps over which the rate rises to `lr`; 0: constant, as in the host
+    lr_fall     two steps, between which the rate falls to 0; None: as in the host
     """
     chosen = get_method(method)
     if chosen.pretrained and trunk is None:
@@ -87,7 +89,7 @@ def build_criterion(
     states = (
         DTWrapper(model, chosen.typ, rescale_timesteps, shift1, schedule.N),
         {"model": model},
-        *adam(model, lr, grad_clip, lr_warmup),
+        *adam(model, lr, grad_clip, lr_warmup, lr_fall),
     )
     if issubclass(chosen.criterion, DTDSDM):
         criterion: DTDSM = chosen.criterion(schedule, ratio, *states)
