@@ -4,7 +4,8 @@ In one run the variants take turns, so other work on the machine affects all of 
 everything from the batch in memory to the averaged weights: noise, network calls, backward pass,
 Adam, EMA. "Official style" is the SA loss as its paper trains it: the window's calls in series, in
 float32, all differentiated. "Host-style" is the plain step of the hosts: NCHW, steps as NumPy
-arrays, statistics converted to floats at each step, Adam and average weight by weight.
+arrays, statistics converted to floats at each step, Adam and average weight by weight. "price" is
+the SA loss with reuse and a K-th of the images: as many network calls as the plain step.
 
 Peak memory: on CUDA the most that PyTorch held in a step of the variant, less the other variants'
 weights; on the CPU the peak of a separate process that makes only the variant's steps.
@@ -81,7 +82,8 @@ def measure(args: argparse.Namespace) -> dict[Variant, tuple[list[float], float]
             peak[row] = max(peak[row], machine.peak_memory(args.device) - others / 2**20)
         own.model.zero_grad(set_to_none=True)
 
-    ways = {row: lambda step=step: step(v) for row, (step, _) in rows.items()}
+    batches = {row: row.images(v) for row in rows}
+    ways = {row: lambda step=step, v=batches[row]: step(v) for row, (step, _) in rows.items()}
     seconds = machine.in_turns(ways, args.repeats, args.device, warmup=args.warmup, after=after)
     return {row: (seconds[row], peak[row]) for row in rows}
 
@@ -105,7 +107,7 @@ def _memory_alone(args: argparse.Namespace, row: Variant, threads: int) -> float
     torch.set_num_threads(threads)
     ((step, _),) = build_steps([row], args.network, args.device).values()
     for _ in range(2):  # the optimiser's state exists from the second step on
-        step(some_images(args))
+        step(row.images(some_images(args)))
     return machine.peak_memory("cpu")
 
 

@@ -22,7 +22,7 @@ Step = Callable[[Tensor], None]
 HOST = NamedSchedule("linear", 1000)
 LOSS_SCHEDULE = NoiseSchedule.from_betas(HOST.betas[1:])
 PLAIN_VARIANTS = ("plain", "host")
-SA_VARIANTS = ("official", "series", "all", "one", "one_series")
+SA_VARIANTS = ("official", "series", "all", "one", "one_series", "price")
 AS_THEY_ARE = ("host", "official")  # they take no options
 OPTIONS = ("channels_last", "compile", "bf16")
 
@@ -46,6 +46,7 @@ class Variant:
             "all": f"SA-{self.K} all, stacked",
             "one": f"SA-{self.K} one",
             "one_series": f"SA-{self.K} one, series",
+            "price": f"SA-{self.K}, reuse, 1/{self.K} of the images",
         }
         return words[self.name] + "".join(f", {o}" for o in OPTIONS if o in self.options)
 
@@ -61,8 +62,21 @@ class Variant:
         if not self.K:
             return None
         backprop = "one" if self.name.startswith("one") else "all"
-        stack = self.name in ("all", "one")
-        return SALoss(LOSS_SCHEDULE, K=self.K, backprop=backprop, stack=stack)
+        price = self.name == "price"
+        stack = self.name in ("all", "one") or price
+        return SALoss(LOSS_SCHEDULE, K=self.K, backprop=backprop, stack=stack, reuse=price)
+
+    def images(self, v: Tensor) -> Tensor:
+        """What it trains on of a batch of the plain step; "price": as many network calls as that.
+
+        Raises:
+            ValueError: the batch has no K-th part.
+        """
+        if self.name != "price":
+            return v
+        if len(v) % self.K:
+            raise ValueError(f"--batch must be a multiple of {self.K} for price, got {len(v)}")
+        return v[: len(v) // self.K]
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,16 @@ def test_a_variant_s_loss_is_what_its_name_says():
     assert Variant("plain").loss() is None
 
 
+def test_the_price_of_a_plain_step_is_as_many_network_calls():
+    row, images = Variant("price", 2), torch.zeros(6, 1, 8, 8)
+    loss = row.loss()
+    assert (loss.K, loss.reuse) == (2, True)
+    assert len(row.images(images)) == 3
+    assert len(Variant("all", 2).images(images)) == 6
+    with pytest.raises(ValueError, match="--batch must be a multiple of 4 for price, got 6"):
+        Variant("price", 4).images(images)
+
+
 @pytest.mark.slow
 def test_memory_on_the_cpu_is_of_a_process_of_its_own(capsys):
     held = torch.ones(2**28)  # 1 GiB that no row may count

@@ -154,6 +154,32 @@ def test_the_losss_own_gradient_is_zero_at_these_gains(window, noise, options):
         assert abs(elsewhere[1:]).min() > 1e-5
 
 
+@pytest.mark.filterwarnings("ignore:x0 ranges over")  # Gaussian data has no bounds
+@pytest.mark.parametrize("options", [{}, {"backprop": "one"}, {"noise": "chain"}], ids=str)
+def test_a_linear_network_in_training_arrives_there(options):
+    """By SGD on drawn batches; the mean of the weights of the last two thirds."""
+    variances = np.array([0.3, 0.9])
+    data = GaussianData(np.full((1, 1, 2), 0.1), variances[None, None], SHORT)
+    loss = SALoss(SHORT, 2, 3, **options)
+    wanted, start = gaussian_gains(loss, variances), exact_gains(SHORT, variances)
+    c = torch.tensor(start, requires_grad=True)
+    optimizer, steps, mean = torch.optim.SGD([c], lr=2), 300, 0
+
+    def network(x, n):
+        return c[n][:, None, None] * (x - data._at(n)[0].sqrt() * data.mu)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for i in range(steps):
+            optimizer.zero_grad()
+            loss(network, data.draw(1000, seed=i)).total.mean().backward()
+            optimizer.step()
+            if i >= steps // 3:
+                mean = mean + c.detach().numpy() / (steps - steps // 3)
+    assert abs(mean - wanted).max() < 0.02
+    assert abs(start - wanted).max() > 0.15
+
+
 def test_the_plain_losss_gains_are_the_exact_network():
     schedule = NoiseSchedule.cosine(30)
     data = GaussianData(np.zeros(4), VARIANCES, schedule)
