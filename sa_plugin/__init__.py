@@ -4,7 +4,7 @@
 
 In order of reading: ``loss``, ``window``, ``noise``, ``calls``, ``tau``, ``schedule``; ``formulas``
 and ``prediction``, for arrays of any library; the rooms ``hooks``, ``sampling``, ``bounds``,
-``metrics`` and ``integrations``.
+``metrics``, ``effect``, ``diagnosis`` and ``integrations``.
 """
 
 import sys
@@ -13,6 +13,8 @@ from sa_plugin.bounds import pair_terms as pair_terms
 from sa_plugin.bounds.gap import GapCurve, gap_along_chain, theorem2_bounds, total_gap
 from sa_plugin.bounds.likelihood import NegativeElbo, bits_per_dim, negative_elbo
 from sa_plugin.calls import HostCall
+from sa_plugin.diagnosis.findings import Diagnosis
+from sa_plugin.diagnosis.measurement import diagnose
 from sa_plugin.hooks.hook import attach, detach
 from sa_plugin.hooks.wrappers import EpsModel, SigmaModel
 from sa_plugin.loss import SALoss, SALossOutput, sequence_aware_loss
@@ -24,6 +26,7 @@ from sa_plugin.tau import TauTable
 
 __version__ = "0.1.0"
 __all__ = [
+    "Diagnosis",
     "EpsModel",
     "Gamma",
     "GapCurve",
@@ -39,6 +42,7 @@ __all__ = [
     "bits_per_dim",
     "choose_timesteps",
     "detach",
+    "diagnose",
     "estimate_gamma",
     "gap_along_chain",
     "negative_elbo",

@@ -7,6 +7,7 @@ import numbers
 import warnings
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,6 +84,37 @@ def check_hold_images(name: str, x0: object, least: int = 1) -> None:
         got = f"{x0.dtype} {tuple(x0.shape)}" if isinstance(x0, Tensor) else type(x0).__name__
         many = f"at least {least} " if least > 1 else ""
         raise ValueError(f"{name} must hold {many}floating-point images [B, ...], got {got}")
+
+
+def check_batches(batches: object) -> None:
+    """ValueError for one tensor or array: its rows would be taken for batches."""
+    if isinstance(batches, Tensor | np.ndarray):
+        raise ValueError(
+            "batches must be a list of batches [B, ...], such as [x0], got one "
+            f"{type(batches).__name__} of shape {tuple(batches.shape)}"
+        )
+
+
+def check_output(output: object, x: Tensor, hint: str = "") -> None:
+    """ValueError unless a network's output is a real tensor of its input's shape."""
+    if isinstance(output, Tensor) and output.shape == x.shape and not output.is_complex():
+        return
+    found: object = type(output).__name__
+    if isinstance(output, Tensor):
+        found = output.dtype if output.is_complex() else tuple(output.shape)
+    raise ValueError(
+        f"the network must return real tensors of its input's shape {tuple(x.shape)}, got "
+        f"{found}{hint}"
+    )
+
+
+def check_finite(name: str, values: Tensor) -> None:
+    """ValueError unless all values are finite; they are not looked at where that would wait."""
+    if not can_look(values) or values.numel() == 0:
+        return
+    bounds = look(*torch.aminmax(values.detach()))
+    if bounds is not None and not all(map(math.isfinite, bounds)):
+        raise ValueError(f"{name} must be finite, got values that are not")
 
 
 def check_steps(n: Tensor, batch: int, N: int, *, name: str = "n", wait: bool = False) -> Tensor:

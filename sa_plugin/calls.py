@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sa_plugin._checks import check_output
 from sa_plugin._tensors import follow
 
 
@@ -100,13 +101,8 @@ class PlainCall(HostCall):
         return n.to(self.time.device, non_blocking=True)
 
     def eps_of(self, output: Any, x: Tensor, n: Tensor) -> Tensor:
-        """The output itself; ValueError unless it is a tensor of x's shape."""
-        if not isinstance(output, Tensor) or output.shape != x.shape:
-            found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(
-                f"the network must return eps, a tensor of its input's shape {tuple(x.shape)}, got "
-                f"{found}; sa_plugin.EpsModel takes eps out of pairs and extra channels"
-            )
+        """The output itself; ValueError unless it is a real tensor of x's shape."""
+        check_output(output, x, "; sa_plugin.EpsModel takes eps out of pairs and extra channels")
         return output
 
 

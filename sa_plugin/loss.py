@@ -23,6 +23,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from sa_plugin._arrays import Numeric
 from sa_plugin._checks import (
     check_choice,
+    check_finite,
     check_images,
     check_non_negative,
     check_shape_of,
@@ -147,6 +148,7 @@ class SALoss:
         cpu = torch.device("cpu")
         self._tau = {cpu: torch.from_numpy(self.tau.values.copy())}  # by device
         self._range_seen = False
+        self._noise_seen: set[str] = set()
 
     def __call__(
         self,
@@ -286,13 +288,21 @@ class SALoss:
         else:
             draws = noise[:count] if self.lam == 0 else noise
             check_shape_of("noise", draws, (count, *x0.shape))
+            self._check_noise("noise", draws)
             if self.backprop == "one" and count + known > 1:  # from positions to rows
                 index = window.positions[known:]
                 index = expand(index - (index > window.positions[0]) * known, draws)
                 draws = draws.gather(0, index.to(x0.device).expand_as(draws))
         if own is not None:
+            self._check_noise("eps", own)
             draws = torch.cat([own.detach()[None], draws])
         return NOISES[self.noise](draws, window, self._coefficients)
+
+    def _check_noise(self, name: str, noise: Tensor) -> None:
+        """ValueError for noise that is not finite, in the first call alone."""
+        if name not in self._noise_seen:
+            check_finite(name, noise)
+            self._noise_seen.add(name)
 
     def _noised(self, x0: Tensor, steps: Tensor, eps: Tensor) -> Tensor:
         """x_s = sqrt(cum_alpha_s) x_0 + sqrt(cum_beta_s) eps_s, in x_0's dtype."""

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sa_plugin._checks import check_whole, explain_absence
+from sa_files.progress import bar_options
+from sa_plugin._checks import (
+    check_batches,
+    check_finite,
+    check_hold_images,
+    check_images,
+    check_whole,
+    explain_absence,
+)
 
 BLOCK = 64  # images that share a noise generator
 MOST = 2**63 - 1  # the largest seed or image number
@@ -50,6 +58,27 @@ def parts_of(total: int, size: int) -> list[slice]:
     return [slice(i, min(i + size, total)) for i in range(0, total, size)]
 
 
+def images_of(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The batches of images x_0 [B, ...], each checked as it comes.
+
+    Raises:
+        ValueError: one tensor in place of a list of them; no floating-point images; images of
+            different shapes. Images that are not in [-1, 1] are warned of.
+    """
+    check_batches(batches)
+    seen, shape = False, None
+    for x0 in batches:
+        check_hold_images("batches", x0, 0)
+        if shape is not None and x0.shape[1:] != shape:
+            raise ValueError(
+                f"batches must hold images of one shape, got {tuple(shape)}, {tuple(x0.shape[1:])}"
+            )
+        shape = x0.shape[1:]
+        if x0.numel():
+            seen = check_images(x0, seen, wait=True)
+            yield x0
+
+
 def noise_for(
     noise: Callable[[int], Tensor], shape: tuple[int, ...], part: slice
 ) -> Callable[[int], Tensor]:
@@ -59,6 +88,7 @@ def noise_for(
         drawn = noise(k)
         if drawn.shape != shape:
             raise ValueError(f"noise(k) must have shape {shape}, got {tuple(drawn.shape)}, k = {k}")
+        check_finite(f"noise({k})", drawn)
         return drawn[part]
 
     return draw
@@ -72,7 +102,7 @@ def shown(items: Iterable[Any], total: int, unit: str, progress: bool) -> Iterab
         from tqdm import tqdm  # optional, and slow to import
     except ModuleNotFoundError as error:
         raise explain_absence(error, "tqdm", "progress") from None
-    return tqdm(items, total=total, unit=unit)
+    return tqdm(items, total=total, unit=unit, **bar_options())
 
 
 def check_shape(shape: Sequence[int]) -> tuple[int, ...]:

@@ -25,11 +25,11 @@ from sa_files.pickled import ARRAYS, PickledArray
 from sa_files.reading import reading
 from sa_files.tensors import entries_once, load_tensors
 from sa_files.writing import written_atomically
-from sa_plugin._checks import check_choice, check_hold_images, check_non_negative, check_whole
+from sa_plugin._checks import check_choice, check_finite, check_non_negative, check_whole
 from sa_plugin._execution import NetworkCall
 from sa_plugin._tensors import Coefficients
 from sa_plugin.prediction import PREDICTS
-from sa_plugin.sampling.batches import MOST, BlockNoise, shown
+from sa_plugin.sampling.batches import MOST, BlockNoise, images_of, shown
 from sa_plugin.sampling.reverse import split_output
 from sa_plugin.sampling.tally import Store, Tally
 from sa_plugin.schedule import FloatArray, NoiseSchedule
@@ -240,6 +240,7 @@ class _MeanSquares:
                 f"noise(n) must have shape ({self._noises}, n_images, *{tuple(x0.shape[1:])}), "
                 f"got {tuple(given.shape)}, n = {n}"
             )
+        check_finite(f"noise({n})", given)
         return iter(given[:, rows].to(x0))
 
 
@@ -255,17 +256,9 @@ def _check_not_beyond(store: Store, tally: Tally, n_images: int) -> None:
 def _numbered(batches: Iterable[Tensor], n_images: int | None) -> Iterator[tuple[int, Tensor]]:
     """(number of the first image, x_0) up to ``n_images`` images; ValueError for fewer."""
     first = 0
-    shape: torch.Size | None = None
-    for x0 in batches:
-        check_hold_images("batches", x0, 0)
-        if shape is not None and x0.shape[1:] != shape:
-            raise ValueError(
-                f"batches must hold images of one shape, got {tuple(shape)}, {tuple(x0.shape[1:])}"
-            )
-        shape = x0.shape[1:]
+    for x0 in images_of(batches):
         x0 = x0 if n_images is None else x0[: n_images - first]
-        if len(x0):
-            yield first, x0
+        yield first, x0
         first += len(x0)
         if first == n_images:
             return

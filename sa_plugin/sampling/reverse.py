@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sa_plugin._arrays import Numeric, bound, namespace
+from sa_plugin._checks import check_output
 from sa_plugin.prediction import to_eps, to_x0
 from sa_plugin.sampling.variance import (
     NEEDS_SECOND,
@@ -201,7 +202,8 @@ def split_output(output: Any, x: Tensor, variance: str) -> tuple[Tensor, Tensor 
     """A network's output at x as (first, second) in x's dtype; an unused second is None.
 
     Raises:
-        ValueError: not a pair although ``variance`` needs one, or a shape other than x's.
+        ValueError: not a pair although ``variance`` needs one, a shape other than x's, or complex
+            numbers.
     """
     is_pair = isinstance(output, tuple | list) and len(output) == 2
     needs_pair = variance in NEEDS_SECOND
@@ -213,11 +215,7 @@ def split_output(output: Any, x: Tensor, variance: str) -> tuple[Tensor, Tensor 
     first, second = output if is_pair else (output, None)
     second = second if needs_pair else None
     for part in (first, second) if needs_pair else (first,):
-        got = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
-        if got != tuple(x.shape):
-            raise ValueError(
-                f"the network must return tensors of its input's shape {tuple(x.shape)}, got {got}"
-            )
+        check_output(part, x)
     return _like(x, first), None if second is None else _like(x, second)
 
 

@@ -18,6 +18,7 @@ none.
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,6 +29,7 @@ from sa_plugin._checks import check_choice, check_non_negative
 FORWARDS = ("ddpm", "ddim")
 COVARIANCES = ("analytic", "npr", "sn", "heuristic")
 VARIANCES = ("small", "big", "iddpm", *COVARIANCES)
+FAR_ABOVE_1 = 1.4  # Gamma beyond this: not an estimate's error any more
 NEEDS_SECOND = ("npr", "sn", "iddpm")
 
 
@@ -49,7 +51,10 @@ def check_variance(variance: str, forward: str, eta: float) -> None:
 
 
 def check_gamma(gamma: ArrayLike, N: int) -> NDArray[np.float64]:
-    """Gamma_n = E mean(eps_pred^2) as float64 [N+1] (entry 0 unused), or ValueError."""
+    """Gamma_n = E mean(eps_pred^2) as float64 [N+1] (entry 0 unused), or ValueError.
+
+    One warning for values far above 1, which no network has that learned anything.
+    """
     values = np.asarray(gamma, dtype=np.float64)
     if values.shape != (N + 1,):
         raise ValueError(f"gamma must have shape {(N + 1,)} (entry 0 unused), got {values.shape}")
@@ -57,6 +62,13 @@ def check_gamma(gamma: ArrayLike, N: int) -> NDArray[np.float64]:
     if wrong[1:].any():
         n = int(np.argmax(wrong[1:])) + 1
         raise ValueError(f"gamma must be finite and >= 0, got gamma[{n}] = {values[n]}")
+    n = int(np.argmax(values[1:])) + 1
+    if values[n] > FAR_ABOVE_1:
+        warnings.warn(
+            f"gamma[{n}] = {values[n]:.4g}: a trained network's is at most about 1, and above 1 "
+            "the covariance is taken as 0; is it Gamma of this network and schedule?",
+            stacklevel=3,
+        )
     return values
 
 

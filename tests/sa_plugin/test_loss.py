@@ -270,9 +270,12 @@ def bad_images(said):
     ({"n": torch.tensor([1.0, 2.0])}, r"n must be integers of shape \(2,\), got torch.float32"),
     ({"n": torch.tensor([True, True])}, r"n must be integers of shape \(2,\), got torch.bool"),
     ({"n": torch.tensor([1])}, r"n must be integers of shape \(2,\).*\(1,\)"),
+    ({"eps_model": lambda x, n: x + 0j}, r"real tensors of .*got torch.complex128"),
+    ({"noise": torch.full((2, 2, *IMAGE), torch.nan)}, "noise must be finite"),
+    ({"noise": torch.full((2, 2, *IMAGE), torch.inf)}, "noise must be finite"),
     ({"noise": torch.zeros(1, 2, *IMAGE)}, r"noise must have shape \(2, 2, 2, 3, 3\)"),
     ({"eps_model": lambda x, n: x[:, :1]}, r"input's shape .*got \(4, 1, 3, 3\).*EpsModel"),
-    ({"eps_model": lambda x, n: (x, x)}, r"must return eps, a tensor of .*got tuple; .*EpsModel"),
+    ({"eps_model": lambda x, n: (x, x)}, r"must return real tensors of .*got tuple; .*EpsModel"),
     ({"x0": torch.zeros(2, 3, 4, 4, dtype=torch.uint8)}, bad_images("torch.uint8")),
     ({"x0": torch.zeros(3)}, bad_images(r"torch.float32 \(3,\)")),
     ({"x0": torch.zeros(0, 1, 8, 8)}, bad_images(r"torch.float32 \(0, 1, 8, 8\)")),
@@ -287,6 +290,12 @@ def test_bad_calls_are_refused(changed):
 def test_bad_steps_of_a_loop_are_refused(n):
     x0 = images(0, 2, *IMAGE)
     SALoss(LINEAR).sa_term(Toy(), x0, torch.tensor(n), x0)
+
+
+@refuses((torch.nan, "eps must be finite"))
+def test_a_loops_noise_that_is_not_finite_is_refused(value):
+    x0 = images(0, 2, *IMAGE)
+    SALoss(LINEAR).sa_term(Toy(), x0, torch.tensor([3, 4]), x0 * value)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +313,7 @@ def test_images_outside_their_range_are_warned_of_once(x0, said, call):
     loss, x0, n = SALoss(LINEAR), x0.reshape(4, *IMAGE), torch.tensor([1, 2, 3, 4])
 
     def evaluate():
-        loss(Toy(), x0) if call == "loss" else loss.sa_term(Toy(), x0, n, x0)
+        loss(Toy(), x0) if call == "loss" else loss.sa_term(Toy(), x0, n, 0 * images(0, 4, *IMAGE))
 
     with pytest.warns(UserWarning, match=rf"x0 ranges over {said}; .*\[-1, 1\]"):
         evaluate()

@@ -31,7 +31,14 @@ def noise_schedule(scheduler: Any) -> NoiseSchedule:
     betas = getattr(scheduler, "betas", None)
     if not isinstance(betas, Tensor):
         raise ValueError(f"{type(scheduler).__name__} has no betas to build a noise schedule from")
-    schedule = NoiseSchedule.from_betas(betas.detach().double().cpu().numpy())
+    values = betas.detach().double().cpu().numpy()
+    if len(values) and values[-1] >= 1:
+        raise ValueError(
+            f"{type(scheduler).__name__} has a zero terminal SNR: its last beta is "
+            f"{values[-1]:g}, so x_N is pure noise and predicts no eps; train with "
+            "rescale_betas_zero_snr=False"
+        )
+    schedule = NoiseSchedule.from_betas(values)
     cumulated = getattr(scheduler, "alphas_cumprod", None)
     if cumulated is not None:
         values = cumulated.detach().double().cpu().numpy()

@@ -114,6 +114,7 @@ def sampler_of(gains, forward, eta, variance, mu=(0.0, 0.0, 0.0), **options):
     return Sampler(network, SCHEDULE, gamma=exact_gamma(gains), clip_x0=False, **options)
 
 
+@pytest.mark.filterwarnings("ignore:gamma")  # gains of other data have a large one
 @pytest.mark.parametrize("gains", [INFLATED, exact_gains(SCHEDULE, 1.2 * S[::-1])])
 @pytest.mark.parametrize(
     ("forward", "eta", "variance"), [p for p in PROCESSES if p[2] in ("small", "big", "analytic")]

@@ -207,7 +207,9 @@ class TestBest:
         chain = {"steps": steps, "forward": "ddim", "variance": "analytic"}
         spectrum = correlated()[0]
         if name == "shrinkage":
-            wrapped = SpectralShrinkage(DATA.eps, SCHEDULE, spectrum, "best", second=second, **chain)
+            wrapped = SpectralShrinkage(
+                DATA.eps, SCHEDULE, spectrum, "best", second=second, **chain
+            )
         else:
             wrapped = ShiftedNoise(DATA.eps, SCHEDULE, "best", spectrum, second=second, **chain)
         rests_on = {"own": "exact", "shifted": "own"}[second]
@@ -388,7 +390,7 @@ def test_a_spectrum_is_needed():
 
 
 def test_a_mean_alone_does_not_tell_the_best_strength():
-    with pytest.raises(ValueError, match="q='best' needs the data's Spectrum .*, got Tensor"):
+    with pytest.raises(ValueError, match=r"q='best' needs the data's Spectrum .*, got Tensor"):
         ShiftedNoise(DATA.eps, SCHEDULE, "best", MEAN, steps=5)
 
 
@@ -429,7 +431,8 @@ class TestEpsilonScaling:
         again = EpsilonScaling(watched, SCHEDULE, fit.factors)
         Sampler(again, SCHEDULE, steps=steps, clip_x0=False).sample((count, *SHAPE), seed=2)
         visited = sorted(drawn)
-        assert len(visited) == steps and (fit.factors[visited] != 1).all()
+        assert len(visited) == steps
+        assert (fit.factors[visited] != 1).all()
         assert (np.delete(fit.factors, [0, *visited]) == 1).all()
         for t in visited:
             n = torch.full((count,), t)
@@ -448,4 +451,3 @@ class TestEpsilonScaling:
     def test_factors_are_found_one_step_at_a_time(self):
         with pytest.raises(ValueError, match="all images must be at one step"):
             NormMatching(DATA.eps, SCHEDULE, X)(X, STEPS)
-

@@ -207,8 +207,14 @@ def test_the_schedule_keeps_its_digits():
         expected = getattr(exact, name)
         np.testing.assert_allclose(getattr(found, name), expected, rtol=2e-6, atol=0)
     np.testing.assert_allclose(found.cum_betas[1:20], exact.cum_betas[1:20], rtol=2e-7, atol=0)
-    with pytest.raises(ValueError, match=r"inside \(0, 1\), got 1.0 at step n = 50"):
-        noise_schedule(DDPMScheduler(T, rescale_betas_zero_snr=True))
+
+
+def test_a_zero_terminal_snr_is_named_with_the_way_out():
+    scheduler = DDPMScheduler(T, rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    said = "DDPMScheduler has a zero terminal SNR: .*with rescale_betas_zero_snr=False"
+    for entrance in (noise_schedule, DiffusersSALoss):
+        with pytest.raises(ValueError, match=said):
+            entrance(scheduler)
 
 
 def train(prediction_type, iterations, out=1):

@@ -18,6 +18,8 @@ from tests.toys import images, normal, read_npz, toy_eps
 
 SCHEDULE = NoiseSchedule.linear(25)
 X0 = images(0, 150, 1, 2, 2)
+# Gaussian data reach beyond [-1, 1].
+FAR = pytest.mark.filterwarnings("ignore:x0 ranges over")
 
 
 def gaussian(schedule=SCHEDULE):
@@ -56,6 +58,7 @@ def test_equals_the_reference_numbers():
     assert gamma.stderr[0] == 0
 
 
+@FAR
 @pytest.mark.parametrize("kind", ["eps", "x0", "v", "npr", "sn"])
 def test_gaussian_data_in_closed_form(kind):
     data = gaussian()
@@ -146,6 +149,7 @@ def test_standard_error_by_hand():
         np.testing.assert_allclose(gamma.stderr[n], squares.std(ddof=1) / 10**0.5, rtol=1e-9)
 
 
+@FAR
 @pytest.mark.parametrize("noises", [1, 4])
 def test_the_standard_errors_cover(noises):
     """Over 200 repetitions the 95 % interval holds the true Gamma in 90 to 99 % of them.
@@ -164,6 +168,7 @@ def test_the_standard_errors_cover(noises):
     assert ((rates >= 0.9) & (rates <= 0.99)).all(), rates
 
 
+@FAR
 def test_more_noises_help_where_the_noise_matters():
     data = gaussian()
     one, many = (
@@ -378,9 +383,23 @@ def test_entry_zero_is_zero_whatever_a_file_holds_there():
     ({"noise": lambda n: X0}, r"noise\(n\) must have shape"),
     ({"model": lambda x, n: x[:, :, :1]}, "tensors of its input's shape"),
     ({"model": lambda x, n: None}, "tensors of its input's shape"),
+    ({"model": lambda x, n: x + 0j}, r"real tensors of .*\(150, 1, 2, 2\), got torch.complex128"),
+    ({"batches": X0}, r"a list of batches .* as \[x0\], got one Tensor of shape \(150, 1, 2, 2\)"),
+    ({"batches": X0.numpy()}, r"a list of batches .*got one ndarray"),
+    ({"batches": [X0[:0]]}, "batches must hold at least 2 images, got 0"),
+    ({"noise": lambda n: X0[None] / (n - 3)}, r"noise\(3\) must be finite"),
 )
 def test_bad_input_is_refused(options):
     estimate_gamma(**{"model": toy_eps, "schedule": SCHEDULE, "batches": [X0]} | options)
+
+
+@pytest.mark.parametrize(
+    ("x0", "said"), [(127.5 * (X0 + 1), r"\[1\.\d+, 25\d\.\d\]"), (X0.abs(), "0")]
+)
+def test_images_that_are_not_scaled_are_warned_of_once(x0, said):
+    with pytest.warns(UserWarning, match=f"x0 ranges over .*{said}") as warned:
+        estimate_gamma(toy_eps, SCHEDULE, x0.split(50))
+    assert len(warned) == 1
 
 
 def test_a_network_that_is_not_finite_is_reported_and_not_saved(tmp_path):

@@ -334,3 +334,24 @@ def test_a_step_costs_few_operations():
 
     for options, most in (({"forward": "ddim"}, 9), ({}, 14), ({"variance": "big"}, 14)):
         assert operations(20, **options) - operations(10, **options) <= 10 * most
+
+
+def test_a_gamma_that_no_trained_network_has_is_warned_of():
+    gamma = np.linspace(0, 1.5, 101)
+    with pytest.warns(UserWarning, match=r"gamma\[100\] = 1\.5: .* at most about 1"):
+        Sampler(DATA.eps, LINEAR, variance="analytic", gamma=gamma, steps=5)
+    near = gamma / 1.4  # an estimate's error
+    Sampler(DATA.eps, LINEAR, variance="analytic", gamma=near, steps=5)
+
+
+def test_noise_that_is_not_finite_is_named_and_not_the_network():
+    def noise(k):
+        return torch.full((2, 1, 2, 2), torch.nan if k == 1 else 0.5)
+
+    with pytest.raises(ValueError, match=r"noise\(1\) must be finite"):
+        Sampler(lambda x, n: 0.1 * x, LINEAR, steps=4).sample((2, 1, 2, 2), noise=noise)
+
+
+def test_complex_outputs_are_refused():
+    with pytest.raises(ValueError, match=r"real tensors of .*got torch\.complex64"):
+        Sampler(lambda x, n: x + 0j, LINEAR, steps=4).sample((2, 1, 2, 2))

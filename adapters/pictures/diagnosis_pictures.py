@@ -1,0 +1,55 @@
+"""The picture of a diagnosis: errors over the steps, and the samples' variance, as one PNG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from adapters.pictures.pictures import COLOURS, INK, label_axes, label_log_values, write_figure
+from sa_plugin.diagnosis.findings import Diagnosis
+
+LINES = {"error": "error, E|e|²", "bias": "bias, E|b|²"}
+
+
+def plot_diagnosis(path: str | Path, found: Diagnosis) -> None:
+    """Measured points with two standard errors; predictions dashed (B) and dotted (SA)."""
+    figure = Figure(figsize=(10, 4.2), dpi=150, layout="constrained")
+    by_step, of_samples = figure.subplots(1, 2)
+    _draw_steps(by_step, found)
+    _draw_samples(of_samples, found)
+    for axes in (by_step, of_samples):
+        axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    write_figure(path, figure)
+
+
+def _draw_steps(axes: Axes, found: Diagnosis) -> None:
+    for colour, (name, label) in zip(COLOURS, LINES.items(), strict=False):
+        _points(axes, found.steps, found.measured[name], found.stderr[name], colour, label)
+        predicted = {"B": "--", "SA": ":"} if name == "bias" else {"B": "--"}
+        for of, dash in predicted.items():
+            values = found.predicted[f"{name}_{of}"]
+            axes.plot(found.steps, values, dash, color=colour, label=f"{name}, {of}, predicted")
+    label_log_values(axes)
+    label_axes(axes, "step n", "per pixel", "Errors by step")
+
+
+def _draw_samples(axes: Axes, found: Diagnosis) -> None:
+    processes = dict.fromkeys(one.process for one in found.samples)
+    for colour, process in zip(COLOURS, processes, strict=False):
+        of = [one for one in found.samples if one.process == process]
+        steps = [one.predicted.steps for one in of]
+        means, errors = zip(*((float(v) for v in one.measured) for one in of), strict=True)
+        _points(axes, steps, means, errors, colour, process)
+        for i, (name, dash) in enumerate((("B", "--"), ("SA", ":"))):
+            values = [one.predicted.sample_variances[i] for one in of]
+            axes.plot(steps, values, dash, color=colour, label=f"{process}, {name}, predicted")
+    axes.axhline(float(found.data_variance.mean), color=INK, linewidth=1, label="data")
+    axes.set_ylim(bottom=0)
+    label_axes(axes, "sampling steps", "variance, summed over pixels", "Samples")
+
+
+def _points(axes: Axes, x: object, y: object, stderr: object, colour: str, label: str) -> None:
+    twice = [2 * value for value in stderr]
+    axes.errorbar(x, y, twice, fmt="o", color=colour, markersize=4, capsize=2, label=label)

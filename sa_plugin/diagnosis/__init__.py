@@ -1,0 +1,1 @@
+"""Does SA help my network? ``measurement`` measures it, ``findings`` holds and shows the result."""
