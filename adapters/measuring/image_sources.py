@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -15,22 +14,40 @@ from torch import Tensor
 from sa_files.reading import reading, reason, tar_files
 from third_party.common.data import ImageDataset
 from third_party.common.datasets import DATASETS, get_dataset
-from third_party.common.datasets.folders import SUFFIXES
-from third_party.common.datasets.pixels import MODES, Preparation, decode_image, open_image
+from third_party.common.datasets.listing import SUFFIXES
+from third_party.common.datasets.pixels import Preparation, decode_image
 
 
-def open_images(source: str, *, data_root: str | Path | None = None) -> ImageDataset:
+def open_images(
+    source: str,
+    *,
+    data_root: str | Path | None = None,
+    size: int = 0,
+    channels: int = 3,
+    follow_links: bool = False,
+) -> ImageDataset:
     """Open the images of a folder (image files or tar shards), an .npz, a .tar, or a dataset.
 
-    A dataset's split follows a colon (``cifar10:test``); its files are below ``data_root``. All
-    images of a source are read as grey if its first image is grey.
+    Args:
+        source: its path, or the name of a dataset; a split follows a colon (``cifar10:test``).
+        data_root: the folder of the datasets.
+        size: the side of the squares to which image files are cropped and resized; 0: as they are.
+        channels: of image files: 3 reads all as RGB, 1 as grey.
+        follow_links: also read what links lead to outside a folder.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
-        shards = sorted(path.glob("*.tar"))
-        return TarImages(shards) if shards else _folder(path)
-    if path.suffix == ".tar" and path.is_file():
-        return TarImages([path])
+    if has_files(source):
+        preparation = Preparation(size=size or None, channels=channels)
+        shards = sorted(path.glob("*.tar")) if path.is_dir() else [path]
+        if shards:
+            return TarImages(shards, preparation)
+        return get_dataset(
+            "folder",
+            path,
+            size=preparation.size,
+            channels=channels,
+            follow_links=follow_links,
+        )
     if path.suffix == ".npz":
         return get_dataset("npz", path)
     name, _, split = source.partition(":")
@@ -42,19 +59,22 @@ def open_images(source: str, *, data_root: str | Path | None = None) -> ImageDat
     )
 
 
+def has_files(source: str) -> bool:
+    """Whether the images are files: they are read in the size and the channels asked for."""
+    path = Path(source).expanduser()
+    return path.is_dir() or (path.suffix == ".tar" and path.is_file())
+
+
 class TarImages:
     """The image files in tar shards, in the order of the shards and of their entries."""
 
-    def __init__(self, paths: list[Path]) -> None:
+    def __init__(self, paths: list[Path], preparation: Preparation) -> None:
         self.paths = paths
-        self._channels = 3
+        self.preparation = preparation
         first = next(self._encoded(), None)
         if first is None:
             raise ValueError(f"{paths[0].parent} holds no images: its tar files contain none")
-        name, file = first
-        with _named(name):
-            self._channels = _channels(file)
-        self._shape = tuple(self._decoded(name, file).shape)
+        self._shape = tuple(self._decoded(*first).shape)
         self._count: int | None = None
 
     @property
@@ -76,7 +96,8 @@ class TarImages:
             shapes = {tuple(image.shape) for image in batch} | {self._shape}
             if len(shapes) > 1:
                 raise ValueError(
-                    f"images must have the same shape, got {shapes} in {self.paths[0]}..."
+                    f"images must have the same shape, or give --size: got {shapes} in "
+                    f"{self.paths[0]}..."
                 )
             yield torch.stack(batch)
 
@@ -88,13 +109,7 @@ class TarImages:
 
     def _decoded(self, name: str, file: io.BytesIO) -> Tensor:
         with _named(name):
-            return decode_image(file, Preparation(channels=self._channels))
-
-
-def _folder(path: Path) -> ImageDataset:
-    found = get_dataset("folder", path)
-    with reading(found.path(0), "cannot be used as an image") as first:  # type: ignore[attr-defined]
-        return found if _channels(first) == 3 else get_dataset("folder", path, channels=1)
+            return decode_image(file, self.preparation)
 
 
 @contextmanager
@@ -107,11 +122,3 @@ def _named(image: str) -> Iterator[None]:
 
 def _is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
-
-
-def _channels(file: BinaryIO) -> int:
-    """1 for a grey image, else 3."""
-    with open_image(file) as image:
-        channels = 1 if image.mode in (MODES[1], "1") else 3
-    file.seek(0)
-    return channels

@@ -81,6 +81,10 @@ def test_images_in_memory_offer_shape_and_bytes():
 def test_floating_point_images_are_rounded_as_samples_are():
     digits = get("digits")
     assert digits.image_shape == (1, 8, 8)
+    parts = [get("digits", split=split) for split in ("train", "test")]
+    assert [len(part) for part in parts] == [1198, 599]
+    assert torch.equal(parts[1].images, digits.images[2::3])
+    assert torch.equal(parts[0].labels, digits.labels[torch.arange(1797) % 3 != 2])
     assert torch.equal(everything(digits, 100), to_uint8(digits.images))
     levels = torch.arange(256)[:, None, None, None].double() / 127.5 - 1
     assert everything(Images(levels), 256).flatten().tolist() == list(range(256))
@@ -112,8 +116,9 @@ def test_missing_data_says_where_it_was_looked_for_and_how_to_get_it(name, tmp_p
 
 def test_the_root_may_begin_with_a_tilde(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    save(tmp_path / "mine/a.png", noise(4, 4, 3))
-    assert len(get("folder", "~/mine")) == 1
+    for name in ("a.png", "b.png"):
+        save(tmp_path / "mine" / name, noise(4, 4, 3))
+    assert len(get("folder", "~/mine")) == 2
 
 
 # ------------------------------------------------------------------------------------- Fashion
@@ -366,9 +371,8 @@ def test_images_of_several_sizes_need_a_size(tmp_path):
     first, second = noise(4, 6, 3), noise(7, 4, 3)
     save(tmp_path / "1.png", first)
     save(tmp_path / "2.png", second)
-    data = get("folder", tmp_path)
-    assert data.image_shape == (3, 4, 6)
-    one_line_error(lambda: everything(data), "2.png", "(3, 7, 4)", "(3, 4, 6)")
+    message = one_line_error(lambda: get("folder", tmp_path), tmp_path, "data.size (--size)")
+    assert "holds 2 images: 1 6x4 (1.png), 1 4x7 (2.png); 2 RGB (1.png)." in message
     images = everything(get("folder", tmp_path, size=4))
     assert np.array_equal(hwc(images[0]), first[:, 1:5])
     assert np.array_equal(hwc(images[1]), second[1:5])
@@ -399,7 +403,9 @@ def test_orientation_is_followed_and_deep_images_are_refused(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise by a quarter
     save(tmp_path / "1.png", pixels, exif=exif)
-    assert np.array_equal(hwc(get("folder", tmp_path)[0]), np.rot90(pixels, -1))
+    save(tmp_path / "2.png", np.rot90(pixels, -1))
+    for image in everything(get("folder", tmp_path)):
+        assert np.array_equal(hwc(image), np.rot90(pixels, -1))
     save(tmp_path / "0.png", noise(4, 4).astype(np.uint16) * 200)
     one_line_error(lambda: get("folder", tmp_path), "0.png", "more than 8 bits")
 
@@ -410,9 +416,9 @@ def test_damaged_images_are_named(tmp_path, name, damage):
     save(tmp_path / "a.png", noise(32, 32, 3))
     save(tmp_path / name, noise(32, 32, 3))
     (tmp_path / name).write_bytes(damage((tmp_path / name).read_bytes()))
-    data = get("folder", tmp_path)
-    one_line_error(lambda: data[1], f"{tmp_path / name} cannot be used as an image: ")
-    one_line_error(lambda: everything(data, 1), f"{tmp_path / name} cannot be used as an image: ")
+    data = ImageFolder(tmp_path, Preparation())
+    for read in (lambda: data[1], lambda: everything(data, 1), lambda: get("folder", tmp_path)[1]):
+        one_line_error(read, f"{tmp_path / name} cannot be used as an image: ")
 
 
 def test_workers_name_a_damaged_image_and_end(tmp_path, monkeypatch):

@@ -150,7 +150,7 @@ class InfiniteShuffle(Sampler[int]):
         place = self.start
         while True:
             epoch, offset = divmod(place, self.length)
-            yield from self._permutation(epoch)[offset:].tolist()
+            yield from self._epoch(epoch)[offset:].tolist()
             place += self.length - offset
 
     def take(self, start: int, count: int) -> npt.NDArray[np.int64]:
@@ -158,16 +158,25 @@ class InfiniteShuffle(Sampler[int]):
         parts = []
         while count > 0:
             epoch, offset = divmod(start, self.length)
-            parts.append(self._permutation(epoch)[offset : offset + count])
+            parts.append(self._epoch(epoch)[offset : offset + count])
             start += len(parts[-1])
             count -= len(parts[-1])
         return np.concatenate(parts)
 
-    def _permutation(self, epoch: int) -> npt.NDArray[np.int64]:
+    def _epoch(self, epoch: int) -> npt.NDArray[np.int64]:
         if self._cached is None or self._cached[0] != epoch:
-            generator = np.random.default_rng((self.seed, epoch))
-            self._cached = (epoch, generator.permutation(self.length))
+            self._cached = (epoch, self._drawn(epoch))
         return self._cached[1]
+
+    def _drawn(self, epoch: int) -> npt.NDArray[np.int64]:
+        return np.random.default_rng((self.seed, epoch)).permutation(self.length)
+
+
+class InfiniteCoins(InfiniteShuffle):
+    """For each place of an `InfiniteShuffle` of this length and seed, 0 or 1 at random."""
+
+    def _drawn(self, epoch: int) -> npt.NDArray[np.int64]:
+        return np.random.default_rng((self.seed, epoch, 1)).integers(2, size=self.length)
 
 
 class BatchStream(Iterator[Tensor]):
@@ -179,6 +188,8 @@ class BatchStream(Iterator[Tensor]):
               the same image for the same index, or a continued run differs from an unbroken one.
     part      (rank, world): each batch is split into `world` equal parts; this stream returns only
               the rank-th
+    flip      mirror each image, left to right, with probability 1/2; which ones depends only on the
+              seed and the position
     """
 
     def __init__(
@@ -190,6 +201,7 @@ class BatchStream(Iterator[Tensor]):
         device: torch.device | str = "cpu",
         workers: int | None = None,
         part: tuple[int, int] = (0, 1),
+        flip: bool = False,
     ) -> None:
         _check_batch_size(batch_size)
         check_world(batch_size, part[1])
@@ -200,6 +212,7 @@ class BatchStream(Iterator[Tensor]):
         self.device = torch.device(device)
         self.workers = default_workers() if workers is None else workers
         self._shuffle = InfiniteShuffle(len(dataset), seed)  # type: ignore[arg-type]
+        self._coins = InfiniteCoins(self._shuffle.length, seed) if flip else None
         self._images = dataset.images.to(self.device) if isinstance(dataset, Images) else None
         self._dataset = dataset
         self._loader: Iterator[Any] | None = None
@@ -219,6 +232,10 @@ class BatchStream(Iterator[Tensor]):
 
     def __next__(self) -> Tensor:
         batch = self._gather() if self._images is not None else self._load()
+        if self._coins is not None:
+            coins = _Part(self._coins, self.batch_size, self.part).indices(self._position)
+            chosen = torch.from_numpy(coins).to(self.device, non_blocking=True).bool()
+            batch = torch.where(chosen[:, None, None, None], batch.flip(3), batch)
         self._position += 1
         return to_unit_range(batch)
 

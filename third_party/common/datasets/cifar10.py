@@ -17,6 +17,8 @@ from ..data import Images
 from ._common import check_choice, not_found
 from ._registry import register
 
+CLASSES = 10
+
 
 @register("cifar10")
 def cifar10(root: Path, *, split: str = "train", check_md5: bool = True) -> Images:
@@ -83,6 +85,8 @@ def _batch(content: bytes) -> tuple[npt.NDArray[np.uint8], list[int]]:
     data, labels = batch["data"], batch["labels"]
     if not isinstance(data, PickledArray) or data.array is None or data.array.dtype != np.uint8:
         raise ValueError("its data must be an array of uint8")
-    if not isinstance(labels, list) or not all(type(label) is int for label in labels):
-        raise ValueError("its labels must be a list of numbers")
+    if not isinstance(labels, list) or not all(
+        type(label) is int and 0 <= label < CLASSES for label in labels
+    ):
+        raise ValueError(f"its labels must be a list of whole numbers in 0..{CLASSES - 1}")
     return data.array.reshape(-1, 3, 32, 32), labels

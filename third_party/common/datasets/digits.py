@@ -10,7 +10,6 @@ from ..data import Images
 from ._common import check_choice
 from ._registry import register
 
-
 SPLITS = ("all", "train", "test")
 
 

@@ -9,21 +9,22 @@ import os
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 from tqdm import tqdm
 
 from sa_files.writing import written_atomically
 
 from ..data import StoredImages
-from ._common import first_folder, one_line
+from ._common import first_folder
 from ._registry import register
+from .listing import SUFFIXES as SUFFIXES
+from .listing import list_images
 from .mapped import MappedArrays
 from .pixels import Preparation, read_image
+from .survey import survey
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 CACHE_LIMIT = 8 * 2**30
 _CACHED_AT_ONCE = 256
 
@@ -62,16 +63,27 @@ def lsun_bedroom(root: Path, *, cache_limit: int = 0) -> ImageFolder:
 
 @register("folder")
 def folder(
-    root: Path, *, size: int | None = None, channels: int = 3, cache_limit: int = 0
+    root: Path,
+    *,
+    size: int | None = None,
+    channels: int = 3,
+    follow_links: bool = False,
+    cache_limit: int = 0,
 ) -> ImageFolder:
-    """The images in the folder `root` itself and below it.
+    """The images in the folder `root` itself and below it, at least 2; all headers are read first.
 
-    size       height and width to which the middle square of each image is resized; None: the
-               images are not changed and must all have one size
-    channels   3, or 1 for grey
+    size           height and width to which the middle square of each image is resized; None: the
+                   images are not changed and must all have one size
+    channels       3: all are read as RGB; 1: as grey
+    follow_links   also read what links lead to outside `root`
     """
     first_folder("folder", (root,), "give the folder that holds the images as the root")
-    return ImageFolder(root, Preparation(size=size, channels=channels), cache_limit=cache_limit)
+    preparation = Preparation(size=size, channels=channels)
+    found = ImageFolder(root, preparation, cache_limit=cache_limit, follow_links=follow_links)
+    if len(found) < 2:
+        raise ValueError(f"{root} holds one image, {found.path(0).name}: must hold at least 2")
+    survey(root, map(found.path, range(len(found))), preparation)
+    return found
 
 
 class ImageFolder(StoredImages):
@@ -81,16 +93,22 @@ class ImageFolder(StoredImages):
                   a cache file next to the folder; otherwise each file is decoded every time. The
                   cache's name depends on the files (names, sizes, times) and the preparation; if
                   they change, a new cache is made.
+    follow_links  also read what links lead to outside the folder
     """
 
-    def __init__(self, folder: Path, preparation: Preparation, *, cache_limit: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        preparation: Preparation,
+        *,
+        cache_limit: int = 0,
+        follow_links: bool = True,
+    ) -> None:
         if cache_limit < 0:
             raise ValueError(f"cache_limit={cache_limit!r}: must not be negative")
         self.folder = folder
         self.preparation = preparation
-        self._names = _list_images(folder)
-        if len(self._names) == 0:
-            raise ValueError(f"{folder} holds no images: no file ends in {' '.join(SUFFIXES)}")
+        self._names = list_images(folder, follow_links=follow_links)
         self._shape = tuple(read_image(self.path(0), preparation).shape)
         self._to_cache = len(self) * math.prod(self._shape) <= cache_limit
         self._cache: MappedArrays | None = None
@@ -117,7 +135,7 @@ class ImageFolder(StoredImages):
 
     def path(self, i: int) -> Path:
         """The file of the i-th image."""
-        return self.folder / os.fsdecode(bytes(self._names[i]))
+        return self.folder / os.fsdecode(self._names[i])
 
     def prepare(self) -> None:
         """Open the cache; make it first if it does not exist."""
@@ -135,9 +153,9 @@ class ImageFolder(StoredImages):
 
     def _cache_path(self) -> Path:
         digest = hashlib.sha256(repr(self.preparation).encode())
-        for i, name in enumerate(self._names):
+        for i in range(len(self)):
             stat = self.path(i).stat()
-            digest.update(b"%s\0%d %d\0" % (name, stat.st_size, stat.st_mtime_ns))
+            digest.update(b"%s\0%d %d\0" % (self._names[i], stat.st_size, stat.st_mtime_ns))
         sides = "x".join(map(str, self._shape[1:]))
         return self.folder.with_name(f"{self.folder.name}-{sides}-{digest.hexdigest()[:12]}.npy")
 
@@ -151,24 +169,3 @@ class ImageFolder(StoredImages):
                 for batch in self._read_in_order(_CACHED_AT_ONCE):
                     file.write(batch.numpy().tobytes())
                     progress.update(len(batch))
-
-
-def _list_images(folder: Path) -> npt.NDArray[np.bytes_]:
-    """The images' names relative to the folder, sorted.
-
-    One array of bytes: a list of millions of strings would be copied into every worker, because
-    reading an object changes its reference count.
-    """
-    names: list[bytes] = []
-    try:
-        for parent, _, files in os.walk(folder, followlinks=True, onerror=_raise):
-            inner = os.path.relpath(parent, folder)
-            chosen = (f for f in files if f.lower().endswith(SUFFIXES) and not f.startswith("."))
-            names += (os.fsencode(os.path.normpath(os.path.join(inner, f))) for f in chosen)
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be listed: {one_line(error)}") from error
-    return np.sort(np.array(names, dtype=np.bytes_))
-
-
-def _raise(error: OSError) -> None:
-    raise error

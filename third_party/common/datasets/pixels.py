@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-from sa_files.reading import reading
+from sa_files.reading import ROOM, UnreadableFile, reading
 
 from ._common import check_choice
 
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MODES = {1: "L", 3: "RGB"}  # Pillow's names for images of 1 and 3 channels of 8 bits
+GREY = ("1", "L", "LA")  # modes without colour; with alpha, which is dropped
+MEMORY = ROOM  # bytes that one image may take while it is read
+
+# Bytes a pixel, measured with Pillow 13. What a decoder holds beside the image, at most:
+_DECODERS = {"TIFF": 8, "WEBP": 12, "progressive JPEG": 8}
+# The image as decoded, and the most that is held of it and its copies afterwards:
+_GREY_BYTES, _COLOUR_BYTES = (1, 6), (4, 8)
+_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -44,22 +50,6 @@ class Preparation:
         if self.size is not None and self.size < 1:
             raise ValueError(f"size={self.size!r}: must be at least 1, or None")
 
-    def apply(self, image: Image.Image) -> Image.Image:
-        """The image with 8 bits a channel, upright, cropped and resized."""
-        if image.mode.startswith(("I", "F")):
-            raise ValueError(f"it has more than 8 bits a channel (mode {image.mode})")
-        image = ImageOps.exif_transpose(image)
-        if self.expected is not None and image.size != self.expected:
-            raise ValueError(f"it is {_sides(image.size)}, must be {_sides(self.expected)}")
-        if image.mode == "P":
-            image = image.convert("RGBA")  # a palette may hold transparent colours
-        image = image.convert(MODES[self.channels])  # transparency is dropped
-        if self.crop is not None or self.size is not None:
-            image = image.crop(self.crop or _middle_square(*image.size))
-        if self.size is not None:
-            image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
-        return image
-
 
 def read_image(path: Path, preparation: Preparation) -> Tensor:
     """The prepared image of a file, uint8 [C,H,W]; ValueError with the file's name if it fails."""
@@ -69,23 +59,88 @@ def read_image(path: Path, preparation: Preparation) -> Tensor:
 
 def decode_image(file: BinaryIO, preparation: Preparation) -> Tensor:
     """The prepared image, uint8 [C,H,W]; damaged bytes can raise any exception."""
-    with open_image(file) as image:
-        pixels = np.array(preparation.apply(image))  # [H,W] or [H,W,C]
-    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    return torch.from_numpy(np.ascontiguousarray(pixels))
+    image = _upright(file, preparation)
+    if image.mode != (mode := _working_mode(image, preparation)):
+        image = image.convert(mode)  # transparency is dropped
+    if preparation.crop is not None or preparation.size is not None:
+        part = preparation.crop or _middle_square(*image.size)
+        image = image if part == (0, 0, *image.size) else image.crop(part)
+    if preparation.size is not None:
+        image = image.resize((preparation.size, preparation.size), Image.Resampling.BILINEAR)
+    return _tensor(image).expand(preparation.channels, -1, -1).contiguous()
 
 
-@contextmanager
-def open_image(file: BinaryIO) -> Iterator[Image.Image]:
-    """An image in one of `FORMATS`, whatever its file name.
+def open_image(file: BinaryIO, preparation: Preparation) -> Image.Image:
+    """An image in one of `FORMATS`, whatever its file name, of which only the header is read.
 
     Pillow recognises many more formats by their first bytes; for some it starts other programs.
+
+    Raises:
+        ValueError: the image is deeper than 8 bits, or would take more than `MEMORY` bytes. Large
+            JPEG files are decoded at a half, a quarter or an eighth of their size, if the size that
+            is asked for is smaller still.
     """
     with warnings.catch_warnings():
         # A few bytes can claim billions of pixels. Pillow alone only warns of the smaller cases.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(file, formats=FORMATS) as image:
-            yield image
+        image = Image.open(file, formats=FORMATS)
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"it has more than 8 bits a channel (mode {image.mode})")
+    reductions = [1]
+    if image.format == "JPEG" and preparation.size and not preparation.crop:
+        reductions += [s for s in (2, 4, 8) if min(image.size) >= s * preparation.size]
+    reduction = next((s for s in reductions if _memory(image, s) <= MEMORY), None)
+    if reduction is None:
+        width, height = image.size
+        raise UnreadableFile(
+            f"its {width} x {height} pixels would take {_memory(image, 1) >> 20} MiB, more than "
+            f"{MEMORY >> 20}: store it smaller"
+        )
+    if reduction > 1:
+        image.draft(None, (image.width // reduction, image.height // reduction))
+    return image
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened image after its orientation is followed."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return image.size  # Pillow would decode the whole image to look behind it
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    return image.size[::-1] if turned else image.size
+
+
+def _upright(file: BinaryIO, preparation: Preparation) -> Image.Image:
+    image = open_image(file, preparation)
+    ImageOps.exif_transpose(image, in_place=True)
+    if preparation.expected is not None and image.size != preparation.expected:
+        raise ValueError(f"it is {_sides(image.size)}, must be {_sides(preparation.expected)}")
+    if image.mode == "P" and "transparency" in image.info:
+        return image.convert("RGBA")  # a palette may hold transparent colours
+    return image
+
+
+def _working_mode(image: Image.Image, preparation: Preparation) -> str:
+    """Grey images stay grey until the end, when all channels become equal."""
+    return MODES[1] if image.mode in GREY else MODES[preparation.channels]
+
+
+def _memory(image: Image.Image, reduction: int) -> int:
+    """The bytes that reading an opened image takes at most, if decoded at 1 / reduction."""
+    kind = "progressive JPEG" if image.info.get("progressive") else image.format
+    decoded, copies = _GREY_BYTES if image.mode in ("1", "L") else _COLOUR_BYTES
+    pixels = image.width * image.height
+    kept = pixels // reduction**2
+    return max(_DECODERS.get(kind or "", 0) * pixels + decoded * kept, copies * kept)
+
+
+def _tensor(image: Image.Image) -> Tensor:
+    """uint8 [C,H,W]; a few rows at a time, since Pillow makes two copies of what it hands out."""
+    width, height = image.size
+    pixels = np.empty((len(image.getbands()), height, width), np.uint8)
+    for top in range(0, height, _ROWS):
+        rows = np.asarray(image.crop((0, top, width, min(top + _ROWS, height))))
+        pixels[:, top : top + _ROWS] = rows if rows.ndim == 2 else rows.transpose(2, 0, 1)
+    return torch.from_numpy(pixels)
 
 
 def _middle_square(width: int, height: int) -> tuple[int, int, int, int]:

@@ -1,0 +1,67 @@
+"""What the headers of image files say, before any image is decoded."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from sa_files.reading import reading
+
+from .pixels import GREY, Preparation, open_image, upright_size
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 3
+
+
+def survey(folder: Path, paths: Iterable[Path], preparation: Preparation) -> None:
+    """Read all headers, and log how many images there are of each size and of each mode.
+
+    Different sizes or modes, and colours that are lost, are a warning. "Mode" is Pillow's word,
+    such as L for grey.
+
+    Raises:
+        ValueError: a file is no image that can be used, or the sizes differ and none is given.
+    """
+    sizes, modes = _Shares(folder), _Shares(folder)
+    for path in paths:
+        with reading(path, "cannot be used as an image") as file:
+            image = open_image(file, preparation)
+            width, height = upright_size(image)
+        sizes.add(f"{width}x{height}", path)
+        modes.add(image.mode, path)
+    told = f"{folder} holds {sum(sizes.counts.values())} images: {sizes}; {modes}"
+    if len(sizes.counts) > 1 and preparation.size is None:
+        raise ValueError(
+            f"{told}. All must have one size (width x height), or give data.size (--size): the "
+            "side of the squares to which they are cropped and resized"
+        )
+    read = "RGB" if preparation.channels == 3 else "grey"
+    square = f" at {preparation.size}x{preparation.size}" if preparation.size else ""
+    is_mixed = len(sizes.counts) > 1 or len(modes.counts) > 1
+    loses_colour = preparation.channels == 1 and not modes.counts.keys() <= set(GREY)
+    level = logging.WARNING if is_mixed or loses_colour else logging.INFO
+    logger.log(level, "%s; all are read as %s%s", told, read, square)
+
+
+class _Shares:
+    """How many images are of each kind, and the first of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.counts: Counter[str] = Counter()
+        self.first: dict[str, Path] = {}
+
+    def add(self, kind: str, path: Path) -> None:
+        self.counts[kind] += 1
+        self.first.setdefault(kind, path)
+
+    def __str__(self) -> str:
+        shown = [
+            f"{count} {kind} ({self.first[kind].relative_to(self.folder)})"
+            for kind, count in self.counts.most_common(_SHOWN)
+        ]
+        hidden = len(self.counts) - len(shown)
+        return ", ".join([*shown, *([f"{hidden} others"] if hidden else [])])
