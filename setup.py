@@ -20,6 +20,7 @@ ADAPTERS = [
     "jinja2>=3.1.3",
     "ml-collections>=1.0.0",
     "matplotlib>=3.8.0",
+    "pillow>=10.3.0",  # older ones have known holes in their readers
     "scikit-learn>=1.3.1",
     "tensorboard>=2.15.0",
     "tqdm>=4.66.1",

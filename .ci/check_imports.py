@@ -23,6 +23,7 @@ LIBRARY = (
     "sa_plugin.hooks",
     "sa_plugin.metrics",
     "sa_plugin.formulas",
+    "sa_plugin.diagnosis",
     "sa_plugin.integrations",
 )
 # Each room of the laboratory uses the library, the hosts, and the rooms before it.
@@ -47,6 +48,13 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sa_plugin.hooks": ("sa_files", "sa_plugin"),
     "sa_plugin.metrics": ("sa_files",),
     "sa_plugin.formulas": ("sa_plugin", "sa_plugin.sampling"),
+    "sa_plugin.diagnosis": (
+        "sa_files",
+        "sa_plugin",
+        "sa_plugin.sampling",
+        "sa_plugin.bounds",
+        "sa_plugin.effect",
+    ),
     "sa_plugin.integrations": LIBRARY,
     "sa_plugin.__init__": LIBRARY,
     "third_party": ("sa_files",),

@@ -31,13 +31,19 @@ from adapters.comparison.engine import (
     in_this_process,
     on_cluster,
 )
-from adapters.comparison.grid import COMPARISON, Grid
+from adapters.comparison.grid import Grid
 from adapters.comparison.plan import Plan
 from adapters.comparison.report import write_report
 from adapters.comparison.store import Store
-from adapters.experiment.config import LOCK_FILE, PATIENCE, read_command_line
-from adapters.shell.command import EXIT_FAILED, OwnOptions, exit_code, keep_freed_memory
+from adapters.experiment.config import (
+    COMPARISON,
+    LOCK_FILE,
+    PATIENCE,
+    read_command_line,
+)
+from adapters.shell.command import EXIT_FAILED, exit_code, keep_freed_memory
 from adapters.shell.locks import locked
+from adapters.shell.options import own_options
 
 logger = logging.getLogger(__name__)
 
@@ -120,8 +126,11 @@ def _claimed(store: Path) -> Iterator[None]:
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = OwnOptions(
-        MODULE, description="Compute a grid and write its report. Other options: as the adapters'."
+    parser = own_options(
+        MODULE,
+        "Compute the grid of a comparison, each cell once, and write its report.",
+        COMPARISON.keys,
+        example="--config configs/digits_tables.py --dry_run",
     )
     add = parser.add_argument
     add(

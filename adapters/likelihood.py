@@ -1,7 +1,6 @@
 """Bits per dimension of a finished training: python -m adapters.likelihood --config configs/FILE.py
 
-Uses the networks (and Gamma) in the folder of the configuration's experiment. Further options:
-``--help_likelihood``.
+Uses the networks (and Gamma) in the folder of the configuration's experiment.
 """
 
 from __future__ import annotations
@@ -21,12 +20,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapters.experiment.config import CommandLine, check_holds, claimed, read_command_line
+from adapters.experiment.config import (
+    CommandLine,
+    check_holds,
+    claimed,
+    read_command_line,
+)
 from adapters.experiment.experiment import Experiment, load_dataset
 from adapters.experiment.run import stages_of
 from adapters.experiment.tables import table as table_of
 from adapters.hosts import PROCESSES, get_process, host_of
 from adapters.shell.command import OwnOptions, exit_code, keep_freed_memory
+from adapters.shell.options import own_options
 from sa_files.stored import read_json
 from sa_files.writing import write_atomically
 from sa_plugin.bounds.likelihood import bits_per_dim, mean_with_error, negative_elbo
@@ -78,8 +83,8 @@ def _run(argv: Sequence[str]) -> None:
 
 
 def _parser() -> OwnOptions:
-    parser = OwnOptions(MODULE, add_help=False)
-    parser.add_argument("--help_likelihood", action="help", help="show these options")
+    parser = own_options(MODULE, "Bits per dimension of a finished training, and DDPM's bound.")
+    parser.add_argument("--help_likelihood", action="help", help=argparse.SUPPRESS)  # older
     words = lambda text: tuple(text.split(","))  # noqa: E731
     add = parser.add_argument
     add("--variances", type=words, help="of small,big and the host's own; default: all three")

@@ -2,8 +2,7 @@
 
 The pictures are written to ``pictures/`` in the run's folder. ``strip_PROCESS_STEPS.png``, one for
 every reverse process of the configuration, shows how some images develop from noise.
-``variances_STEPS.png`` shows the variances of the DDPM reverse processes over n. Further options:
-``--help_pictures``.
+``variances_STEPS.png`` shows the variances of the DDPM reverse processes over n.
 """
 
 from __future__ import annotations
@@ -19,7 +18,8 @@ from adapters.experiment.run import stages_of
 from adapters.hosts import get_process
 from adapters.pictures.strips import film_strip, plot_variances, reverse_variances, save_film_strip
 from adapters.sample import adapter_of
-from adapters.shell.command import OwnOptions, exit_code, keep_freed_memory
+from adapters.shell.command import exit_code, keep_freed_memory
+from adapters.shell.options import own_options
 from sa_plugin.sampling.sampler import Sampler
 from third_party.common.data import to_unit_range
 
@@ -39,14 +39,18 @@ def main(argv: Sequence[str]) -> int:
             if getattr(own, name) < low:
                 raise ValueError(f"--{name} must be >= {low}, got {getattr(own, name)}")
         line = read_command_line([argv[0], *rest], (), MODULE)
-        _draw(_finished(line), own)
+        experiment = _finished(line)
+        if line.dry_run:
+            print(f"pictures in {experiment.workdir / FOLDER}")
+        else:
+            _draw(experiment, own)
 
     return exit_code(MODULE, work)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = OwnOptions(MODULE, add_help=False)
-    parser.add_argument("--help_pictures", action="help", help="show these options")
+    parser = own_options(MODULE, "Film strips of a finished run's chains, and its variances.")
+    parser.add_argument("--help_pictures", action="help", help=argparse.SUPPRESS)  # older
     add = parser.add_argument
     add("--steps", type=int, help="sampling steps; default: the largest of sample.steps")
     add("--images", type=int, default=4, help="images in a strip; default: 4")

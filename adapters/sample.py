@@ -24,6 +24,7 @@ from ml_collections import FrozenConfigDict
 
 from adapters.checkpoints.fitting import read_fitting
 from adapters.evaluate import open_reference, table
+from adapters.experiment.checks import check_evaluation
 from adapters.experiment.config import claimed, read_command_line
 from adapters.experiment.experiment import Experiment
 from adapters.experiment.run import stages_of
@@ -35,11 +36,11 @@ from adapters.sampling.pipeline import Source, fill
 from adapters.sampling.sinks import NpzFile, PngFolder, Sink, TarShards
 from adapters.shell.command import (
     EXIT_FAILED,
-    OwnOptions,
     exit_code,
     keep_freed_memory,
     one_line_warnings,
 )
+from adapters.shell.options import own_options
 from sa_plugin.sampling.gamma import Gamma
 from third_party.common import distributed
 from third_party.extended_analytic_dpm.methods import get_method
@@ -56,13 +57,16 @@ METRICS = "metrics"
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Parse our own options; the rest is for ``read_command_line``."""
-    parser = OwnOptions(
-        MODULE, description="Sample the images of one cell. Other options: as the adapters'."
+    parser = own_options(
+        MODULE,
+        "Sample the images of one cell of a trained run, in any number of processes.",
+        example="--config configs/digits.py --out images --process ddpm_small --steps 10",
     )
     parser.add_argument("--out", type=Path, required=True, help="output folder")
     parser.add_argument("--process", required=True, help="a row of the tables: ddpm_small, ...")
-    parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--format", choices=[*sorted(SINKS), METRICS], default="png")
+    parser.add_argument("--steps", type=int, required=True, help="number of sampling steps")
+    kinds = [*sorted(SINKS), METRICS]
+    parser.add_argument("--format", choices=kinds, default="png", help="default: png")
     parser.add_argument(
         "--against", help=f"what --format {METRICS} compares with; default: the training images"
     )
@@ -109,12 +113,19 @@ class Cell:
             cache_dir=self.experiment.workdir.parent / CACHE,
             device=self.experiment.device,
         )
-        shape, root = self.experiment.image_shape, config.data.root
+        shape, data = self.experiment.image_shape, config.data
         for extractor in extractors:  # raises if it does not take images of this shape
             extractor.extract(torch.zeros(1, *shape))
-        reference = self.experiment.dataset
+        reference = self.experiment.reference
         if args.against:
-            reference = open_reference(args.against, shape, extractors, data_root=root)
+            reference = open_reference(
+                args.against,
+                shape,
+                extractors,
+                data_root=data.root,
+                size=data.size,
+                follow_links=data.follow_links,
+            )
 
         def summary() -> Summary:
             if isinstance(reference, Summary):
@@ -130,17 +141,9 @@ class Cell:
                 f"--process {self.args.process!r} needs {needs!r}, which {adapter.module}, the "
                 "host of the configuration, does not provide"
             )
-        config, is_metrics = self.experiment.config, self.args.format == METRICS
-        least = {"n_images": 2 if is_metrics else 1, "batch_size": 1, "seed": 0}
-        for name, low in least.items():
-            if config.sample[name] < low:
-                raise ValueError(f"sample.{name} must be >= {low}, got {config.sample[name]}")
-        if is_metrics and not 1 <= config.evaluate.splits <= config.sample.n_images:
-            raise ValueError(
-                f"evaluate.splits must be in 1..sample.n_images = {config.sample.n_images}, "
-                f"got {config.evaluate.splits}"
-            )
-        if self.args.against and not is_metrics:
+        if self.args.format == METRICS:
+            check_evaluation(self.experiment)
+        elif self.args.against:
             raise ValueError(
                 f"--against goes with --format {METRICS}, got --format {self.args.format}"
             )

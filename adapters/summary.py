@@ -15,7 +15,10 @@ from typing import Any
 from adapters.experiment import tables as report
 from adapters.experiment.config import CONFIG_FILE
 from adapters.experiment.stages import METRICS_FILE
+from adapters.shell.command import OwnOptions, exit_code
 from sa_files.stored import read_json
+
+MODULE = "adapters.summary"
 
 
 def group_runs(folders: Sequence[Path]) -> dict[str, list[Path]]:
@@ -61,16 +64,14 @@ def _name(folders: Sequence[Path]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; 0: done, 2: bad input, reported in one line."""
-    if not argv:
-        print(__doc__.splitlines()[0], file=sys.stderr)
-        return 2
-    try:
-        print(summarise_runs([Path(name) for name in argv]))
-    except ValueError as error:
-        print(f"adapters.summary: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """Run the command; return the code of ``exit_code``."""
+    return exit_code(MODULE, lambda: _tell(argv), continues="")
+
+
+def _tell(argv: Sequence[str]) -> None:
+    parser = OwnOptions(MODULE, description=__doc__)
+    parser.add_argument("folders", metavar="RUN_FOLDER", nargs="+", type=Path, help="of a run")
+    print(summarise_runs(parser.parse_args(argv).folders))
 
 
 if __name__ == "__main__":

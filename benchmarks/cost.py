@@ -23,6 +23,7 @@ from adapters.experiment.config import read_command_line
 from adapters.hosts import Adapter, get_process
 from adapters.sample import adapter_of
 from adapters.shell.command import OwnOptions, exit_code
+from adapters.shell.options import own_options
 from third_party.common.datasets import IMAGE_SHAPES
 from third_party.common.nets.by_name import build_network
 from third_party.extended_analytic_dpm.methods import get_method
@@ -167,8 +168,12 @@ def rate_of(own: argparse.Namespace, net: Network) -> tuple[float | None, str]:
 
 def parser() -> OwnOptions:
     """Our own options."""
-    own = OwnOptions(MODULE, add_help=False)
-    own.add_argument("--help_cost", action="help", help="show this text")
+    own = own_options(
+        MODULE,
+        "Sizes, FLOP and hours of an experiment; nothing is run.",
+        example="--config configs/cifar10.py --tflops 990",
+    )
+    own.add_argument("--help_cost", action="help", help=argparse.SUPPRESS)  # older
     add = own.add_argument
     add("--tflops", type=_positive, help="peak of one GPU, in 1e12 FLOP/s")
     add("--efficiency", type=_share, default=0.35, help="achieved share of the peak; default: 0.35")

@@ -1,9 +1,11 @@
 """Reads thousands of damaged and hostile files: python -m benchmarks.fuzz --cases N --seed S
 
-Every kind of file is damaged in every way of ``benchmarks.damage`` and read. Each kind has its own
-process with a bounded address space, and each file a time limit. Prints a table in Markdown. The
-exit code is 1 if anything is wrong: the process died, an error is no ValueError or OSError or does
-not name the file, damage that the format's checksums reveal was accepted, or code was run.
+Every kind of file is damaged in every way of ``benchmarks.damage`` and read, and replaced by the
+files of ``benchmarks.work``, which ask for much work. Each kind has its own process with a bounded
+address space. Prints a table in Markdown. The exit code is 1 if anything is wrong: the process
+died, an error is no ValueError or OSError or does not name the file, damage that the format's
+checksums reveal was accepted, code was run, or a file took more time or memory than its size
+allows: 5 s and 1 s for each MiB, 300 MiB and 4 times its size.
 """
 
 from __future__ import annotations
@@ -22,18 +24,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NoReturn
 
 from benchmarks.damage import OUTSIDE, bombs, hostile, inside
 from benchmarks.loaders import LOADERS, Loader, fingerprint
+from benchmarks.work import work_bomb
 
 ADDRESS_SPACE = 4 * 2**30  # bytes more than the process has when it starts
-SECONDS = 60  # for one file
+SECONDS, MEMORY = 5, 300  # for one file, s and MiB; and more for a large one:
+SECONDS_PER_MIB, MEMORY_PER_MIB = 1, 4
+PATIENCE = 4  # a process is ended after so many times the seconds of a file
 RSS = Path("/proc/self/clear_refs"), Path("/proc/self/status")  # Linux
-
-
-class TooSlow(BaseException):
-    """Not an Exception, so no loader mistakes it for damage."""
 
 
 @dataclass
@@ -46,7 +46,8 @@ class Tally:
     changed: int = 0
     wrong: list[str] = field(default_factory=list)  # results that must not occur
     peak: float = 0.0  # largest increase of memory by one case, MiB
-    slowest: float = 0.0  # seconds
+    slowest: float = 0.0  # seconds of the processor for one case
+    last: str = ""  # the case that is being read
 
 
 class Trial:
@@ -87,14 +88,19 @@ class Trial:
         return outcome
 
 
-def cases_of(trial: Trial, count: int, seed: int) -> Iterator[tuple[str, bytes, bool]]:
+def cases_of(trial: Trial, count: int, work: int, seed: int) -> Iterator[tuple[str, bytes, bool]]:
     """(what it is, content, whether its checksums are correct)."""
+    draw = random.Random(f"{trial.name} {seed}")
+    for _ in range(work):
+        what, content = work_bomb(trial.sound, draw)
+        yield f"work: {what}", content, True
+    if count == 0:
+        return
     yield "empty", b"", False
     for name, content in hostile(trial.trace).items():
         yield f"hostile: {name}", content, True
     for name, content in bombs().items():
         yield f"bomb: {name}", content, True
-    draw = random.Random(f"{trial.name} {seed}")
     others = [name for name in LOADERS if name != trial.name]
     with tempfile.TemporaryDirectory() as folder:
         for i, name in enumerate(others):
@@ -109,28 +115,31 @@ def cases_of(trial: Trial, count: int, seed: int) -> Iterator[tuple[str, bytes, 
             yield f"{name} {at} {what}", operation(trial.sound, at, what), False
 
 
-def run_loader(name: str, count: int, seed: int) -> Tally:
-    """Run all cases of a loader in this process."""
+def run_loader(name: str, count: int, work: int, seed: int) -> Iterator[Tally]:
+    """Run all cases of a loader in this process; the results so far, before each case and last."""
     tally = Tally()
     with tempfile.TemporaryDirectory() as folder:
         trial = Trial(name, Path(folder) / "own")
-        for what, content, sums_hold in cases_of(trial, count, seed):
-            began, before = time.perf_counter(), _reset_peak()
-            signal.alarm(SECONDS)
+        for what, content, sums_hold in cases_of(trial, count, work, seed):
+            tally.last, size = what, len(content) / 2**20
+            yield tally
+            signal.setitimer(signal.ITIMER_PROF, PATIENCE * (SECONDS + SECONDS_PER_MIB * size))
+            began, before = time.process_time(), _reset_peak()
             try:
                 outcome = trial.check(content, sums_hold=sums_hold)
                 setattr(tally, outcome, getattr(tally, outcome) + 1)
-            except (Exception, TooSlow) as error:
+            except Exception as error:
                 tally.wrong.append(f"{what}: {type(error).__name__}: {error}")
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            seconds, memory = time.process_time() - began, _peak() - before
+            if seconds > SECONDS + SECONDS_PER_MIB * size:
+                tally.wrong.append(f"{what}: {seconds:.1f} s for {size:.1f} MiB")
+            if memory > MEMORY + MEMORY_PER_MIB * size:
+                tally.wrong.append(f"{what}: {memory:.0f} MiB of memory for {size:.1f} MiB")
             tally.cases += 1
-            tally.peak = max(tally.peak, _peak() - before)
-            tally.slowest = max(tally.slowest, time.perf_counter() - began)
-    return tally
-
-
-def _too_slow(*_: object) -> NoReturn:
-    raise TooSlow(f"more than {SECONDS} s")
+            tally.peak, tally.slowest = max(tally.peak, memory), max(tally.slowest, seconds)
+    tally.last = ""
+    yield tally
 
 
 def _status(key: str) -> float:
@@ -149,30 +158,31 @@ def _reset_peak() -> float:
     return _status("VmRSS")
 
 
-def _child(name: str, count: int, seed: int, answer: Connection) -> None:
-    signal.signal(signal.SIGALRM, _too_slow)
+def _child(name: str, count: int, work: int, seed: int, answer: Connection) -> None:
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # a handler would wait for the end of a hash
     bound = int(_status("VmSize") * 2**20) + ADDRESS_SPACE
     resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
     # What the parent has freed but kept would be used first, and would hide an increase.
     with contextlib.suppress(AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
-    answer.send(run_loader(name, count, seed))
+    for tally in run_loader(name, count, work, seed):
+        answer.send(tally)
 
 
-def in_own_process(name: str, count: int, seed: int) -> Tally:
-    """``run_loader`` in a separate process, which may crash."""
+def in_own_process(name: str, count: int, seed: int, work: int = 0) -> Tally:
+    """``run_loader`` in a separate process, which may crash, or be ended in an endless case."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(name, count, seed, theirs))
+    process = context.Process(target=_child, args=(name, count, work, seed, theirs))
     process.start()
     theirs.close()
-    try:
-        tally = ours.recv()
-    except EOFError:
-        tally = Tally()
+    tally = Tally()
+    with contextlib.suppress(EOFError):
+        while True:
+            tally = ours.recv()
     process.join()
     if process.exitcode:
-        tally.wrong.append(f"the process died with exit code {process.exitcode}")
+        tally.wrong.append(f"{tally.last}: the process died with exit code {process.exitcode}")
     return tally
 
 
@@ -188,6 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; 1 if anything is wrong."""
     parser = argparse.ArgumentParser("benchmarks.fuzz", description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=int, default=10_000, help="number for all loaders together")
+    parser.add_argument("--work", type=int, default=0, help="number of work bombs for all loaders")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=tuple(LOADERS), nargs="*", help="only these loaders")
     asked = parser.parse_args(argv)
@@ -199,7 +210,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("|---|---|--:|--:|--:|--:|--:|--:|--:|")
     tallies = {}
     for name in names:
-        tallies[name] = in_own_process(name, -(-asked.cases // len(names)), asked.seed)
+        cases, work = (-(-total // len(names)) for total in (asked.cases, asked.work))
+        tallies[name] = in_own_process(name, cases, asked.seed, work)
         print(row(name, tallies[name]), flush=True)
     wrong = [f"{name}: {what}" for name, tally in tallies.items() for what in tally.wrong]
     print(f"\n{sum(t.cases for t in tallies.values()):,} files, {len(wrong)} wrong")

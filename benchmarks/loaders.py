@@ -115,6 +115,21 @@ def _write_sa_dpm(path: Path) -> None:
     torch.save({"epoch": 5, "model_dict": STATE, "optimizer": optimizer}, path)
 
 
+def _write_safetensors(path: Path) -> None:
+    header: dict[str, Any] = {}
+    content = b""
+    for name, tensor in STATE.items():
+        part = tensor.numpy().tobytes()
+        offsets = [len(content), len(content) + len(part)]
+        header[name] = {
+            **{"dtype": "F16" if tensor.dtype == torch.half else "F32"},
+            **{"shape": list(tensor.shape), "data_offsets": offsets},
+        }
+        content += part
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content)
+
+
 def _store(path: Path) -> Store:
     return Store(path, 60.0, {"betas": [0.1, 0.2], "seed": 0})
 
@@ -251,6 +266,9 @@ LOADERS: dict[str, Loader] = {
     ),
     "published checkpoint of SA-DPM": Loader(
         "ckpt_5.pth", _write_sa_dpm, lambda p: read_published(p).state(), has_sums=True
+    ),
+    "weights, safetensors": Loader(
+        "x.safetensors", _write_safetensors, lambda p: read_published(p).state()
     ),
     "classifier, cached": Loader(
         "classifier.pt", _write_classifier, _read_classifier, has_sums=True

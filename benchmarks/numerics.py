@@ -6,6 +6,7 @@ the numbers in docs/numerics.md. It takes some seconds and needs no GPU.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -79,6 +80,7 @@ def sampler_errors(schedule: NoiseSchedule, steps: int) -> Iterator[tuple[str, s
 
 def main() -> None:
     """Print the three tables."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     print("| loss, K = 4 | float32: total, SA | bfloat16 | float16 |\n|---|--:|--:|--:|")
     for kind in SCHEDULES:
         for weighting in WEIGHTINGS:

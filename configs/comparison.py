@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.base import base_config
+from configs.base import KEYS as EXPERIMENT_KEYS
+from configs.base import PROCESSES
+from configs.keys import LARGEST_SEED, Keys, defaults, key
 
 # The rows of the SA paper's Tables 1 and 2: each as B and SA.
 ROWS = (
@@ -27,56 +29,16 @@ CONTROLLED = ("ddpm_small", "ddim")  # the rows of the controls
 COLUMNS = (10, 25, 50, 100, 200, 1000)
 
 
-def base_comparison() -> ConfigDict:
-    """An empty comparison, for an experiment to be set."""
-    config = ConfigDict(
-        {
-            "name": "",  # name of the report
-            "title": "",
-            "store": "",  # trainings and cells are in runs/compare/STORE
-            # The common settings of all trainings; `seeds` sets its `seed` and `sample.seed`.
-            "experiment": base_config(),
-            "seeds": (0,),  # for weights, data order and noise in training, and for the samples
-            # key -> {"title": ..., "set": the keys of the experiment that differ}
-            "trainings": {},
-            # How cells are sampled: key -> {"title", "set": the keys of experiment.sample that
-            # differ, "eps_scale": factor of the predicted eps; 0: the constant fitted below,
-            # "correction": "", "spectral" or "shifted" (sa_plugin.effect.correction), "q": its
-            # strength; 0: the best predicted one for the data, the row and the number of steps}
-            "samplings": {"default": sampling("")},
-            # key -> {"title", "lines", "processes", "steps"}; see part().
-            "parts": {},
-            "tables": (),  # the parts to compute, in the order of the report
-            # The fitted constant: it minimises the first metric of one cell on images of another
-            # seed.
-            "eps_scale": {
-                "process": "ddpm_small",
-                "steps": 10,
-                "n_images": 1000,
-                "low": 0.9,
-                "high": 1.05,
-                "evaluations": 10,
-            },
-            # Figure 4: the total gap from x_start for these trainings.
-            "gap": {"trainings": (), "start": 300, "n_images": 256, "batch_size": 64},
-            # Published numbers: key -> {"title", "metric", "source", "values": {"10": ...}}
-            "published": {},
-            # Metrics for which the report has tables; (): all measured ones.
-            "metrics": (),
-        }
-    )
-    return config.lock()
-
-
-def training(title: str, **sections: dict) -> dict:
-    """A training, given by the keys of the experiment that it changes."""
-    return {"title": title, "set": sections}
-
-
 def sampling(
     title: str, *, eps_scale: float = 1.0, correction: str = "", q: float = 0.0, **keys: object
 ) -> dict:
-    """A way to sample, given by the keys of experiment.sample that it changes."""
+    """A way to sample, given by the keys of experiment.sample that it changes.
+
+    Args:
+        eps_scale: factor of the predicted eps; 0: the fitted constant of the section eps_scale.
+        correction: "", or one of adapters.comparison.corrections.
+        q: its strength; 0: the best predicted one for the data, the row and the number of steps.
+    """
     return {
         "title": title,
         "eps_scale": eps_scale,
@@ -84,6 +46,62 @@ def sampling(
         "q": q,
         "set": keys,
     }
+
+
+KEYS: Keys = {
+    "name": key("", "name of the report", filled=True),
+    "title": key("", "title of the report"),
+    "store": key("", "trainings and cells are in runs/compare/STORE", filled=True),
+    # The common settings of all trainings; `seeds` sets its `seed` and `sample.seed`.
+    "experiment": EXPERIMENT_KEYS,
+    "seeds": key(
+        (0,),
+        "for weights, data order and noise in training, and for the samples",
+        at_least=0,
+        at_most=LARGEST_SEED,
+        filled=True,
+        distinct=True,
+    ),
+    "trainings": key({}, "by name, made by training()", free=True),
+    "samplings": key(
+        {"default": sampling("")}, "ways to sample, by name, made by sampling()", free=True
+    ),
+    "parts": key({}, "tables by name, made by part()", free=True),
+    "tables": key((), "the parts to compute, in the order of the report"),
+    # The fitted constant: it minimises the first metric of one cell on images of another seed.
+    "eps_scale": {
+        "process": key("ddpm_small", "the row in which the constant is fitted", one_of=PROCESSES),
+        "steps": key(10, "its number of steps", at_least=1),
+        "n_images": key(1000, "its number of images", at_least=2),
+        "low": key(0.9, "smallest constant", above=0),
+        "high": key(1.05, "largest constant", above=0),
+        "evaluations": key(10, "constants tried", at_least=1),
+    },
+    # Figure 4: the total gap from x_start.
+    "gap": {
+        "trainings": key((), "the trainings that have a curve"),
+        "start": key(300, "the step at which the chains start", at_least=2),
+        "n_images": key(256, "number of chains", at_least=2),
+        "batch_size": key(64, "images a call of the network", at_least=1),
+    },
+    "published": key(
+        {}, 'published numbers, by name: title, metric, source, values {"10": ...}', free=True
+    ),
+    "metrics": key((), "metrics for which the report has tables; (): all measured ones"),
+}
+
+
+def base_comparison() -> ConfigDict:
+    """An empty comparison, for an experiment to be set."""
+    return defaults(KEYS)
+
+
+def training(title: str, *, init: str = "", **sections: dict) -> dict:
+    """A training, given by the keys of the experiment that it changes.
+
+    ``init``: another training, whose averaged network it starts from.
+    """
+    return {"title": title, "init": init, "set": sections}
 
 
 def part(

@@ -1,8 +1,9 @@
 """What SA does, and what does the same without training: digits, five seeds.
 
 SA-2 with lambda 3 and SA-4 with lambda 1 have the same strength q = lambda (K-1)/(K+lambda), 0.6.
-"Price of B" is SA-2 with ``reuse`` and half the images a step: as many network calls as B. The
-corrections are those of sa_plugin.effect. See docs/why_sa_works.md.
+"Price of B" is SA-2 with ``reuse`` and half the images a step: as many network calls as B.
+"Fine-tuned" starts from B and has a fifth of its iterations: "B, 1,400 iterations" costs as much.
+The corrections are those of sa_plugin.effect. See docs/why_sa_works.md.
 """
 
 from configs import digits_tables
@@ -16,13 +17,23 @@ def get_config():
     config.name = "digits_effect"
     config.title = "What the SA loss does, on digits"
     config.seeds = (0, 1, 2, 3, 4)
-    half = {"batch_size": config.experiment.base.batch_size // 2}
+    base = config.experiment.base
+    half, fifth = {"batch_size": base.batch_size // 2}, {"iterations": base.iterations // 5}
     config.trainings = {
         "b": baseline(),
         "sa": sa(),
         "sa_price": training("SA-2, price of B", sa={"reuse": True}, base=half),
+        "sa_tuned": training("SA-2, fine-tuned from B", init="b", base=fifth),
+        "b_1400": training("B, 1,400 iterations", sa={"lam": 0.0}, base={"iterations": 1400}),
         "sa_3": sa(2, 3.0),
         "sa4": sa(4, 1.0),
+        "sa_02": sa(2, 0.2),
+        "sa3_03": sa(3, 0.3),
+        "sa4_02": sa(4, 0.2),
+        "shared": sa(noise="shared"),
+        "chain": sa(noise="chain"),
+        "theorem1": sa(weighting="theorem1"),
+        "relative": sa(weighting="relative"),
     }
     config.samplings = {
         "default": sampling(""),
@@ -30,15 +41,30 @@ def get_config():
         "shifted": sampling("shifted q 1/3", correction="shifted", q=1 / 3),
         "spectral_best": sampling("spectral best q", correction="spectral"),
         "shifted_best": sampling("shifted best q", correction="shifted"),
+        "scaled": sampling("eps scaled by a fitted constant", eps_scale=0.0),
+        "norms": sampling("eps scaled by step", correction="norms"),
     }
-    steps = config.parts.main.steps
+    steps = (5, 10, 25, 50, 100)
     corrected = tuple(f"b/{name}" for name in config.samplings if name != "default")
+    config.samplings.update(
+        unclipped=sampling("x_0 not clipped", clip_x0=False),
+        shifted_unclipped=sampling(
+            "shifted q 1/3, x_0 not clipped", correction="shifted", q=1 / 3, clip_x0=False
+        ),
+    )
+    unclipped = ("b/unclipped", "sa/unclipped", "b/shifted_unclipped")
     few = ("b", "sa", "b/shifted", "b/shifted_best")
+    cheap = ("b", "sa", "sa_price", "sa_tuned", "b_1400")
+    forms = ("b", "sa", "sa_3", "sa4", "sa_02", "sa3_03", "sa4_02")
+    forms += ("shared", "chain", "theorem1", "relative")
     config.parts = {
         "sampling": part("At sampling time", ("b", "sa", *corrected), CONTROLLED, steps),
-        "strength": part("Strengths", tuple(config.trainings), CONTROLLED, steps),
+        "price": part("What SA costs", cheap, CONTROLLED, steps),
+        # The closed form is for a sampler that does not clip.
+        "unclipped": part("x_0 not clipped", unclipped, CONTROLLED, steps[:-1]),
+        "forms": part("Forms of the loss", forms, CONTROLLED, steps),
         "optimal": part("With the optimal variances", few, OPTIMAL, (5, 10, 25)),
     }
-    config.tables = ("sampling", "strength")
+    config.tables = ("sampling", "price", "unclipped", "forms", "optimal")
     config.gap.trainings = ()
     return config

@@ -1,3 +1,9 @@
-"""SN-DPM with the SA loss on scikit-learn's digits, the main job: configs/digits.py:sn."""
+"""SN-DPM with the SA loss on scikit-learn's digits, the main job; also its baseline, and B against SA."""
 
-from configs.digits import get_config as get_config
+from configs import digits
+
+
+def get_config():
+    config = digits.get_config("sn")
+    config.baseline = True
+    return config

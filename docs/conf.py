@@ -18,7 +18,6 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = f"sa_plugin {release}"
 myst_enable_extensions = ["dollarmath"]  # $...$ and $$...$$ are formulas
-myst_enable_extensions = ["dollarmath"]  # $...$ and $$...$$ are formulas
 myst_heading_anchors = 3  # links to a heading, as GitHub has them
 autodoc_default_options = {
     "members": True,

@@ -16,8 +16,8 @@ def written_atomically(path: str | os.PathLike[str], *, sync: bool = False) -> I
     """A file open for writing; it gets the name ``path`` when the block ends without an error.
 
     Until then its name is random and not made from the process number: machines that share a folder
-    can have equal numbers. ``sync``: wait for the disk. Without it, a power cut after the rename
-    could leave an empty file.
+    can have equal numbers. ``sync``: wait until the disk holds the file and its name. Without it, a
+    power cut could leave an empty file, or none.
     """
     target = Path(path).absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -29,6 +29,8 @@ def written_atomically(path: str | os.PathLike[str], *, sync: bool = False) -> I
                 file.flush()
                 os.fsync(file.fileno())
         temporary.replace(target)
+        if sync:
+            sync_names(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -41,6 +43,17 @@ def write_atomically(
         file.write(content.encode() if isinstance(content, str) else content)
 
 
-def write_json(path: str | os.PathLike[str], content: Any, *, sync: bool = False) -> None:
-    """Write ``content`` as JSON, indented, with the keys in their order."""
-    write_atomically(path, json.dumps(content, indent=2) + "\n", sync=sync)
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Write ``content`` as JSON, indented, with the keys in their order; wait for the disk."""
+    write_atomically(path, json.dumps(content, indent=2) + "\n", sync=True)
+
+
+def sync_names(folder: Path) -> None:
+    """Wait until the disk holds the names of the files in ``folder``."""
+    if os.name == "nt":  # where folders cannot be opened, and a rename is written at once
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

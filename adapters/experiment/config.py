@@ -7,24 +7,30 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from absl import flags
-from ml_collections import ConfigDict, FrozenConfigDict, config_flags
+from ml_collections import ConfigDict, FrozenConfigDict
 
+from adapters.experiment.identity import default_workdir, has_effect
+from adapters.shell.config_file import changed, load
 from adapters.shell.locks import locked
-from configs.base import base_config
+from adapters.shell.options import shared_options, stage_options
+from configs import comparison
+from configs.base import KEYS, base_config
+from configs.keys import Key, Keys, flat
+from sa_files.reading import UnreadableFile
 from sa_files.stored import read_json
 from sa_files.writing import write_atomically
 
 CONFIG_FILE = "config.json"
+CONFIG_COPY = ".config.json"  # of a run, for the case that the file is lost
 LOCK_FILE = ".lock"
+T = TypeVar("T")
 # A killed run's loader processes keep its lock until they notice its end, at most 5 seconds.
 PATIENCE = 10.0  # seconds
 
@@ -33,13 +39,22 @@ PATIENCE = 10.0  # seconds
 class Schema:
     """What a kind of configuration file must hold.
 
-    ``expected``: makes a configuration with all keys and their defaults. ``free``: keys below these
-    are checked by the code that uses them. ``workdir``: the output folder where none is given.
+    Attributes:
+        kind: its name, such as "an experiment".
+        commands: the modules that take it, in words.
+        keys: the descriptions of all keys.
+        workdir: gives the output folder where none is given.
     """
 
-    expected: Callable[[], ConfigDict]
-    free: tuple[str, ...]
+    kind: str
+    commands: str
+    keys: Keys
     workdir: Callable[[FrozenConfigDict], str | Path]
+
+    @cached_property
+    def flat(self) -> dict[str, Key]:
+        """The descriptions by the keys' full names."""
+        return flat(self.keys)
 
 
 @dataclass(frozen=True)
@@ -60,59 +75,42 @@ def read_command_line(
     """Parse ``argv`` (program name first); the configuration is an experiment's by default.
 
     Raises:
-        ValueError: a flag, key or stage is unknown, a value has another type, or a file is missing.
+        ValueError: a flag, key or stage is unknown, a value is not allowed, or a file is missing.
     """
-    values = _declare_flags(argv, stages)
-    _check_file(argv)
-    try:
-        rest = values(list(argv))
-        chosen = values["config"].value
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise ValueError(_one_line(error)) from error
-    if len(rest) > 1:
-        raise ValueError(f"unknown argument {rest[1]!r}; options begin with --")
-    if chosen is None:
-        raise ValueError(f"a configuration is needed: python -m {module} --config configs/FILE.py")
-    config = FrozenConfigDict(chosen)
     schema = schema or EXPERIMENT
+    _, rest = stage_options(module, schema.keys).parse_known_args(list(argv[1:]))
+    given, changes = shared_options(module).parse_known_args(rest)
+    if given.config is None:
+        raise ValueError(f"a configuration is needed: python -m {module} --config configs/FILE.py")
+    loaded = load(given.config)
+    _check_kind(given.config, loaded, module, schema)
+    config = FrozenConfigDict(changed(loaded, changes))
     check_keys(config, schema)
     return CommandLine(
         config=config,
-        workdir=Path(values["workdir"].value or schema.workdir(config)).absolute(),
-        stages=_chosen(values["stage"].value, stages),
-        dry_run=values["dry_run"].value,
-        device=values["device"].value or _default_device(),
-        progress=values["progress"].value,
+        workdir=_folder(Path(given.workdir or schema.workdir(config)).absolute()),
+        stages=_chosen(given.stage, stages),
+        dry_run=given.dry_run,
+        device=given.device or _default_device(),
+        progress=given.progress,
     )
 
 
-def _declare_flags(argv: Sequence[str], stages: Sequence[str]) -> flags.FlagValues:
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config",
-        None,
-        "file of the experiment; --config.KEY=VALUE changes a key",
-        flag_values=values,
-        sys_argv=list(argv),
-    )
-    text, switch = flags.DEFINE_string, flags.DEFINE_boolean
-    text("workdir", None, "output folder; default: runs/NAME/LABEL", flag_values=values)
-    text("stage", None, f"stages to run, of {','.join(stages)}; default: all", flag_values=values)
-    switch("dry_run", False, "print the plan, run nothing", flag_values=values)
-    text("device", None, "cpu, cuda, cuda:1, ...; default: cuda if available", flag_values=values)
-    switch("progress", True, "show progress bars", flag_values=values)
-    return values
+def _check_kind(chosen: str, config: ConfigDict, module: str, schema: Schema) -> None:
+    found = max(SCHEMAS, key=lambda some: len(some.keys.keys() & set(config)))
+    if found is not schema:
+        raise ValueError(
+            f"{chosen} is {found.kind}, which {found.commands} takes; python -m {module} takes "
+            f"{schema.kind}"
+        )
 
 
-def _check_file(argv: Sequence[str]) -> None:
-    """Check before absl does: its message for a missing file is many lines long."""
-    for i, word in enumerate(argv):
-        name, equals, value = word.partition("=")
-        if name.lstrip("-") == "config" and word.startswith("-"):
-            path = value if equals else "".join(argv[i + 1 : i + 2])
-            path = path.partition(":")[0]  # FILE.py:NAME is get_config(NAME)
-            if not Path(path).is_file():
-                raise ValueError(f"--config: there is no file {path!r}")
+def _folder(path: Path) -> Path:
+    """The same path; ValueError if a file is in its way."""
+    for part in (path, *path.parents):
+        if part.exists() and not part.is_dir():
+            raise ValueError(f"--workdir must be a folder, got {path}: {part} is a file")
+    return path
 
 
 def _chosen(value: str | None, stages: Sequence[str]) -> tuple[str, ...] | None:
@@ -132,25 +130,18 @@ def _default_device() -> str:
 
 
 def check_keys(config: FrozenConfigDict, schema: Schema | None = None) -> None:
-    """ValueError unless the keys are the schema's, with values of their types."""
-    schema = schema or EXPERIMENT
-    expected, given = flatten(schema.expected()), flatten(config)
-
-    def is_free(key: str) -> bool:
-        return key in schema.free or key.startswith(tuple(f"{free}." for free in schema.free))
-
-    for key in given:
-        if key not in expected and not is_free(key):
-            raise ValueError(f"unknown configuration key {key!r}{_did_you_mean(key, expected)}")
-    for key, default in expected.items():
-        if is_free(key):
+    """ValueError unless the keys are the schema's, with values that their descriptions allow."""
+    expected, given = (schema or EXPERIMENT).flat, flatten(config)
+    free = tuple(f"{name}." for name, key in expected.items() if key.free)
+    for name in given:
+        if name not in expected and not name.startswith(free):
+            raise ValueError(f"unknown configuration key {name!r}{_did_you_mean(name, expected)}")
+    for name, key in expected.items():
+        if key.free:
             continue
-        if key not in given:
-            raise ValueError(f"configuration key {key!r} is missing")
-        if type(given[key]) is not type(default):
-            raise ValueError(
-                f"configuration key {key!r} must be a {type(default).__name__}, got {given[key]!r}"
-            )
+        if name not in given:
+            raise ValueError(f"configuration key {name!r} is missing")
+        key.check(name, given[name])
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -164,21 +155,16 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def default_workdir(config: FrozenConfigDict) -> Path:
-    """runs/NAME/LABEL; the label names what comparisons vary: the SA term and the seed."""
-    sa = config.sa
-    label = f"sa{sa.K}_lam{sa.lam:g}" if sa.lam else "baseline"
-    for option, default in (("window", "down"), ("weighting", "uniform"), ("backprop", "all")):
-        if sa.lam and sa[option] != default:
-            label += f"_{sa[option]}"
-    if sa.lam and sa.reuse:
-        label += "_reuse"
-    if config.base.init_from:
-        label += "_warm"
-    return Path("runs") / config.name / f"{label}_seed{config.seed}"
-
-
-EXPERIMENT = Schema(expected=base_config, free=("network.args",), workdir=default_workdir)
+EXPERIMENT = Schema(
+    "an experiment", "python -m adapters.sn_dpm, npr_dpm or analytic_dpm", KEYS, default_workdir
+)
+COMPARISON = Schema(
+    "a comparison",
+    "python -m adapters.compare",
+    comparison.KEYS,
+    lambda config: f"runs/compare/{config.store}",
+)
+SCHEMAS = (EXPERIMENT, COMPARISON)
 
 
 @contextmanager
@@ -195,20 +181,69 @@ def claimed(
     """
     resolved = json.loads(json.dumps(config.to_dict()))
     _is_of_the_run(workdir, resolved, option)  # before anything is written into a foreign folder
+    with reserved(workdir, option):
+        if not _is_of_the_run(workdir, resolved, option):
+            write_config(workdir / CONFIG_FILE, resolved)
+        yield
+
+
+@contextmanager
+def reserved(workdir: Path, option: str) -> Iterator[None]:
+    """Hold the folder's lock; ValueError if another run has it."""
     with locked(workdir / LOCK_FILE, PATIENCE) as ours:
         if not ours:
             raise ValueError(
                 f"another run is at work in {workdir}; wait until it ends, or give another {option}"
             )
-        if not _is_of_the_run(workdir, resolved, option):
-            content = json.dumps(resolved, indent=2, sort_keys=True).encode() + b"\n"
-            write_atomically(workdir / CONFIG_FILE, content)
         yield
+
+
+def write_config(path: Path, resolved: dict[str, Any]) -> None:
+    """Write a resolved configuration, unless it is there."""
+    content = json.dumps(resolved, indent=2, sort_keys=True).encode() + b"\n"
+    if not path.is_file() or path.read_bytes() != content:
+        write_atomically(path, content, sync=True)
+
+
+def config_path(workdir: Path) -> Path:
+    """The file with the folder's configuration: its copy if the other one is lost or damaged."""
+    path, copy = workdir / CONFIG_FILE, workdir / CONFIG_COPY
+    if not copy.exists():
+        return path
+    try:
+        read_json(path, "is damaged", flatten)
+    except UnreadableFile:
+        return copy
+    return path
+
+
+def read_config(path: Path, of: Callable[[Any], T], option: str = "--workdir") -> T:
+    """``of`` the resolved configuration in ``path``; the error says how to get it back."""
+    lost = (
+        f"is not a resolved configuration (to get it back, begin the same command with another "
+        f"{option} and copy its {CONFIG_FILE} here)"
+    )
+    return read_json(path, lost, of)
+
+
+def with_defaults(there: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
+    """``there`` with the keys of ``here`` that it lacks, at their defaults.
+
+    A run from before a key existed had, in effect, the value that is now its default.
+    """
+    filled = dict(there)
+    for name, default in json.loads(json.dumps(base_config().to_dict())).items():
+        if name in here and isinstance(default, dict):
+            known = {key: value for key, value in default.items() if key in here[name]}
+            filled[name] = known | filled.get(name, {})
+        elif name in here:
+            filled.setdefault(name, default)
+    return filled
 
 
 def check_holds(workdir: Path, config: FrozenConfigDict, module: str) -> None:
     """ValueError unless ``workdir`` holds a run of ``config``, made by ``module``."""
-    path = workdir / CONFIG_FILE
+    path = config_path(workdir)
     if not path.exists():
         raise ValueError(f"{workdir} holds no run: run python -m {module} first")
     _check_same(path, json.loads(json.dumps(config.to_dict())), "--workdir")
@@ -216,23 +251,38 @@ def check_holds(workdir: Path, config: FrozenConfigDict, module: str) -> None:
 
 def _is_of_the_run(workdir: Path, resolved: dict[str, Any], option: str) -> bool:
     """Whether the folder holds this configuration; False where it is empty or does not exist."""
-    path = workdir / CONFIG_FILE
+    path = config_path(workdir)
     if path.exists():
         _check_same(path, resolved, option)
         return True
+    check_empty(workdir, option)
+    return False
+
+
+def check_empty(workdir: Path, option: str = "--workdir") -> None:
+    """ValueError if a folder without a configuration holds anything."""
     if workdir.exists() and any(p.name != LOCK_FILE for p in workdir.iterdir()):
         raise ValueError(
             f"{workdir} is not empty and holds no {CONFIG_FILE}; give another folder with {option}"
         )
-    return False
 
 
 def _check_same(path: Path, resolved: dict[str, Any], option: str) -> None:
-    there = read_json(path, "is not a resolved configuration", flatten)
+    there = read_config(path, lambda found: flatten(with_defaults(found, resolved)), option)
     here = flatten(resolved)
-    # A key that was added after the run had, in effect, the value that is now its default.
-    defaults = flatten(json.loads(json.dumps(base_config().to_dict())))
-    there = {k: v for k, v in defaults.items() if k in here} | there
+    refuse_differing(
+        path.parent, *({k: v for k, v in c.items() if has_effect(k)} for c in (there, here)), option
+    )
+
+
+def refuse_differing(
+    workdir: Path,
+    there: dict[str, Any],
+    here: dict[str, Any],
+    option: str = "--workdir",
+    why: str = "",
+) -> None:
+    """ValueError that names the flattened keys that differ, if any."""
     differing = sorted(k for k in there.keys() | here.keys() if there.get(k) != here.get(k))
     if differing:
         shown = "; ".join(
@@ -240,7 +290,7 @@ def _check_same(path: Path, resolved: dict[str, Any], option: str) -> None:
         )
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise ValueError(
-            f"{path.parent} holds a run of another configuration ({shown}{more}); give another "
+            f"{workdir} holds a run of another configuration ({shown}{more}){why}; give another "
             f"{option}"
         )
 
@@ -248,16 +298,3 @@ def _check_same(path: Path, resolved: dict[str, Any], option: str) -> None:
 def _did_you_mean(key: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(key, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _one_line(error: BaseException) -> str:
-    """The message of absl, ml_collections or a configuration file in one line, without extras."""
-    while error.__context__ and "Error whilst parsing config file" in str(error):
-        error = error.__context__  # ml_collections, and then absl, quote its whole traceback
-    text = str(error).replace("\\n", " ").replace("\\'", "'")  # some hold another's repr
-    text = " ".join(re.sub(r'Other fields present: "\{.*\}"', "", text, flags=re.DOTALL).split())
-    text = re.sub(r"^([\"'])(.*)\1$", r"\2", text) or type(error).__name__
-    if re.match(r"'\w+'( Did|$)", text):  # a bare KeyError
-        text = f"unknown configuration key {text}"
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.name == "get_config"]
-    return (f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else "") + text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +13,31 @@ from ml_collections import FrozenConfigDict
 from torch import nn
 
 from adapters.checkpoints.fitting import read_fitting
-from adapters.hosts import PROCESSES, Adapter, get_process
-from adapters.measuring.features import check_names
+from adapters.hosts import Adapter, get_process
 from adapters.sampling.pipeline import Source, in_slices, slice_size
+from sa_files.whole import is_whole
 from sa_plugin.loss import SALoss
 from sa_plugin.sampling.gamma import Gamma
 from sa_plugin.sampling.sampler import Sampler
 from sa_plugin.schedule import NoiseSchedule
 from third_party.common import distributed
 from third_party.common.data import ImageDataset, check_world
-from third_party.common.datasets import DATASETS, IMAGE_SHAPES, get_dataset
+from third_party.common.datasets import IMAGE_SHAPES, get_dataset
 from third_party.common.nets.by_name import build_network
 from third_party.common.schedule import NamedSchedule
-from third_party.common.step_options import PRECISIONS, StepOptions
+from third_party.common.step_options import StepOptions
 from third_party.common.wrapper import DTWrapper
 from third_party.extended_analytic_dpm.methods import get_method
 
-HEAD_TRAININGS = ("pretrained", "joint")
+# Keys of the section data that only folders have; datasets get them at other values than these.
+OF_FOLDERS = {"size": 0, "channels": 3, "follow_links": False}
 
 
 class Experiment:
     """A checked configuration, with its folder and its device.
 
-    ``load``: takes the section ``data`` and returns the images; callers that have loaded the images
-    already can pass them on with it.
+    ``load``: takes the arguments of ``load_dataset`` and returns the images; callers that have
+    loaded the images already can pass them on with it.
 
     Raises:
         ValueError: a value is not possible. Nothing has been written then.
@@ -50,7 +51,7 @@ class Experiment:
         device: str = "cpu",
         progress: bool = True,
         *,
-        load: Callable[[FrozenConfigDict], ImageDataset] | None = None,
+        load: Callable[..., ImageDataset] | None = None,
     ) -> None:
         self.adapter = adapter
         self._load = load or load_dataset
@@ -58,6 +59,7 @@ class Experiment:
         self.workdir = workdir
         self.device = _usable_device(device)
         self.progress = progress
+        self.replaced: frozenset[Path] = frozenset()  # results that a run would replace
         self.host_schedule = NamedSchedule(config.schedule.name, config.schedule.N)
         self.schedule = NoiseSchedule.from_betas(self.host_schedule.betas[1:])
         options = config.sa.to_dict()
@@ -79,6 +81,16 @@ class Experiment:
     def dataset(self) -> ImageDataset:
         """The training images, loaded on first use."""
         return self._load(self.config.data)
+
+    @cached_property
+    def reference(self) -> ImageDataset:
+        """The images that metrics compare with."""
+        split = self.config.evaluate.reference
+        return self._load(self.config.data, split=split) if split else self.dataset
+
+    def has(self, path: Path) -> bool:
+        """Whether a result is there and whole, and stays."""
+        return self.replaced.isdisjoint((path, *path.parents)) and is_whole(path)
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -173,71 +185,61 @@ class Experiment:
         return options
 
     def _check(self) -> None:
-        """Check the options of every part before anything is written or run."""
-        config = self.config
-        if not config.name:
-            raise ValueError("the configuration must have a name")
-        if not config.sample.processes or not config.sample.steps:
-            raise ValueError(
-                f"sample.steps and sample.processes (of {sorted(PROCESSES)}) must not be empty"
-            )
-        if config.data.name not in DATASETS:
-            raise ValueError(
-                f"data.name must be one of {sorted(DATASETS)}, got {config.data.name!r}"
-            )
-        if self.lam_warmup < 0:
-            raise ValueError(f"sa.lam_warmup must be >= 0, got {self.lam_warmup!r}")
-        if config.sample.precision not in PRECISIONS:
-            raise ValueError(
-                f"sample.precision must be one of {tuple(PRECISIONS)}, "
-                f"got {config.sample.precision!r}"
-            )
-        check_names(config.evaluate.features)
-        self._check_head()
-        self._check_gamma()
+        """ValueError unless the keys, the images and the host fit each other."""
+        config, adapter = self.config, self.adapter
         self._check_training("base", self.base_method)
+        if adapter.pretrained is not None and not self.is_joint:
+            self._check_training("head", adapter.pretrained)
         network = self.network(self.base_method, "meta")
-        gamma = np.ones(self.schedule.N + 1) if self.adapter.needs == "gamma" else None
+        gamma = np.ones(self.schedule.N + 1) if adapter.needs == "gamma" else None
         for name in config.sample.processes:
             needs = get_process(name).needs
-            if needs not in (None, self.adapter.needs):
+            if needs not in (None, adapter.needs):
                 raise ValueError(
-                    f"sample.processes: {name!r} needs {needs!r}, which {self.adapter.module} "
+                    f"sample.processes: {name!r} needs {needs!r}, which {adapter.module} "
                     "does not provide"
                 )
             for steps in config.sample.steps:
                 self.sampler(name, steps, network, "eps", gamma)
-
-    def _check_head(self) -> None:
-        if self.adapter.pretrained is None:
-            return
-        training = self.config.head.training
-        if training not in HEAD_TRAININGS:
-            raise ValueError(f"head.training must be one of {HEAD_TRAININGS}, got {training!r}")
-        if not self.is_joint:
-            self._check_training("head", self.adapter.pretrained)
+        _check_images(config.network, self.image_shape)
 
     def _check_training(self, name: str, method: str) -> None:
         """ValueError unless the network can be built and the training's settings fit it."""
         settings, network = self.config[name], self.network(method, "meta")
-        if settings.iterations < (0 if settings.init_from else 1):
+        if settings.iterations < 1 and not settings.init_from:
             raise ValueError(
                 f"{name}.iterations must be >= 1, or 0 to use {name}.init_from unchanged, "
-                f"got {settings.iterations!r}"
+                f"got {settings.iterations}"
+            )
+        if settings.lr_decay > settings.iterations:
+            raise ValueError(
+                f"{name}.lr_decay must be <= {name}.iterations = {settings.iterations}, "
+                f"got {settings.lr_decay}"
             )
         if settings.init_from:
             read_fitting(settings.init_from, network)
         self.step_options(name)
 
-    def _check_gamma(self) -> None:
-        least = {"n_images": 2, "noises": 1, "batch_size": 1, "seed": 0}
-        for name, low in least.items() if self.adapter.needs == "gamma" else ():
-            if self.config.gamma[name] < low:
-                raise ValueError(f"gamma.{name} must be >= {low}, got {self.config.gamma[name]!r}")
+
+@lru_cache(maxsize=8)  # a grid has thousands of experiments with one network
+def _check_images(network: FrozenConfigDict, shape: tuple[int, ...]) -> None:
+    """ValueError unless the network of this section takes images of this shape."""
+    with torch.device("meta"):
+        args = network.args.to_dict()
+        built = build_network(network.name, args, shape, trunk_channels=shape[0]).eval()
+    try:
+        built(torch.zeros(2, *shape, device="meta"), torch.zeros(2, device="meta"))
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"network.args must fit images of (C, H, W) = {shape}: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def load_dataset(data: FrozenConfigDict, **options: Any) -> ImageDataset:
     """The images that the section ``data`` names; ``options``: the dataset's, such as a split."""
+    if data.split:
+        options.setdefault("split", data.split)
+    options |= {key: data[key] for key, usual in OF_FOLDERS.items() if data[key] != usual}
     if not data.check_md5:
         options["check_md5"] = False
     return get_dataset(data.name, data.root, **options)

@@ -30,6 +30,7 @@ class GammaStage:
         self.settings = experiment.config.gamma
         self.folder = experiment.workdir / self.name
         self.path = self.folder / "gamma.npz"
+        self.host_path = self.folder / "ms_eps.pth"
 
     @property
     def n_images(self) -> int:
@@ -44,12 +45,15 @@ class GammaStage:
         return f"up to {images} images x {noises} noises x {N} steps, {calls:.3g} evaluations"
 
     def is_done(self) -> bool:
-        """Whether the estimate exists."""
-        return self.path.exists()
+        """Whether the estimate exists, in both files."""
+        return self.experiment.has(self.path) and self.experiment.has(self.host_path)
 
     def run(self) -> None:
         """Estimate Gamma, or continue an interrupted estimate."""
         if self.is_done():
+            return
+        if self.experiment.has(self.path):
+            Gamma.load(self.path).save(self.host_path)
             return
         if not self.base.is_done():
             raise ValueError(f"stage {self.name!r} needs the result of stage {self.base.name!r}")
@@ -68,7 +72,7 @@ class GammaStage:
                 stop=stop,
                 progress=experiment.progress,
             )
-        gamma.save(self.folder / "ms_eps.pth")
+        gamma.save(self.host_path)
         gamma.save(self.path)
         logger.info("gamma: standard errors up to %.2g", np.max(gamma.stderr))
 

@@ -1,4 +1,7 @@
-"""The stages of an experiment: train, sample, evaluate. No stage changes existing results."""
+"""The stages of an experiment: train, sample, evaluate. No stage changes existing results.
+
+A stage is done when all its files are there and whole; it makes those that are not.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +18,30 @@ from adapters.checkpoints.fitting import load_published
 from adapters.checkpoints.layouts import write_host
 from adapters.experiment import tables as report
 from adapters.experiment.experiment import Experiment
+from adapters.experiment.folder import METRICS_FILE, OVERVIEW_FILE, TABLE_FILE
+from adapters.experiment.identity import overview_steps
 from adapters.experiment.logs import CSV_FILE, TrainingLog
 from adapters.hosts import get_process
 from adapters.measuring.evaluation import evaluate, summarise
 from adapters.measuring.features import CACHE, build_extractors
+from adapters.measuring.metric_names import data_value
 from adapters.pictures.pictures import plot_metric, save_grid, save_labelled_grids
 from adapters.sampling.pipeline import fill
 from adapters.sampling.sinks import NpzFile, first_images, read_batches
 from adapters.shell.signals import held
+from sa_files.reading import UnreadableFile
+from sa_files.whole import is_whole
 from sa_files.writing import write_atomically, write_json
 from sa_plugin.hooks.hook import attach
 from sa_plugin.sampling.gamma import Gamma
 from third_party.common import distributed
-from third_party.common.checkpoints import checkpoint_paths, copy_checkpoint, read_state
+from third_party.common.checkpoints import (
+    average_of,
+    checkpoint_paths,
+    copy_checkpoint,
+    is_complete,
+    read_state,
+)
 from third_party.common.criterion_base import Criterion
 from third_party.common.data import BatchStream
 from third_party.common.ema import EMA
@@ -37,7 +51,6 @@ from third_party.extended_analytic_dpm.methods import get_method
 
 logger = logging.getLogger(__name__)
 
-METRICS_FILE = "metrics.json"
 GRID_IMAGES = 100
 GRID_COLUMNS = 10
 
@@ -60,6 +73,7 @@ class TrainStage:
         self.method = method
         self.trunk = trunk
         self.settings = experiment.config[name]
+        self.init_from: str | Path = self.settings.init_from
         self.folder = experiment.workdir / name
 
     def plan(self) -> str:
@@ -69,15 +83,15 @@ class TrainStage:
         if self._with_sa:
             term = f", SA-{loss.K} with lambda {lam:g} ({loss.tau.weighting} weighting)"
         settings = self.settings
-        start = f" from {settings.init_from}" if settings.init_from else ""
+        start = f" from {self.init_from}" if self.init_from else ""
         if settings.iterations == 0:
             return f"{self.method}{start}, unchanged"
         images = f"{settings.iterations} x {settings.batch_size} images"
         return f"{self.method}{start}, {images}{term}"
 
     def is_done(self) -> bool:
-        """Whether the last checkpoint exists."""
-        return self._final_checkpoint.is_dir()
+        """Whether the last checkpoint is there and whole."""
+        return self.experiment.has(self.average_path) and is_complete(self._final_checkpoint)
 
     def run(self) -> None:
         """Train, starting from the newest checkpoint."""
@@ -111,7 +125,7 @@ class TrainStage:
     @property
     def average_path(self) -> Path:
         """The averaged weights: a plain state dict."""
-        return self._final_checkpoint / "ema_models_states" / "model.pth"
+        return average_of(self._final_checkpoint)
 
     @property
     def _final_checkpoint(self) -> Path:
@@ -131,6 +145,7 @@ class TrainStage:
                 experiment.config.seed,
                 device=experiment.device,
                 part=(distributed.rank(), distributed.world_size()),
+                flip=experiment.config.data.flip,
             ),
             self.folder,
             n_iters=settings.iterations,
@@ -148,6 +163,12 @@ class TrainStage:
     def _with_sa(self) -> bool:
         return self.trunk is None and self.experiment.config.sa.lam > 0
 
+    @property
+    def _lr_fall(self) -> tuple[int, int] | None:
+        """The steps between which the rate falls, or None."""
+        end, steps = self.settings.iterations, self.settings.lr_decay
+        return (end - steps, end) if steps else None
+
     def _set_lambda(self, iteration: int) -> None:
         """Set lambda from the iteration alone, so that a continued run has the same values."""
         experiment = self.experiment
@@ -157,8 +178,8 @@ class TrainStage:
     def _criterion(self) -> Criterion:
         time, schedule = self.experiment.config.time, self.experiment.config.schedule
         network = self.experiment.network(self.method)
-        if self.settings.init_from:
-            load_published(self.settings.init_from, network)
+        if self.init_from:
+            load_published(self.init_from, network)
         criterion = self.experiment.adapter.build_criterion(
             self.method,
             NamedSchedule(schedule.name, schedule.N, self.settings.stratified),
@@ -168,6 +189,7 @@ class TrainStage:
             lr=self.settings.lr,
             grad_clip=self.settings.grad_clip or None,
             lr_warmup=self.settings.lr_warmup,
+            lr_fall=self._lr_fall,
             rescale_timesteps=time.rescale_timesteps,
             shift1=time.shift1,
         )
@@ -198,6 +220,7 @@ class SampleStage:
         self.plain = plain
         self.second = second
         self.folder = experiment.workdir / "samples"
+        self.overview = experiment.workdir / OVERVIEW_FILE
 
     @property
     def cells(self) -> list[tuple[str, int]]:
@@ -212,31 +235,36 @@ class SampleStage:
         return f"{len(missing)} cells of {n_images} images, {calls:.3g} network evaluations"
 
     def missing(self) -> list[tuple[str, int]]:
-        """The cells without images or without their picture."""
-        paths = {cell: self.path(*cell) for cell in self.cells}
-        return [c for c, p in paths.items() if not (p.exists() and p.with_suffix(".png").exists())]
+        """The cells without their images."""
+        return [cell for cell in self.cells if not self.experiment.has(self.path(*cell))]
 
     def is_done(self) -> bool:
-        """Whether every cell's images exist."""
-        return not self.missing()
+        """Whether all images and all pictures are there and whole."""
+        paths = [self.path(*cell) for cell in self.cells]
+        pictures = [path.with_suffix(".png") for path in paths]
+        return all(map(self.experiment.has, (*paths, *pictures, self.overview)))
 
     def run(self) -> None:
-        """Sample the cells that are missing."""
-        missing = self.missing()
-        if not missing:
-            return
+        """Sample the cells that are missing, and draw the pictures that are."""
+        if missing := self.missing():
+            self._sample(missing)
+        for cell in self.cells:
+            path = self.path(*cell)
+            picture = path.with_suffix(".png")
+            if cell in missing or not is_whole(picture):
+                save_grid(picture, first_images(path, GRID_IMAGES), columns=GRID_COLUMNS)
+        if missing or not is_whole(self.overview):
+            self._draw_overview()
+
+    def _sample(self, cells: list[tuple[str, int]]) -> None:
         gamma = None if self.gamma is None else self.gamma()
-        averages = {stage: stage.average() for stage in {self.stage_of(p) for p, _ in missing}}
-        n_images = self.experiment.config.sample.n_images
-        for process, steps in missing:
+        averages = {stage: stage.average() for stage in {self.stage_of(p) for p, _ in cells}}
+        for process, steps in cells:
             logger.info("sample: %s, %d steps", get_process(process).title, steps)
-            path = self.path(process, steps)
             network, typ = averages[self.stage_of(process)]
             source = partial(self.experiment.source, process, steps, network, typ, gamma)
-            fill(NpzFile(path, n_images), source)
-            first = first_images(path, GRID_IMAGES)
-            save_grid(path.with_suffix(".png"), first, columns=GRID_COLUMNS)
-        self._draw_overview()
+            n_images = self.experiment.config.sample.n_images
+            fill(NpzFile(self.path(process, steps), n_images), source)
 
     def path(self, process: str, steps: int) -> Path:
         """The file of a cell's images: ``arr_0``, uint8 [n, H, W, C]."""
@@ -256,14 +284,14 @@ class SampleStage:
     def _draw_overview(self) -> None:
         """All reverse processes side by side, from the same initial noise, for few steps."""
         config = self.experiment.config
-        steps = sorted(config.sample.steps)[len(config.sample.steps) // 3]
+        steps = overview_steps(config.sample.steps)
         panels = {"real": next(self.experiment.dataset.uint8_batches(GRID_IMAGES))}
         for process in config.sample.processes:
             panels[get_process(process).title] = first_images(
                 self.path(process, steps), GRID_IMAGES
             )
         save_labelled_grids(
-            self.experiment.workdir / "samples.png",
+            self.overview,
             panels,
             columns=GRID_COLUMNS,
             heading=f"{self.experiment.workdir.name}, {steps} steps",
@@ -279,32 +307,66 @@ class EvaluateStage:
         self.experiment = experiment
         self.sample = sample
         self.path = experiment.workdir / METRICS_FILE
+        self.table_path = experiment.workdir / TABLE_FILE
 
     def plan(self) -> str:
         """What it does, in one line."""
         features = ", ".join(self.experiment.config.evaluate.features)
-        return f"{len(self.sample.cells)} cells, features: {features}"
+        return f"{len(self._missing(self._stored()))} cells, features: {features}"
 
     def is_done(self) -> bool:
-        """Whether the metrics of every cell exist."""
-        return self.path.exists()
+        """Whether the metrics of every cell, the table and the plots are there."""
+        stored = self._stored()
+        if self._missing(stored):
+            return False
+        plots = [self._plot(name) for name in report.headline_metrics(stored)]
+        return all(map(self.experiment.has, (self.table_path, *plots)))
 
     def run(self) -> None:
-        """Compute the metrics if they are missing; always print the table."""
-        if not self.is_done():
-            write_json(self.path, self._compute())
-        metrics = report.read_metrics(self.path)
+        """Measure the cells that are missing; always print the table."""
+        stored = self._stored()
+        if self.path.exists() and not stored:
+            logger.warning("%s is damaged: its cells are measured again", self.path)
+        if missing := self._missing(stored):
+            for process, cells in self._compute(missing).items():
+                stored[process] = stored.get(process, {}) | cells
+            write_json(self.path, stored)
+        metrics = self.metrics()
         table = report.markdown(metrics)
-        write_atomically(self.path.with_name("table.md"), table)
+        write_atomically(self.table_path, table)
         for name in report.headline_metrics(metrics):
             lines = {
                 get_process(process).title: {int(s): cell[name] for s, cell in cells.items()}
                 for process, cells in metrics.items()
             }
-            plot_metric(self.path.with_name(f"{name}.png"), lines, metric=name)
+            reference = data_value(name, next(iter(next(iter(metrics.values())).values())))
+            plot_metric(self._plot(name), lines, metric=name, reference=reference)
         print(table)
 
-    def _compute(self) -> dict[str, dict[str, dict[str, float]]]:
+    def metrics(self) -> report.Metrics:
+        """The metrics of this configuration's cells, which must be there."""
+        stored = report.read_metrics(self.path)
+        metrics: report.Metrics = {}
+        for process, steps in self.sample.cells:
+            metrics.setdefault(process, {})[str(steps)] = stored[process][str(steps)]
+        return metrics
+
+    def _plot(self, metric: str) -> Path:
+        return self.path.with_name(f"{metric}.png")
+
+    def _stored(self) -> report.Metrics:
+        """The metrics that are there, also of cells that are no longer asked for."""
+        if not self.experiment.has(self.path):
+            return {}
+        try:
+            return report.read_metrics(self.path)
+        except UnreadableFile:
+            return {}
+
+    def _missing(self, stored: report.Metrics) -> list[tuple[str, int]]:
+        return [(p, s) for p, s in self.sample.cells if str(s) not in stored.get(p, {})]
+
+    def _compute(self, cells: list[tuple[str, int]]) -> report.Metrics:
         config, batch = self.experiment.config, self.experiment.config.sample.batch_size
         extractors = build_extractors(
             config.evaluate.features,
@@ -312,9 +374,9 @@ class EvaluateStage:
             device=self.experiment.device,
             data_root=config.data.root,
         )
-        reference = summarise(self.experiment.dataset.uint8_batches(batch), extractors)
-        metrics: dict[str, dict[str, dict[str, float]]] = {}
-        for process, steps in self.sample.cells:
+        reference = summarise(self.experiment.reference.uint8_batches(batch), extractors)
+        metrics: report.Metrics = {}
+        for process, steps in cells:
             batches = self.sample.batches(process, steps, batch)
             cell = evaluate(batches, reference, splits=config.evaluate.splits)
             metrics.setdefault(process, {})[str(steps)] = cell

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from adapters.hosts import get_process
+from adapters.measuring.metric_names import data_value, direction, in_words, lower_is_better
+from adapters.measuring.statistics import paired, verdict
+from sa_files.reading import one_line
 from sa_files.stored import read_json
+
+LIMITS = (
+    "Both are single runs: another seed can turn the order round. A training step of SA-K makes K "
+    "network calls, one of B makes one. Intervals need three or more seeds: "
+    "python -m adapters.compare\n"
+)
 
 Cell = dict[str, float]
 Metrics = dict[str, dict[str, Cell]]  # process -> steps -> metric -> value
@@ -50,10 +59,12 @@ def headline_metrics(metrics: Metrics) -> list[str]:
 def explain(name: str, cell: Mapping[str, float]) -> str:
     """A table's heading: the metric, which direction is better, and the number of images."""
     images = f"{cell['n_images']:,.0f} images"
-    if name == "sample_variance":
-        return f"{name} (data: {cell['reference_variance']:.4g}), {images}"
-    better = "lower" if name == "fid" or name.startswith("frechet_") else "higher"
-    return f"{name} ({better} is better), {images}"
+    return f"{name} ({_note(name, cell)}), {images}"
+
+
+def _note(name: str, cell: Mapping[str, float]) -> str:
+    """The better direction, or the data's own value where there is none."""
+    return direction(name) or f"data: {data_value(name, cell):.4g}"
 
 
 def markdown(metrics: Metrics) -> str:
@@ -89,6 +100,40 @@ def compare(groups: Mapping[str, Sequence[Metrics]]) -> str:
     return "\n".join(text)
 
 
+def against(b: Metrics, sa: Metrics, *, line: str = "SA-2") -> str:
+    """B against SA: one table of all metrics, and what one run of each lets one say.
+
+    Args:
+        b: metrics of the baseline's run.
+        sa: those of a run with the SA loss that differs in nothing else.
+        line: what the tables call the second run.
+
+    A cell of the table holds both values and their difference.
+
+    Raises:
+        ValueError: ``sa`` lacks a reverse process, a number of steps or a metric of ``b``.
+    """
+    cell = next(iter(next(iter(b.values())).values()))
+    steps = sorted({int(s) for cells in b.values() for s in cells})
+    rows, sentences = [], []
+    for name in headline_metrics(b):
+        title = f"{in_words(name)} ({_note(name, cell)})"
+        differences = []
+        for process in b:
+            texts = []
+            for s in steps:
+                before, after = _values([b, sa], process, str(s), name)
+                difference = paired({0: after}, {0: before})
+                differences.append(difference)
+                texts.append(f"{before:.2f} → {after:.2f} ({after - before:+.2f})")
+            rows.append([title, get_process(process).title, *texts])
+            title = ""
+        sentence = verdict(line, "B", differences, lower_is_better(name))
+        sentences.append(f"- {in_words(name)}: {sentence}")
+    head = [f"B = baseline → {line} (difference)", "steps", *map(str, steps)]
+    return "\n".join([table(head, rows, left=2), *sentences, "", LIMITS])
+
+
 def _values(runs: Sequence[Metrics], process: str, steps: str, name: str) -> list[float]:
     try:
         return [run[process][steps][name] for run in runs]
@@ -109,8 +154,7 @@ def _entry(values: Sequence[float]) -> str:
 
 def as_text(text: str) -> str:
     """Text from names or files as one line of Markdown; it cannot add lines or HTML."""
-    line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
-    return line.replace("<", "&lt;")
+    return one_line(text).replace("<", "&lt;")
 
 
 def as_cell(text: str) -> str:

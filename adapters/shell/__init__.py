@@ -1,4 +1,4 @@
-"""What every command does around its work: options and exit codes, signals, locks.
+"""What every command does around its work: options, exit codes, configuration files, locks.
 
-In order of reading: ``command``, ``signals``, ``locks``.
+In order of reading: ``command``, ``options``, ``config_file``, ``signals``, ``locks``.
 """

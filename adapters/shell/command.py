@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import errno
 import os
 import platform
 import sys
@@ -11,15 +12,18 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from signal import SIGINT, SIGTERM
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from adapters.shell import signals
+from sa_files.reading import one_line
 
 # All exit codes; docs/reliability.md says how a batch script can use them.
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_BY_SIGNAL = 128  # plus the signal's number, as shells count: 130 SIGINT, 143 SIGTERM
 CONTINUES = "; the same command continues it"
+# These come back until somebody changes the files: a folder where a file belongs, a name too long.
+LASTING = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG)
 # With these variables a user tunes glibc's allocator or replaces it.
 TUNED_BY = ("GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_")
 
@@ -30,7 +34,8 @@ class OwnOptions(argparse.ArgumentParser):
     ``parse_known_args(argv[1:])`` returns their values, and the rest for ``read_command_line``.
     """
 
-    def __init__(self, module: str, **options: object) -> None:
+    def __init__(self, module: str, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(prog=f"python -m {module}", allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
@@ -48,8 +53,9 @@ def exit_code(
     """Do ``work``; report what stops it in one line on stderr.
 
     Returns:
-        0: done; 2: a ValueError; ``failed``: an OSError; 130: stopped by SIGINT; 143: by SIGTERM.
-        Any other exception is a bug and keeps its traceback.
+        0: done, or help was shown; 2: a ValueError, or an OSError that does not pass by itself;
+        ``failed``: another OSError; 130: stopped by SIGINT; 143: by SIGTERM. Any other exception is
+        a bug and keeps its traceback.
 
     Args:
         failed: EXIT_FAILED if the command can be repeated after an OSError; the message says so.
@@ -61,7 +67,11 @@ def exit_code(
     except ValueError as error:
         return _tell(module, error, EXIT_BAD_INPUT)
     except OSError as error:
-        return _tell(module, error, failed, continues if failed == EXIT_FAILED else "")
+        code = EXIT_BAD_INPUT if error.errno in LASTING else failed
+        return _tell(module, error, code, continues if code == EXIT_FAILED else "")
+    except SystemExit as end:  # of argparse, after --help
+        if end.code:
+            raise
     except KeyboardInterrupt as stop:
         number = signals.received() or SIGINT  # no signal: another process passed the stop on
         what = "terminated" if number == SIGTERM else "interrupted"
@@ -91,11 +101,6 @@ def one_line_warnings(module: str) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: _tell(module, f"warning: {message}", 0)
         yield
-
-
-def one_line(text: str) -> str:
-    """The text as one printable line: names from a foreign file may hold terminal commands."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
 
 
 def _tell(module: str, what: object, code: int, more: str = "") -> int:

@@ -18,8 +18,11 @@ def locked(path: Path, patience: float = 0.0) -> Iterator[bool]:
         patience: seconds to wait for another holder.
 
     Raises:
+        ValueError: a folder, a link or something else has the name of the lock's file.
         OSError: the file system has no locks, or the lock's file cannot be written.
     """
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise ValueError(f"{path} must be a plain file, the lock of its folder: remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:

@@ -234,10 +234,12 @@ def test_only_the_sections_that_a_host_has_are_recorded(finished):
 def test_the_digits_configurations_differ_by_their_rows_alone(method):
     line = read_command_line(["x", f"--config=configs/digits.py:{method}"], (), "x")
     config = line.config.to_dict()
+    assert not config.pop("baseline")
     assert config.pop("name") == f"digits_{method}"
     rows = ("ddpm_small", "ddpm_big", f"{method}_ddpm", "ddim", f"{method}_ddim")
     assert config["sample"].pop("processes") == rows
     other = read_command_line(["x", "--config=configs/digits_sn_sa.py"], (), "x").config.to_dict()
+    assert other.pop("baseline")
     del other["name"], other["sample"]["processes"]
     assert config == other
 
@@ -276,6 +278,12 @@ def test_bad_input_is_one_line_and_exit_code_2(method, arguments, said, tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_of_another_gamma_is_refused(finished, capsys):
-    assert call("analytic", finished["analytic"], "--config.gamma.noises=2") == 2
-    assert "gamma.noises is 1 there, 2 here" in capsys.readouterr().err
+def test_another_gamma_replaces_what_rests_on_it(finished, capsys):
+    before = {p: p.read_bytes() for p in finished["analytic"].rglob("*.npz")}
+    assert call("analytic", finished["analytic"], "--config.gamma.noises=2", "--dry_run") == 0
+    said = capsys.readouterr().out
+    assert "replaced  gamma, " in said
+    assert "samples.png, metrics.json, table.md, frechet_pixels.png" in said
+    assert "base      done" in said
+    assert "sample    to do  4 cells of 40 images" in said
+    assert {p: p.read_bytes() for p in finished["analytic"].rglob("*.npz")} == before

@@ -16,7 +16,7 @@ from adapters.evaluate import main
 from adapters.measuring.classifiers import labelled_images
 from adapters.measuring.evaluation import evaluate, summarise
 from adapters.measuring.extractor import from_uint8, network_features
-from adapters.measuring.features import build_extractors
+from adapters.measuring.features import EXTRACTORS, build_extractors
 from adapters.measuring.image_sources import open_images
 from adapters.sample import SINKS
 from sa_plugin import NoiseSchedule, Sampler
@@ -51,7 +51,7 @@ def test_every_source_gives_the_images_back(tmp_path, kind, channels):
     images = (
         DIGITS[:70].repeat(1, channels, 1, 1) + torch.arange(channels).byte()[:, None, None] * 7
     )
-    found = open_images(str(write(tmp_path / "images", images, kind)))
+    found = open_images(str(write(tmp_path / "images", images, kind)), channels=channels)
     assert (found.image_shape, len(found)) == ((channels, 8, 8), 70)
     assert torch.equal(torch.cat(list(found.uint8_batches(32))), images)
 
@@ -93,7 +93,7 @@ def test_kid_precision_and_recall_when_asked_for(tmp_path):
 def test_bad_input_is_one_line_and_exit_2(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
-    colour = write(tmp_path / "colour", DIGITS[:5].expand(-1, 3, -1, -1), "png")
+    large = write(tmp_path / "large", DIGITS[:5].repeat(1, 1, 2, 2), "png")
     small = tmp_path / "small.npz"
     Statistics(np.zeros(3), np.eye(3), 10, "pixels").save(small)
     other = tmp_path / "other.npz"
@@ -104,7 +104,7 @@ def test_bad_input_is_one_line_and_exit_2(tmp_path, capsys, monkeypatch):
     pixels = ("--features", "pixels")
     cases = [
         (("digits", "--against", "nowhere", *pixels), "got 'nowhere'"),
-        (("digits", "--against", colour, *pixels), "images must have the shape of the reference"),
+        (("digits", "--against", large, *pixels), "images must have the shape of the reference"),
         (("digits", "--against", small, *pixels), "of dimension 3, the features have 64"),
         (("digits", "--against", other, *pixels), "of the features 'inception'"),
         (("digits", "--against", tmp_path / "pickled.npy", *pixels), "convert it by np.savez"),
@@ -170,7 +170,31 @@ class TestNetworkFeatures:
 
 def test_extras_need_the_references_features():
     reference = summarise([DIGITS], build_extractors(["pixels"]))
-    with pytest.raises(ValueError, match="keep_features=True"):
+    with pytest.raises(ValueError, match="its statistics alone"):
         evaluate([DIGITS], reference, extras=["kid"])
     with pytest.raises(ValueError, match=r"among \['kid', 'precision_recall'\], got 'fid'"):
         evaluate([DIGITS], reference, extras=["fid"])
+
+
+@pytest.mark.filterwarnings("default:.*(singular|left out).*:UserWarning")
+def test_too_few_images_for_a_score_leave_the_distance(tmp_path, capsys, monkeypatch):
+    toy = network_features("digit_classifier", lambda x: (x[:, :, 0], x[:, 0, 1]))
+    monkeypatch.setitem(EXTRACTORS, "digit_classifier", lambda *_: toy)
+    source = write(tmp_path / "images", DIGITS[:8], "npz")
+    features = ("--features", "digit_classifier")
+    assert run(source, "--against", "digits", *features) == 0
+    said = capsys.readouterr()
+    assert "| frechet_digit_classifier | " in said.out
+    assert "| is_digit_classifier" not in said.out
+    assert "is_digit_classifier is left out: its 10 splits need an image each, got 8" in said.err
+    assert run(source, "--against", "digits", *features, "--splits", 2) == 0
+    assert "| is_digit_classifier | " in capsys.readouterr().out
+
+
+def test_without_inception_s_weights_the_way_out_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    assert run("digits", "--against", "digits", "--cache_dir", tmp_path) == 2
+    one_line(capsys, "--features pixels")
+    assert run("digits", "--against", "digits", "--splits", 0) == 2
+    one_line(capsys, "--splits must be >= 1, got 0")

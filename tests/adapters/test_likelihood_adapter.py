@@ -112,7 +112,7 @@ def test_another_split_is_asked_of_the_dataset(workdir, monkeypatch):
         (["--n_images=x"], "--n_images: invalid int value: 'x'"),
         (["--batch_size=0"], "--batch_size must be >= 1, got 0"),
         (["--noise_seed=-1"], "--noise_seed must be >= 0, got -1"),
-        (["--split=test"], "dataset 'digits' has no option 'split'"),
+        (["--split=val"], "split=.val.: must be one of .all., .train., .test."),
         (["--images=5"], "[Uu]nknown command line flag 'images'"),
         (["--config.sample.processes=('ddim',)"], "sample.processes must name rows of one host"),
         (["--config.seed=7"], "seed is 0 there, 7 here"),

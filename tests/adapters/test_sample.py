@@ -174,7 +174,7 @@ def test_a_network_that_breaks_is_told(tmp_path, weights, capsys, factor, said):
         (["--config.sample.batch_size=-1"], "sample.batch_size must be >= 1, got -1"),
         (
             ["--config.sample.precision=fp8"],
-            r"sample.precision must be one of \('float32', 'bf16', 'fp16'\), got 'fp8'",
+            r"sample.precision must be one of \['bf16', 'float32', 'fp16'\], got 'fp8'",
         ),
         (["--weights=no.pth"], "there is no file of weights no.pth"),
         (["--weights=README.md"], "README.md"),

@@ -5,6 +5,8 @@ import json
 import pickle
 import resource
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +15,9 @@ from PIL import Image
 
 from adapters import summary
 from adapters.experiment import stages
+from adapters.experiment.config import read_command_line
 from adapters.experiment.experiment import Experiment
-from adapters.experiment.run import run
+from adapters.experiment.run import _with_baseline, run
 from adapters.hosts import SN_DPM
 from adapters.measuring.inception import WEIGHTS_VARIABLE
 from benchmarks.metrics import random_weights
@@ -50,6 +53,38 @@ def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "sa"
     assert sn_dpm(workdir) == 0
     return workdir
+
+
+def test_the_baseline_is_run_beside_it_once_and_compared(finished, tmp_path, capsys):
+    workdir = tmp_path / "sa"
+    shutil.copytree(finished, workdir, copy_function=shutil.copy2)
+    assert sn_dpm(workdir, "--config.baseline=True", "--dry_run") == 0
+    plan = capsys.readouterr().out
+    assert plan.count("to do") == 4  # of the baseline
+    assert sn_dpm(workdir, "--config.baseline=True") == 0
+    said = capsys.readouterr().out
+    baseline = tmp_path / "sa_baseline"
+    config = json.loads((baseline / "config.json").read_text())
+    assert config["sa"]["lam"] == 0
+    metrics = [json.loads((run / "metrics.json").read_text()) for run in (baseline, workdir)]
+    before, after = (found["sn_ddim"]["6"]["frechet_pixels"] for found in metrics)
+    assert f"{before:.2f} → {after:.2f} ({after - before:+.2f})" in said
+    assert "one seed: nothing is told apart from chance alone" in said
+    assert str(baseline / "samples.png") in said
+    assert "adapters.predict" in said
+    times = [(run / "metrics.json").stat().st_mtime_ns for run in (baseline, workdir)]
+    assert sn_dpm(workdir, "--config.baseline=True") == 0  # both are there: only said again
+    assert [(run / "metrics.json").stat().st_mtime_ns for run in (baseline, workdir)] == times
+    assert f"{before:.2f} → {after:.2f}" in capsys.readouterr().out
+
+
+def test_the_baseline_has_its_own_default_folder():
+    line = read_command_line(["x", "--config=configs/digits_sn_sa.py"], (), "x")
+    plain, sa = _with_baseline(line)
+    assert plain.workdir == Path("runs/digits_sn/baseline_seed0").absolute()
+    assert (sa, plain.config.sa.lam) == (line, 0)
+    without = replace(line, config=plain.config)
+    assert _with_baseline(without) == [without]
 
 
 def test_leaves_everything_that_it_promises(finished):
@@ -151,7 +186,7 @@ def test_a_full_disk_is_told_in_one_line_and_the_run_can_go_on(
         assert sn_dpm(tmp_path / "run", "--stage=base") == 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    plan, line = capsys.readouterr().err.splitlines()
+    *_, plan, line = capsys.readouterr().err.splitlines()
     assert plan.startswith("base: ")
     assert line.startswith(f"adapters.sn_dpm: {tmp_path}/run/base/ckpts/6.ckpt.tmp/")
     assert "cannot be written; is the disk full?" in line
@@ -232,14 +267,14 @@ def test_head_is_trained_on_the_averaged_trunk(finished):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--config.sa.K=0"], "K must be a whole number in 1..1000, got 0"),
+        (["--config.sa.K=0"], "sa.K must be >= 1, got 0"),
         (["--config.sa.K=1001"], "K must be a whole number in 1..1000, got 1001"),
         (["--config.sa.lam=-1"], "lam must be a finite number >= 0, got -1.0"),
         (["--config.sa.lam_warmup=-1"], "sa.lam_warmup must be >= 0, got -1"),
         (["--config.sa.lam=nan"], "lam must be a finite number >= 0, got nan"),
         (["--config.sa.weighting=snr"], "weighting must be one of"),
         (["--config.sa.lamda=1"], "unknown configuration key 'lamda'"),
-        (["--config.sa.lam=much"], "could not convert string to float: 'much'"),
+        (["--config.sa.lam=much"], "sa.lam=much: could not convert string to float: 'much'"),
         (["--config.schedule.name=sigmoid"], "sigmoid"),
         (["--config.network.name=unet"], "network.name must be one of"),
         (["--config.network.args.num_groups=5"], "num_groups"),

@@ -27,12 +27,15 @@ from torch import Tensor
 
 from sa_files.reading import UnreadableFile, reading
 from sa_files.tensors import load_tensors
+from sa_files.whole import is_whole
+from sa_files.writing import sync_names
 
 logger = logging.getLogger(__name__)
 
 PARTS = ("models", "ema_models", "optimizers", "lr_schedulers")
 INTERIM = "interim"  # an empty file in the folder
 TEMPORARY = ".tmp"  # ends the name of a folder that is not complete
+DAMAGED = ".damaged"  # ends the name of a checkpoint that was set aside
 _FOLDER = re.compile(r"(\d+)\.ckpt")
 
 
@@ -68,7 +71,8 @@ def copy_checkpoint(path: Path, folder: Path) -> Path:
     with _whole(copy) as temporary:
         shutil.copytree(path, temporary)
         for file in temporary.rglob("*.pth"):
-            _sync(file)
+            with file.open("rb") as copied:
+                os.fsync(copied.fileno())
     return copy
 
 
@@ -86,7 +90,7 @@ def _whole(path: Path) -> Iterator[Path]:
         # Only a damaged checkpoint is ever replaced: the run would have continued an intact one.
         shutil.rmtree(path)
     temporary.rename(path)
-    _sync(path.parent)
+    sync_names(path.parent)
 
 
 def _write_states(temporary: Path, checkpoint: Checkpoint) -> None:
@@ -131,24 +135,47 @@ def checkpoint_paths(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items(), reverse=True))
 
 
+def average_of(path: Path) -> Path:
+    """The averaged weights in the checkpoint `path`: a plain state dict."""
+    return path / "ema_models_states" / "model.pth"
+
+
+def is_complete(path: Path) -> bool:
+    """Whether a checkpoint has its averaged weights, and none of its files is cut.
+
+    The files' content is not read.
+    """
+    return is_whole(average_of(path)) and all(map(is_whole, path.rglob("*.pth")))
+
+
 def newest_checkpoint(
-    folder: Path, names: Mapping[str, Iterable[str]], limit: int
+    folder: Path, names: Mapping[str, Iterable[str]], limit: int, *, set_aside: bool = True
 ) -> tuple[Path, Checkpoint] | None:
     """The newest readable checkpoint of at most `limit` iterations; None if there is no checkpoint.
 
-    A damaged checkpoint is reported and the one before it is used. If all are damaged, an error is
-    raised instead of starting the run anew.
+    Damaged checkpoints after it are reported and, with `set_aside`, renamed to IT.ckpt.damaged. If
+    all are damaged, an error is raised instead of starting the run anew.
     """
-    paths = [path for iteration, path in checkpoint_paths(folder).items() if iteration <= limit]
-    for path in paths:
+    damaged: dict[Path, DamagedCheckpoint] = {}
+    for iteration, path in checkpoint_paths(folder).items():
+        if iteration > limit:
+            continue
         try:
-            return path, read_checkpoint(path, names)
+            checkpoint = read_checkpoint(path, names)
         except DamagedCheckpoint as error:
-            logger.warning("damaged checkpoint, looking for the one before: %s", error)
-    if paths:
+            damaged[path] = error
+            continue
+        for other, error in damaged.items():
+            aside = other.with_name(other.name + DAMAGED)
+            logger.warning("%s; set aside as %s, going on from %s", error, aside.name, path.name)
+            if set_aside:
+                shutil.rmtree(aside, ignore_errors=True)
+                other.rename(aside)
+        return path, checkpoint
+    if damaged:
         raise DamagedCheckpoint(
-            f"none of the {len(paths)} checkpoints in {folder} can be read: move them away to "
-            "train from the start"
+            f"none of the {len(damaged)} checkpoints in {folder} can be read: move them away to "
+            f"train from the start ({next(iter(damaged.values()))})"
         )
     return None
 
@@ -202,14 +229,6 @@ def _save(value: Any, path: Path) -> None:
             raise OSError(f"{path} cannot be written; is the disk full? ({said})") from error
         file.flush()
         os.fsync(file.fileno())  # or a power cut after the rename could leave empty files
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _load(path: Path) -> Any:

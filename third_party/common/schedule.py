@@ -89,13 +89,13 @@ class NamedSchedule(Schedule):
     """The schedule called `name` ("linear", "cosine" or "vpsde") with `N` steps."""
 
     def __init__(self, name: str, N: int, stratified: bool = False) -> None:
-        if name not in _BETAS:
-            raise ValueError(f"name={name!r}: must be one of {', '.join(sorted(_BETAS))}")
+        if name not in BETAS:
+            raise ValueError(f"name={name!r}: must be one of {', '.join(sorted(BETAS))}")
         least = 21 if name == "linear" else 1  # the linear schedule ends at beta = 20/N < 1
         if isinstance(N, bool) or not isinstance(N, int | np.integer) or int(N) < least:
             raise ValueError(f"N={N!r}: schedule {name!r} takes whole numbers from {least} on")
         self.name = name
-        super().__init__(np.concatenate([[0.0], _BETAS[name](int(N))]), stratified)
+        super().__init__(np.concatenate([[0.0], BETAS[name](int(N))]), stratified)
 
 
 def per_image(values: FloatArray, like: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ def _vpsde_betas(N: int) -> FloatArray:
     return -np.expm1(-np.diff(integral))
 
 
-_BETAS: dict[str, Callable[[int], FloatArray]] = {
+BETAS: dict[str, Callable[[int], FloatArray]] = {
     "linear": _linear_betas,
     "cosine": _cosine_betas,
     "vpsde": _vpsde_betas,

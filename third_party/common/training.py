@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sa_files.progress import bar_options
+
 from . import distributed, random_states
 from .checkpoints import Checkpoint, newest_checkpoint, prune, write_checkpoint
 from .criterion_base import Criterion
@@ -115,7 +117,8 @@ class Trainer:
         self._set_train()
         agreement = distributed.Agreement()
         hidden = not (self.progress and distributed.is_first())
-        with tqdm(total=self.n_iters, initial=start, unit="it", disable=hidden) as progress:
+        bar = tqdm(total=self.n_iters, initial=start, unit="it", disable=hidden, **bar_options())
+        with bar as progress:
             for iteration in range(start + 1, self.n_iters + 1):
                 if self.before_step is not None:
                     self.before_step(iteration)
@@ -138,7 +141,8 @@ class Trainer:
         self._stop_if_not_finite()
         if log:
             means = _mean_of(distributed.gather(self._window.means()))
-            progress.set_postfix({name: f"{mean:.4g}" for name, mean in means.items()})
+            shown = {name: f"{mean:.4g}" for name, mean in means.items()}
+            progress.set_postfix(shown, refresh=False)
             self._call(self.on_log, iteration, means)
         if regular or stop:
             self._last_good = self._save(iteration, interim=not regular)
@@ -188,7 +192,9 @@ class Trainer:
         """Load the newest checkpoint and return its iteration; 0 if there is no checkpoint."""
         self._window = Window()
         parts = self._parts()
-        found = newest_checkpoint(self.ckpts, parts, limit=self.n_iters)
+        found = newest_checkpoint(
+            self.ckpts, parts, limit=self.n_iters, set_aside=distributed.is_first()
+        )
         if found is None:
             random_states.seed_everything(distributed.own_seed(self.seed))
             self.data.position = 0

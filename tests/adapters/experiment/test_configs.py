@@ -101,7 +101,7 @@ def test_every_experiment_loads_and_its_names_resolve(name, method):
 
 
 def test_there_is_a_file_for_each_data():
-    assert {path.stem for path in FILES} == {*FACTS, "digits", "fashion"}
+    assert {path.stem for path in FILES} == {*FACTS, "digits", "fashion", "folder"}
 
 
 @pytest.mark.parametrize("name", ["cifar10", "digits"])

@@ -1,0 +1,35 @@
+"""What a stage needs beyond a checked configuration, and what is allowed but rarely meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from adapters.experiment.experiment import Experiment
+
+WITHOUT_ROOT = ("digits", "fashion")  # packages of Python or Debian may hold them
+MOST_INITIAL = 0.01  # of the initial weights left in an average
+
+
+def check_evaluation(experiment: Experiment) -> None:
+    """ValueError unless metrics can be computed from the images of a cell."""
+    n_images, splits = experiment.config.sample.n_images, experiment.config.evaluate.splits
+    if n_images < 2:
+        raise ValueError(f"sample.n_images must be >= 2, got {n_images}")
+    if splits > n_images:
+        raise ValueError(f"evaluate.splits must be <= sample.n_images = {n_images}, got {splits}")
+
+
+def cautions(experiment: Experiment, stages: Iterable[str]) -> Iterator[str]:
+    """What is possible in these stages but rarely meant, each in one line."""
+    data = experiment.config.data
+    if data.name not in WITHOUT_ROOT and not Path(data.root).expanduser().exists():
+        yield f"data.root: there is no {data.root}, where the images of {data.name} are expected"
+    for name in [stage for stage in stages if stage in ("base", "head")]:
+        settings = experiment.config[name]
+        left = settings.ema**settings.iterations
+        if settings.iterations and left > MOST_INITIAL:
+            yield (
+                f"{name}.ema = {settings.ema:g} leaves {left:.0%} of the initial weights in the "
+                f"average after {settings.iterations} iterations: lower it, or train longer"
+            )

@@ -1,0 +1,82 @@
+"""The options of commands that take a configuration, and their help. Loads no PyTorch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from adapters.shell.command import OwnOptions
+from configs.base import KEYS
+from configs.keys import Keys, flat
+
+
+def own_options(
+    module: str,
+    description: str,
+    keys: Keys = KEYS,
+    example: str = "--config configs/digits.py --dry_run",
+) -> OwnOptions:
+    """A parser of one command's own options; its help shows those of all such commands too.
+
+    ``parse_known_args(argv[1:])`` returns their values, and the rest for ``read_command_line``.
+    """
+    shared = shared_options(module).format_help()
+    parser = OwnOptions(
+        module,
+        usage=f"python -m {module} --config FILE.py [--config.KEY=VALUE ...] [OPTIONS]",
+        description=description,
+        epilog=shared.replace("options:", "with every configuration:")
+        + f"\nexample:\n  python -m {module} {example}",
+    )
+    parser.add_argument("--help_keys", action=_HelpKeys, keys=keys)
+    return parser
+
+
+def stage_options(module: str, keys: Keys = KEYS) -> OwnOptions:
+    """Those of a command without options of its own."""
+    return own_options(
+        module, "Run the stages of an experiment; a stage whose result exists is done.", keys
+    )
+
+
+def shared_options(module: str) -> OwnOptions:
+    """Those of every command that takes a configuration; they have no help of their own."""
+    parser = OwnOptions(module, add_help=False, usage=argparse.SUPPRESS)
+    add = parser.add_argument
+    add("--config", metavar="FILE.py", help="such as configs/digits.py, or configs/digits.py:npr")
+    add("--workdir", metavar="FOLDER", help="output folder; default: named by the configuration")
+    add("--stage", metavar="NAME,...", help="stages to run, of those that --dry_run lists")
+    add("--dry_run", action="store_true", help="print the plan, write nothing")
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...; default: cuda if available")
+    add("--progress", action="store_true", default=True, help=argparse.SUPPRESS)
+    add("--noprogress", action="store_false", dest="progress", help="show no progress")
+    return parser
+
+
+class _HelpKeys(argparse.Action):
+    """Print all keys, and end."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, keys: Keys) -> None:
+        self.keys = keys
+        super().__init__(option_strings, dest, nargs=0, help="show all keys and what they may be")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(keys_text(self.keys))
+        parser.exit()
+
+
+def keys_text(keys: Keys) -> str:
+    """Two lines for each key: its name, default, type and what it may be; and its meaning."""
+    lines = []
+    for name, key in flat(keys).items():
+        facts = ", ".join(filter(None, [key.type_name, key.allowed()]))
+        lines += [f"{name} = {key.default!r}: {facts}", f"    {key.meaning}"]
+    return "\n".join(lines)
+
+
+def help_first(module: str) -> None:
+    """Show the help of a host's command and exit, if asked: before PyTorch takes its seconds."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        stage_options(module).parse_args(["--help"])
