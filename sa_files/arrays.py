@@ -16,7 +16,10 @@ from .reading import UnreadableFile, check_bound, size_of
 
 _PACKED = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}
 _END = struct.Struct("<4s4H2LH")  # the end of a zip file; its fifth field counts the members
+_END_64 = struct.Struct("<4s36xQ8x4s16x")  # before it in large files: the end again, its place
+_SURROUNDED = "it is a zip file with other bytes before or after it"
 _MANY = 0xFFFF  # in place of a number that is stored elsewhere
+_LARGEST_DIRECTORY = 2**23  # bytes; each hundred become an object of a kilobyte
 _FOLDER = 0x10  # an attribute of MS-DOS
 _KINDS = "biufcSU"  # booleans, numbers, text
 _HEADERS = {
@@ -33,6 +36,7 @@ def open_zip(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
     size = size_of(file)
     if not zipfile.is_zipfile(file):
         raise UnreadableFile("it is not an npz file, or it is damaged")
+    _check_length_of_directory(file, size)
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         _check_directory(file, archive, size)
@@ -48,6 +52,22 @@ def open_zip(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
         yield archive
 
 
+def _check_length_of_directory(file: BinaryIO, size: int) -> None:
+    """UnreadableFile if `zipfile` would read a directory of many megabytes."""
+    file.seek(size - _END.size)
+    signature, *_, length, _, _ = _END.unpack(file.read(_END.size))
+    if signature != b"PK\x05\x06":
+        raise UnreadableFile(_SURROUNDED)
+    if size >= _END_64.size + _END.size:
+        file.seek(size - _END.size - _END_64.size)
+        _, length_64, locator = _END_64.unpack(file.read(_END_64.size))
+        length = length_64 if locator == b"PK\x06\x07" else length
+    if length > _LARGEST_DIRECTORY:
+        raise UnreadableFile(
+            f"its directory has {length} bytes, must have at most {_LARGEST_DIRECTORY}"
+        )
+
+
 def _check_directory(file: BinaryIO, archive: zipfile.ZipFile, size: int) -> None:
     """UnreadableFile unless a member begins the file and a directory of all members ends it.
 
@@ -56,10 +76,10 @@ def _check_directory(file: BinaryIO, archive: zipfile.ZipFile, size: int) -> Non
     """
     members = archive.infolist()
     file.seek(size - _END.size)
-    signature, *_, entries, _, _, _ = _END.unpack(file.read(_END.size))
+    *_, entries, _, _, _ = _END.unpack(file.read(_END.size))
     first = min((member.header_offset for member in members), default=0)
-    if signature != b"PK\x05\x06" or archive.comment or first:
-        raise UnreadableFile("it is a zip file with other bytes before or after it")
+    if archive.comment or first:
+        raise UnreadableFile(_SURROUNDED)
     if entries not in (len(members), _MANY):
         raise UnreadableFile(f"its directory is damaged: {len(members)} of {entries} members")
 
@@ -77,8 +97,8 @@ def _check_member(member: zipfile.ZipInfo) -> None:
 class Arrays:
     """The arrays of an npz file by name, each read on access."""
 
-    def __init__(self, archive: zipfile.ZipFile) -> None:
-        self._archive = archive
+    def __init__(self, archive: zipfile.ZipFile, size: int) -> None:
+        self._archive, self._size = archive, size
         self.names = tuple(name.removesuffix(".npy") for name in archive.namelist())
 
     def __contains__(self, name: object) -> bool:
@@ -99,6 +119,7 @@ class Arrays:
 
     def __getitem__(self, name: str) -> Array:
         self.header(name)
+        check_bound(self._member(name).file_size, self._size, whole=True)
         with self._archive.open(self._member(name)) as stream:
             array = np.lib.format.read_array(stream, allow_pickle=False)
             stream.read(1)  # at the end the checksum is compared, also of an empty array
@@ -127,7 +148,7 @@ class Arrays:
 def open_npz(file: BinaryIO) -> Iterator[Arrays]:
     """The arrays of an npz file."""
     with open_zip(file) as archive:
-        yield Arrays(archive)
+        yield Arrays(archive, size_of(file))
 
 
 def read_npy(file: BinaryIO) -> Array:

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 # A file may unpack to RATIO times its size, or to ROOM bytes if that is more. Photographs shrink to
-# a fiftieth at least; deflate shrinks zeros to a thousandth, which is how a zip bomb is built.
+# a fiftieth at least; deflate shrinks zeros to a thousandth, which is how a zip bomb is built. What
+# is unpacked into memory as a whole, and then copied, may have less.
 RATIO = 100
 ROOM = 2**28
+RATIO_WHOLE = 2
+ROOM_WHOLE = 2**26
 _AT_ONCE = 2**20
 _TAR_BLOCK = 512
 _LONGEST_REASON = 400
@@ -40,7 +43,17 @@ def reading(path: str | os.PathLike[str], trouble: str) -> Iterator[BinaryIO]:
                 raise UnreadableFile("it is empty")
             yield opened
     except Exception as error:
-        raise UnreadableFile(f"{file} {trouble}: {reason(error)}") from error
+        raise UnreadableFile(f"{printable(str(file))} {trouble}: {reason(error)}") from error
+
+
+def printable(text: str) -> str:
+    """The text with `?` for what a terminal would obey; names in a file can hold anything."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def one_line(text: str) -> str:
+    """The text as one printable line."""
+    return printable(" ".join(text.split()))
 
 
 def reason(error: BaseException) -> str:
@@ -56,12 +69,11 @@ def reason(error: BaseException) -> str:
         return f"it asks for {named[1]}, which is no data; nothing of it was run"
     text = text.rpartition("WeightsUnpickler error: ")[2].strip()
     if isinstance(error, UnreadableFile):
-        line = " ".join(text.split())
+        line = one_line(text)
     else:
         first = (text.splitlines() or [""])[0].strip()
         own = isinstance(error, ValueError) and first
-        line = first if own else f"{type(error).__name__}: {first}".removesuffix(": ")
-    line = "".join(c if c.isprintable() else "?" for c in line)
+        line = printable(first if own else f"{type(error).__name__}: {first}".removesuffix(": "))
     return line if len(line) <= _LONGEST_REASON else line[:_LONGEST_REASON] + "..."
 
 
@@ -73,17 +85,16 @@ def size_of(file: BinaryIO) -> int:
     return size
 
 
-def bound_of(size: int) -> int:
-    """The number of bytes that a file of `size` bytes may unpack to."""
-    return max(ROOM, RATIO * size)
+def check_bound(claimed: int, size: int, *, whole: bool = False) -> None:
+    """UnreadableFile if a file of `size` bytes claims to unpack to more than it may.
 
-
-def check_bound(claimed: int, size: int) -> None:
-    """UnreadableFile if a file claims to unpack to more than it may."""
-    if claimed > bound_of(size):
+    whole: all of it is in memory at once; otherwise it is read in parts.
+    """
+    bound = ROOM_WHOLE + RATIO_WHOLE * size if whole else max(ROOM, RATIO * size)
+    if claimed > bound:
         raise UnreadableFile(
-            f"its {size} bytes would unpack to {claimed}, more than {bound_of(size)}: if this is "
-            "intended, store it unpacked"
+            f"its {size} bytes would unpack to {claimed}, more than {bound}: if this is intended, "
+            "store it unpacked"
         )
 
 
@@ -93,7 +104,7 @@ def unpack_gzip(file: BinaryIO) -> bytes:
     with gzip.GzipFile(fileobj=file) as packed:
         while part := packed.read(_AT_ONCE):
             total += len(part)
-            check_bound(total, size)
+            check_bound(total, size, whole=True)
             parts.append(part)
     return b"".join(parts)
 
@@ -107,6 +118,7 @@ def tar_files(file: BinaryIO, wanted: Callable[[str], bool]) -> Iterator[tuple[s
     size = size_of(file)
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
+            tar.members = []  # type: ignore[attr-defined]  # it would keep a kilobyte for each
             content = tar.extractfile(member) if member.isreg() else None
             if content is None or member.issparse() or not wanted(member.name):
                 continue

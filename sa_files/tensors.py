@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from .arrays import open_zip
-from .pickled import DataUnpickler, latin1
+from .pickled import DataUnpickler, check_key, latin1
 from .reading import UnreadableFile, size_of
 
 ZIP = b"PK\x03\x04"  # torch.save since PyTorch 1.6
@@ -32,15 +32,17 @@ LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # before: a pickled number
 _LEGACY_PICKLES = 4  # the protocol, the machine, the content, the storages' keys
 _NO_FORMAT = "it is not a file of torch.save (of its zip format or the one before)"
 
-# In these modules PyTorch decides which names are data. Not builtins: bytearray(n) is n bytes.
-_MODULES = {
-    *("torch", "torch._utils", "torch._tensor", "torch.storage", "torch.serialization"),
-    *("torch.nn.parameter", "collections"),
-}
 _ITEM_SIZES = {
     **{"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "ComplexDouble": 16, "ComplexFloat": 8},
     **{"Long": 8, "Int": 4, "Short": 2, "Char": 1, "Byte": 1, "Bool": 1, "Untyped": 1},
 }
+# PyTorch takes more names for data. Some of those make a tensor of any size, or go through one.
+_NAMES = (
+    *("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"),
+    *("torch._utils._rebuild_parameter", "torch.nn.parameter.Parameter"),
+    *("torch._utils._rebuild_meta_tensor_no_storage", "torch.Size", "torch.device"),
+    *(f"torch.{name}" for name, value in vars(torch).items() if isinstance(value, torch.dtype)),
+)
 
 
 def load_tensors(file: BinaryIO, stand_ins: Mapping[str, Any] | None = None) -> Any:
@@ -160,41 +162,60 @@ def _named(stand_ins: Mapping[str, Any]) -> Iterator[None]:
 class _Nothing:
     """Replaces everything that a pickle names: accepts any call and keeps nothing."""
 
+    __slots__ = ()
+
     def __new__(cls, *_: Any, **__: Any) -> _Nothing:
         return super().__new__(cls)
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
 
-    def __call__(self, *_: Any, **__: Any) -> _Nothing:
-        return self
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+class _Mapping(dict[Any, Any]):
+    """Replaces OrderedDict and Counter; Python 2 calls the first with a list of lists."""
+
+    def __init__(self, entries: Any = ()) -> None:
+        super().__init__()
+        for pair in entries.items() if isinstance(entries, dict) else entries:
+            if not isinstance(entries, dict) and not isinstance(pair, list):
+                raise UnreadableFile("its pickle is damaged: a dict of other things than pairs")
+            key, value = pair
+            check_key(key)
+            self[key] = value
 
     def __setstate__(self, _: Any) -> None:
         pass
 
-    def __setitem__(self, _: Any, __: Any) -> None:
-        pass
+
+_STORAGES = {
+    f"{module}.{name}Storage": type(f"{name}Storage", (_Nothing,), {"item_size": size})
+    for name, size in _ITEM_SIZES.items()
+    for module in ("torch", "torch.storage")
+}
+_STAND_INS: dict[str, Any] = {
+    **dict.fromkeys(_NAMES, _Nothing),
+    **dict.fromkeys(("collections.OrderedDict", "collections.Counter"), _Mapping),
+    **_STORAGES,
+    "_codecs.encode": latin1,
+}
 
 
 class _Scan(DataUnpickler):
     """Reads through a pickle of `torch.save` and notes its storages."""
 
     def __init__(self, file: BinaryIO, stand_ins: Mapping[str, Any]) -> None:
-        super().__init__(
-            file, {**dict.fromkeys(stand_ins, _Nothing), "_codecs.encode": latin1}, "utf-8"
-        )
+        super().__init__(file, {**_STAND_INS, **dict.fromkeys(stand_ins, _Nothing)}, "utf-8")
         self.storages: dict[str, int] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        """A separate class for every storage type: its name gives the size of an entry."""
-        if module not in _MODULES:
-            return super().find_class(module, name)
-        return type(name, (_Nothing,), {}) if name.endswith("Storage") else _Nothing
 
     def persistent_load(self, pid: Any) -> Any:
         """Note a storage: ("storage", type, key, place, entries, ...)."""
         _, kind, key, _, entries, *_ = pid
         if not isinstance(entries, int) or not isinstance(key, str) or entries < 0:
             raise UnreadableFile("its pickle names a storage without a size")
-        self.storages[key] = entries * _ITEM_SIZES[kind.__name__.removesuffix("Storage")]
+        claimed = entries * kind.item_size
+        if self.storages.setdefault(key, claimed) != claimed:
+            raise UnreadableFile(f"its storage {key!r} claims two different sizes")
         return _Nothing()

@@ -1,4 +1,4 @@
 """Checkpoints as the original codes publish them: read as data only, checked, converted.
 
-In order of reading: ``fitting``, ``layouts``, ``architecture``, ``files``.
+In order of reading: ``fitting``, ``layouts``, ``diffusers_folders``, ``architecture``, ``files``.
 """

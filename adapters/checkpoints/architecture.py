@@ -5,7 +5,6 @@ Notation: a shape is a tuple; ``shapes`` maps the names of a state dict to shape
 
 from __future__ import annotations
 
-import runpy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapters.shell.config_file import load
+from sa_files.reading import printable
 from third_party.common.nets import (
     Model,
     Model4Pretrained,
@@ -61,9 +62,10 @@ def network_of_state(state: Mapping[str, Tensor], source: object = "the state di
     shapes = _shapes(state)
     family = _family(shapes)
     if family is None:
+        weights = [name for name in shapes if name.endswith(".weight")] or list(shapes)
         raise ValueError(
             f"{source} belongs to no known network: no name begins with "
-            f"{' or '.join(map(repr, BLOCKS.values()))}, its names are {_first(list(shapes))}"
+            f"{' or '.join(map(repr, BLOCKS.values()))}, its names are {_first(weights)}"
         )
     build = {"iddpm_unet": _iddpm_of, "ddpm_unet": _ddpm_of}[family]
     try:
@@ -83,14 +85,11 @@ def network_of_config(config: str | Path, state: Mapping[str, Tensor]) -> nn.Mod
     The network has a head if ``state`` has one. The configuration names a dataset, not the shape of
     its images: their channels and, for the DDPM UNet, their size are taken from ``state``.
     """
-    path, *names = str(config).split(":", 1)
-    if not Path(path).is_file():
-        raise ValueError(f"--config: there is no file {path!r}")
+    chosen = load(str(config))
     try:
-        chosen = runpy.run_path(path)["get_config"](*names)
         name, args = chosen.network.name, chosen.network.args.to_dict()
         joint, mode = chosen.head.training == "joint", chosen.head.mode
-    except Exception as error:  # the file's code can raise anything
+    except AttributeError as error:
         raise ValueError(f"--config {config}: {type(error).__name__}: {error}") from error
     shapes = _shapes(state)
     channels = _image_channels(shapes)
@@ -220,4 +219,4 @@ def _shapes(state: Mapping[str, Tensor]) -> Shapes:
 
 def _first(names: list[str]) -> str:
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
+    return printable(", ".join(names[:LISTED])) + more

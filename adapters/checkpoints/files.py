@@ -1,7 +1,7 @@
 """Read a checkpoint file of unknown origin as data, without running code; write one safely.
 
-Besides tensors and plain values, one name is allowed, argparse.Namespace; an inert class replaces
-it.
+A file is one of ``torch.save``, or of safetensors if its name ends so. In the first kind, besides
+tensors and plain values, one name is allowed, argparse.Namespace; an inert class replaces it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sa_files.reading import reading
+from sa_files.safe import SUFFIX, load_safetensors
 from sa_files.tensors import load_tensors
 from sa_files.writing import written_atomically
 
@@ -29,13 +30,15 @@ class Settings:
 
 
 def read_file(path: Path) -> Any:
-    """The content of a file of ``torch.save``, on the CPU.
+    """The content of a file of ``torch.save`` or safetensors, on the CPU.
 
     Raises:
         ValueError: the file is of another kind or damaged, or holds anything besides tensors, plain
             containers, plain values and argparse.Namespace. No code in it has been run.
     """
     with reading(path, "is damaged or not a checkpoint") as file:
+        if path.suffix == SUFFIX:
+            return load_safetensors(file)
         return load_tensors(file, {"argparse.Namespace": Settings})
 
 

@@ -16,7 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adapters.checkpoints.diffusers_folders import (
+    folder_of_diffusers,
+    is_of_diffusers,
+    read_diffusers,
+)
 from adapters.checkpoints.files import compact, read_file, write_file
+from sa_files.reading import printable
 from sa_files.tensors import entries_once
 from third_party.common.checkpoints import Checkpoint, write_checkpoint
 
@@ -25,6 +31,10 @@ StateDict = dict[str, Tensor]
 WHICH = ("ema", "model")
 UNNAMED = "weights"
 PREFIX = "module."  # torch.nn.DataParallel puts it before every name
+PREFIXES = (PREFIX, "_orig_mod.")  # the second: torch.compile
+AVERAGE = "ema_model."  # ema_pytorch puts it before the names of the average
+# Where the average is, in the entry that is one: a state dict, or a list in the order of the model.
+NESTED = ("shadow", "shadow_params", "state_dict", "model", "module")
 HOST_FOLDERS = {"ema": "ema_models_states", "model": "models_states"}
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -37,11 +47,13 @@ class Published:
         path: its file or folder.
         layout: the layout, in words.
         parts: readers of "ema" and "model", those that it has, or of "weights".
+        entries: the names of what the file holds, in words.
     """
 
     path: Path
     layout: str
     parts: Mapping[str, Callable[[], Mapping[str, Tensor]]]
+    entries: str = ""
 
     def state(self, which: str = "ema") -> StateDict:
         """One of its state dicts, names without prefix, in the order of the file.
@@ -55,11 +67,12 @@ class Published:
             raise ValueError(
                 f"{self.path} ({self.layout}) holds no {which!r} weights, only "
                 f"{', '.join(map(repr, self.parts))}: choose with ``which`` or --which"
+                + (f"; its entries are {self.entries}" if self.entries else "")
             )
-        state = self.parts[which if which in self.parts else UNNAMED]()
+        state = _weights(self.parts[which if which in self.parts else UNNAMED]())
         for name, tensor in state.items():
             _check_tensor(f"{self.path}: {name!r}", tensor)
-        return {name: tensor.detach() for name, tensor in _without_prefix(state).items()}
+        return {name: tensor.detach() for name, tensor in state.items()}
 
 
 def read_published(path: Path) -> Published:
@@ -69,11 +82,19 @@ def read_published(path: Path) -> Published:
         ValueError: the file or folder does not exist or is unreadable, or its layout is unknown.
     """
     if path.is_dir():
-        return _host_folder(path)
+        folder = folder_of_diffusers(path)
+        if folder is None:
+            return _host_folder(path)
+        return Published(path, "folder of diffusers", {UNNAMED: lambda: read_diffusers(folder)})
     if not path.exists():
         raise ValueError(f"there is no checkpoint {path}")
     content = read_file(path)
     if _is_state_dict(content):
+        if is_of_diffusers(content):
+            raise ValueError(
+                f"{path} has the names of diffusers' UNets: give the folder, whose config.json "
+                "says which network it is"
+            )
         return Published(path, _name_plain(content), {UNNAMED: lambda: content})
     if isinstance(content, dict) and _is_state_dict(content.get("model_dict")):
         return _sa_dpm_training(path, content)
@@ -127,7 +148,7 @@ def _sa_dpm_training(path: Path, content: dict[str, Any]) -> Published:
     states = optimizer.get("state") if isinstance(optimizer, dict) else None
     if isinstance(states, dict) and any("ema" in s for s in states.values() if isinstance(s, dict)):
         parts["ema"] = lambda: _optimizer_averages(path, optimizer, model)
-    return Published(path, "training checkpoint of SA-DPM", parts)
+    return Published(path, "training checkpoint of SA-DPM", parts, _short(content))
 
 
 def _optimizer_averages(
@@ -139,14 +160,19 @@ def _optimizer_averages(
         averages = [optimizer["state"][index]["ema"] for index in order]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: a parameter has no 'ema' in the optimizer's state") from error
+    return _in_order(path, averages, model, "the optimizer's 'ema'")
+
+
+def _in_order(path: Path, averages: list[Any], model: Mapping[str, Tensor], what: str) -> StateDict:
+    """The averages, which are in the order of the model's entries, by its names."""
     if len(averages) != len(model):
         raise ValueError(
-            f"{path}: the optimizer has {len(averages)} averages for the {len(model)} entries of "
-            "'model_dict', so it is not clear which belong together"
+            f"{path}: {what} has {len(averages)} averages for the {len(model)} entries of the "
+            "model, so it is not clear which belong together"
         )
     for (name, tensor), average in zip(model.items(), averages, strict=True):
         if not isinstance(average, Tensor) or average.shape != tensor.shape:
-            raise ValueError(f"{path}: the optimizer's 'ema' for {name!r} has another shape")
+            raise ValueError(f"{path}: {what} for {name!r} has another shape")
     return dict(zip(model, averages, strict=True))
 
 
@@ -163,21 +189,43 @@ def _listed(path: Path, content: list[Any] | tuple[Any, ...]) -> Published:
 
 
 def _named(path: Path, content: dict[Any, Any]) -> Published:
-    """State dicts by name: the average is the one with "ema" in its name."""
-    states = {str(name): value for name, value in content.items() if _is_state_dict(value)}
-    averages = [name for name in states if "ema" in name.lower()]
-    others = [name for name in states if name not in averages]
-    if not states or len(averages) > 1 or len(others) > 1:
+    """State dicts by name: the average is the one with "ema" or "shadow" in its name."""
+    called = {str(name): value for name, value in content.items()}
+    averages = [n for n in called if _is_average(n) and isinstance(called[n], dict | list)]
+    others = [n for n in called if not _is_average(n) and _is_state_dict(called[n])]
+    if len(averages) > 1 or len(others) > 1 or not averages + others:
         raise ValueError(
-            f"{path} holds the entries {_short(content)}, {len(states)} of them state dicts: must "
-            "hold one network's weights, and at most one average, with 'ema' in its name"
+            f"{path} holds the entries {_short(content)}, {len(averages + others)} of them state "
+            "dicts: must hold one network's weights, and at most one average, with 'ema' in its "
+            "name"
         )
-    parts = {
-        which: lambda s=states[names[0]]: s
-        for which, names in (("ema", averages), ("model", others))
-        if names
-    }
-    return Published(path, f"state dicts by name ({', '.join(states)})", parts)
+    model = called[others[0]] if others else {}
+    parts: dict[str, Callable[[], Mapping[str, Tensor]]] = {}
+    if averages:
+        parts["ema"] = lambda: _average(path, averages[0], called[averages[0]], model)
+    if others:
+        parts["model"] = lambda: model
+    layout = printable(f"state dicts by name ({', '.join(averages + others)})")
+    return Published(path, layout, parts, _short(content))
+
+
+def _is_average(name: str) -> bool:
+    return "ema" in name.lower() or "shadow" in name.lower()
+
+
+def _average(path: Path, name: str, value: Any, model: Mapping[str, Tensor]) -> StateDict:
+    """The average in the entry ``name``: a state dict, or inside it one or a list of tensors."""
+    found = [value] if not isinstance(value, dict) else [value, *map(value.get, NESTED)]
+    for part in found:
+        if _is_state_dict(part):
+            return part
+        if isinstance(part, list) and part and all(isinstance(t, Tensor) for t in part):
+            return _in_order(path, part, _weights(model), f"{name!r}")
+    held = _short(value) if isinstance(value, dict) else f"a list of {len(value)}"
+    raise ValueError(
+        f"{path}: its entry {name!r} holds {held}: must be a state dict, or hold one, or a list "
+        f"of tensors, as {' or '.join(map(repr, NESTED))}"
+    )
 
 
 def _is_state_dict(value: object) -> bool:
@@ -192,11 +240,16 @@ def _is_prefixed(state: Mapping[str, Tensor]) -> bool:
     return all(name.startswith(PREFIX) for name in state)
 
 
-def _without_prefix(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """DataParallel puts its prefix before all names or before none."""
-    if not _is_prefixed(state):
-        return state
-    return {name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
+def _weights(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The network's weights, without what wrappers add: prefixes of all names, and counters."""
+    if any(name.startswith(AVERAGE) for name in state):
+        state = {n.removeprefix(AVERAGE): t for n, t in state.items() if n.startswith(AVERAGE)}
+    state = {n: t for n, t in state.items() if n != "n_averaged"}  # torch.optim.swa_utils
+    while prefix := next(
+        (p for p in PREFIXES if state and all(n.startswith(p) for n in state)), ""
+    ):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
 
 
 def _check_tensor(what: str, tensor: Tensor) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,27 +11,11 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from adapters.experiment.config import EXPERIMENT, Schema, check_keys, default_workdir
-from adapters.hosts import get_process, host_of
-from configs.comparison import base_comparison
+from adapters.experiment.config import check_keys
+from adapters.experiment.identity import training_name
+from adapters.hosts import get_process
 
-# Sections that do not affect the noise network, and keys that change no number.
-SAMPLING = ("sample", "evaluate", "head", "gamma")
-WITHOUT_EFFECT = {
-    "data": ("root", "check_md5"),
-    "base": ("log_every", "ckpt_every", "keep"),
-    "head": ("log_every", "ckpt_every", "keep", "training"),
-    "gamma": ("batch_size",),
-    "sample": ("batch_size", "processes", "steps"),
-}
-# Keys added later: names leave them out at these values, so that older results are still found.
-LATER = {"sample": {"channels_last": False, "compile": False, "precision": "float32"}}
-CORRECTIONS = ("spectral", "shifted")
-COMPARISON = Schema(
-    expected=base_comparison,
-    free=("trainings", "samplings", "parts", "published", "experiment.network.args"),
-    workdir=lambda config: f"runs/compare/{config.store}",
-)
+CORRECTIONS = ("spectral", "shifted", "norms")
 
 
 @dataclass(frozen=True)
@@ -86,10 +68,8 @@ class Grid:
     def __init__(self, config: FrozenConfigDict) -> None:
         self.config = config
         for key in ("name", "store"):
-            if not config[key] or "/" in config[key]:
+            if "/" in config[key]:
                 raise ValueError(f"{key} must be a name without /, got {config[key]!r}")
-        if not config.seeds or len(set(config.seeds)) < len(config.seeds):
-            raise ValueError(f"seeds must be different numbers, got {config.seeds}")
         for key in config.tables:
             _has("tables", config.parts, key)
         self.parts = tuple(self._part(key) for key in config.tables)
@@ -98,6 +78,9 @@ class Grid:
             _has("samplings", config.samplings, line.sampling)
         for name in config.gap.trainings:
             _has("trainings", config.trainings, name)
+        for name in self.trainings:
+            if self.init(name):
+                _has("trainings", config.trainings, self.init(name))
         if not self.parts and not config.gap.trainings:
             raise ValueError("tables and gap.trainings must not both be empty")
         self._check_titles()
@@ -153,16 +136,24 @@ class Grid:
         sampling = self.config.samplings[line.sampling]["set"]
         _override(config.sample, f"samplings.{line.sampling}.set", sampling)
         config.seed = config.sample.seed = seed
+        if self.init(line.training):
+            # No path but a name, so that it determines this training's own name in any folder.
+            start = self.experiment(Line(self.init(line.training)), seed)
+            config.base.init_from = training_name(start)
         config.sample.processes = (process or "ddpm_small",)
         config.sample.steps = self._steps() or (1,)
         frozen = FrozenConfigDict(config)
-        check_keys(frozen, EXPERIMENT)
+        check_keys(frozen)
         if frozen.head.training != "pretrained":
             raise ValueError(
                 "experiment.head.training must be 'pretrained': all rows sample with the same "
                 f"noise network, got {frozen.head.training!r}"
             )
         return frozen
+
+    def init(self, training: str) -> str:
+        """The training whose averaged network this one starts from, or ""."""
+        return self.config.trainings[training].get("init", "")
 
     def _steps(self) -> tuple[int, ...]:
         """The steps of all columns, and those of the fitted constant if there is one."""
@@ -185,11 +176,6 @@ class Grid:
         gap, N = self.config.gap, self.config.experiment.schedule.N
         if gap.trainings and not 2 <= gap.start <= N:
             raise ValueError(f"gap.start must be in 2..{N}, got {gap.start}")
-        if gap.n_images < 2 or gap.batch_size < 1:
-            raise ValueError(
-                "gap.n_images must be >= 2 and gap.batch_size >= 1, "
-                f"got {gap.n_images} and {gap.batch_size}"
-            )
 
     def _check_eps_scale(self) -> None:
         settings = self.config.eps_scale
@@ -198,14 +184,10 @@ class Grid:
                 "eps_scale.process must be a row that needs only the noise network, "
                 f"got {settings.process!r}"
             )
-        if not 0 < settings.low < settings.high:
+        if not settings.low < settings.high:
             raise ValueError(
-                f"eps_scale.low must lie between 0 and eps_scale.high = {settings.high}, "
-                f"got {settings.low}"
+                f"eps_scale.low must be < eps_scale.high = {settings.high}, got {settings.low}"
             )
-        for key, least in (("steps", 1), ("n_images", 2), ("evaluations", 1)):
-            if settings[key] < least:
-                raise ValueError(f"eps_scale.{key} must be >= {least}, got {settings[key]}")
 
     def _part(self, key: str) -> Part:
         given = self.config.parts[key].to_dict()
@@ -219,64 +201,6 @@ class Grid:
         for process in part.processes:
             get_process(process)
         return part
-
-
-def training_name(config: FrozenConfigDict) -> str:
-    """The folder name of a noise network, with a digest of what determines its weights."""
-    return f"{default_workdir(config).name}_{digest(_training_sections(config))}"
-
-
-def goes_on_from(config: FrozenConfigDict, other: FrozenConfigDict) -> bool:
-    """Whether ``config`` trains ``other``'s noise network further: only the iterations differ."""
-    ours, others = _training_sections(config), _training_sections(other)
-    all_of_it, first_part = (sections["base"].pop("iterations") for sections in (ours, others))
-    return 0 < first_part < all_of_it and digest(ours) == digest(others)
-
-
-def _training_sections(config: FrozenConfigDict) -> dict[str, Any]:
-    sections = {k: v for k, v in config.to_dict().items() if k not in (*SAMPLING, "name")}
-    if not config.sa.lam:
-        sections["sa"] = {"lam": 0.0}  # the baseline: the other keys have no effect
-    return sections
-
-
-def second_name(config: FrozenConfigDict, needs: str) -> str:
-    """The folder name of a head or of Gamma, inside the noise network's folder."""
-    section = "gamma" if needs == "gamma" else "head"
-    return f"{host_of([needs]).name}_{digest({section: config[section].to_dict()})}"
-
-
-def cell_name(
-    config: FrozenConfigDict,
-    cell: Cell,
-    eps_scale: Mapping[str, Any] | float,
-    correction: Mapping[str, Any] | None = None,
-) -> str:
-    """The file name of a cell, inside its training's folder."""
-    needs = get_process(cell.process).needs
-    decides = {
-        "sample": config.sample.to_dict(),
-        "evaluate": config.evaluate.to_dict(),
-        "second": second_name(config, needs) if needs else None,
-        "eps_scale": eps_scale,
-    }
-    if correction is not None:  # a key that came later: cells without it keep their names
-        decides["correction"] = dict(correction)
-    return f"{cell.process}_{cell.steps}_{digest(decides)}"
-
-
-def digest(sections: Mapping[str, Any]) -> str:
-    """Ten hexadecimal digits: a hash of all values that have an effect."""
-    kept = {name: _with_effect(name, section) for name, section in sections.items()}
-    text = json.dumps(kept, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
-
-
-def _with_effect(name: str, section: Any) -> Any:
-    without, later = WITHOUT_EFFECT.get(name, ()), LATER.get(name, {})
-    if not without and not later:
-        return section
-    return {k: v for k, v in section.items() if k not in without and (k, v) not in later.items()}
 
 
 def _override(config: ConfigDict, name: str, keys: Mapping[str, Any]) -> None:

@@ -1,4 +1,7 @@
-"""What a report shows, and its HTML file: style and pictures included, all text escaped."""
+"""What a report shows, and its HTML file: style and pictures included, all text escaped.
+
+Its only links lead to the CSV and LaTeX files beside it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ from pathlib import Path
 import jinja2
 
 from adapters.comparison.engine import Outcome
-from adapters.comparison.tables import Table
+from adapters.comparison.tables import Table, legend
+
+CELLS_FILE, TABLES_FILE = "cells.csv", "tables.tex"  # beside the page
 
 
 @dataclass(frozen=True)
@@ -59,15 +64,20 @@ pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .8rem; }
 nav a { margin-right: 1rem; }
 </style>
 <h1>{{ report.title }}</h1>
-<p>{{ report.state }}. Mean ± standard deviation over the seeds. <b>Bold</b>: best of a process's
-lines, if the paired 95 % intervals of its difference from every other line exclude zero. The
-intervals are not adjusted for their number: of a hundred, five exclude zero by chance.</p>
+<p>{{ report.state }}. {{ legend }}</p>
+<p>Mean ± standard deviation over the seeds. <b>Bold</b>, with three or more seeds: best of a
+process's lines, if the paired 95 % intervals of its difference from every other line exclude zero.
+The intervals are not adjusted for their number: of a hundred, five exclude zero by chance.</p>
+<p>Every cell of every seed: <a href="{{ cells }}">{{ cells }}</a>. The tables for LaTeX:
+<a href="{{ tex }}">{{ tex }}</a>.</p>
 <nav>{% for title, _ in parts %}<a href="#part{{ loop.index }}">{{ title }}</a>{% endfor %}
 <a href="#pictures">Pictures</a><a href="#made">Made by</a></nav>
 {% for title, tables in parts %}
 <h2 id="part{{ loop.index }}">{{ title }}</h2>
 {% for one in tables %}
 <h3>{{ one.heading }}</h3>
+{% if one.verdicts %}<ul>{% for sentence in one.verdicts %}<li>{{ sentence }}</li>
+{% endfor %}</ul>{% endif %}
 <div class="scroll"><table><thead><tr><th>steps</th><th></th>
 {% for s in one.part.steps %}<th>{{ s }}</th>{% endfor %}</tr></thead><tbody>
 {% for row in one.rows %}
@@ -76,11 +86,11 @@ intervals are not adjusted for their number: of a hundred, five exclude zero by 
 {% for e in row.entries %}<td{% if e.is_best %} class="best"{% endif %}>{{ e.text() }}</td>
 {% endfor %}</tr>
 {% endfor %}</tbody></table></div>
-{% if one.compared %}<details><summary>Difference from {{ one.reference }}, paired by seed, 95 %
-interval</summary><div class="scroll"><table><thead><tr><th>steps</th><th></th>
+{% if one.compared %}<details><summary>{{ one.caption }}</summary>
+<div class="scroll"><table><thead><tr><th>steps</th><th></th>
 {% for s in one.part.steps %}<th>{{ s }}</th>{% endfor %}</tr></thead><tbody>
 {% for row in one.compared %}<tr><td>{{ row.process }}</td><td>{{ row.line }}</td>
-{% for e in row.entries %}<td{% if e.difference and e.difference.excludes_zero %} class="sure"
+{% for e in row.entries %}<td{% if e.difference and e.difference.tells_apart %} class="sure"
 {% endif %}>{{ e.difference_text() }}</td>{% endfor %}</tr>{% endfor %}
 </tbody></table></div></details>{% endif %}
 {% endfor %}
@@ -105,7 +115,14 @@ def html_page(report: Report) -> str:
     """The report as an HTML page."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     parts = [(title, list(ts)) for title, ts in groupby(report.tables, lambda t: t.part.title)]
-    return environment.from_string(_PAGE).render(report=report, parts=parts, data=_base64)
+    return environment.from_string(_PAGE).render(
+        report=report,
+        parts=parts,
+        legend=legend(report.tables),
+        cells=CELLS_FILE,
+        tex=TABLES_FILE,
+        data=_base64,
+    )
 
 
 def _base64(path: Path) -> str:

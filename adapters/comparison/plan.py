@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from adapters.comparison.grid import Cell, Line, goes_on_from
+from adapters.comparison.grid import Cell, Line
 from adapters.comparison.store import Store
 from adapters.comparison.tasks import CellTask, EpsScaleTask, GapTask, StageTask, Task
 from adapters.experiment.gamma_stage import GammaStage
+from adapters.experiment.identity import goes_on_from
 from adapters.experiment.stages import TrainStage
 from adapters.hosts import get_process
 
@@ -65,7 +66,9 @@ class Plan:
         iterations = settings.iterations - (start.stage.settings.iterations if start else 0)
         cost = float(iterations * settings.batch_size * calls)
         stage = TrainStage(experiment, "base", experiment.base_method)
-        return self._add(StageTask(self.store, stage, (), cost, start))
+        init = self.store.grid.init(training)
+        init_task = self._base(init, seed) if init else None
+        return self._add(StageTask(self.store, stage, (), cost, start, init_task))
 
     def _beginning(self, training: str, seed: int) -> StageTask | None:
         """The longest of the grid's trainings that this one continues."""

@@ -1,6 +1,6 @@
 """The report of a comparison, made of the results in its store: STORE/reports/NAME/
 
-report.md, report.html (one file, with its pictures), tables.tex, cells.csv, *.png
+report.md, report.html (with its pictures, and links to the next two), tables.tex, cells.csv, *.png
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from pathlib import Path
 from adapters.comparison import figures
 from adapters.comparison.engine import Outcome
 from adapters.comparison.grid import Cell
-from adapters.comparison.page import Picture, Report, html_page
+from adapters.comparison.page import CELLS_FILE, TABLES_FILE, Picture, Report, html_page
 from adapters.comparison.plan import Plan
-from adapters.comparison.statistics import paired, spread
 from adapters.comparison.tables import (
     Entry,
     Table,
@@ -27,6 +26,7 @@ from adapters.comparison.tables import (
 )
 from adapters.comparison.tasks import Task
 from adapters.experiment.tables import as_text, table
+from adapters.measuring.statistics import paired, spread
 from sa_files.writing import write_atomically
 
 REPORTS = "reports"
@@ -65,8 +65,8 @@ def write_report(plan: Plan, command: str, failures: Sequence[Outcome] = ()) -> 
     content = {
         "report.md": _markdown(report, folder),
         "report.html": html_page(report),
-        "tables.tex": latex(tables),
-        "cells.csv": comma_separated(grid, results, scales),
+        TABLES_FILE: latex(tables),
+        CELLS_FILE: comma_separated(grid, results, scales),
         "config.json": report.config + "\n",
     }
     for name, text in content.items():
@@ -93,6 +93,10 @@ def _pictures(folder: Path, plan: Plan, tables: list[Table]) -> Iterator[Picture
         path = folder / f"{one.part.key}_{one.metric}.png"
         figures.plot_table(path, one)
         yield Picture(path, f"{one.part.title}: {one.heading}")
+        if one.compared:
+            path = folder / f"{one.part.key}_{one.metric}_difference.png"
+            figures.plot_differences(path, one)
+            yield Picture(path, f"{one.part.title}: {one.heading}. {one.caption}")
     for path in figures.draw_gaps(folder, grid, plan):
         start = grid.config.gap.start
         yield Picture(path, f"Gap along reverse chains from x_{start} (Theorem 1; Figure 4)")

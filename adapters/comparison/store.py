@@ -12,10 +12,12 @@ from __future__ import annotations
 from functools import cached_property, lru_cache
 from pathlib import Path
 
+from ml_collections import ConfigDict, FrozenConfigDict
 from torch import nn
 
-from adapters.comparison.grid import Grid, Line, second_name, training_name
+from adapters.comparison.grid import Grid, Line
 from adapters.experiment.experiment import Experiment, load_dataset
+from adapters.experiment.identity import second_name, training_name
 from adapters.experiment.stages import TrainStage
 from adapters.hosts import get_process, host_of
 from adapters.measuring.evaluation import Summary, summarise
@@ -35,7 +37,7 @@ class Store:
         self.experiment = lru_cache(maxsize=64)(self._experiment)
         self._networks: dict[Path, tuple[nn.Module, str]] = {}
         # All experiments with equal data sections, normally all, share one copy of the images.
-        self._load = lru_cache(maxsize=1)(load_dataset)
+        self._load = lru_cache(maxsize=2)(load_dataset)
 
     def training_folder(self, line: Line, seed: int) -> Path:
         """Where a noise network is trained."""
@@ -59,21 +61,26 @@ class Store:
         batch = self.grid.config.experiment.sample.batch_size
         return Spectrum.of(self.dataset.uint8_batches(batch))
 
-    @lru_cache(maxsize=1)  # noqa: B019, a store lives as long as its process
-    def reference(self, features: tuple[str, ...]) -> Summary:
-        """The moments of the real images' features."""
+    @lru_cache(maxsize=2)  # noqa: B019, a store lives as long as its process
+    def reference(self, features: tuple[str, ...], split: str) -> Summary:
+        """The moments of the features of the real images that metrics compare with."""
         extractors = build_extractors(
             features,
             cache_dir=self.folder / CACHE,
             device=self.device,
             data_root=self.grid.config.experiment.data.root,
         )
-        batch = self.grid.config.experiment.sample.batch_size
-        return summarise(self.dataset.uint8_batches(batch), extractors)
+        config = self.grid.config.experiment
+        images = self._load(config.data, split=split) if split else self.dataset
+        batch = config.sample.batch_size
+        return summarise(images.uint8_batches(batch), extractors)
 
     def _experiment(self, line: Line, seed: int, process: str | None) -> Experiment:
         """The experiment whose folder holds what ``process`` needs besides the noise network."""
-        config = self.grid.experiment(line, seed, process)
+        config = ConfigDict(self.grid.experiment(line, seed, process).to_dict())
+        if self.grid.init(line.training):
+            config.base.init_from = ""  # its task sets the path, once the weights are there
+        config = FrozenConfigDict(config)
         folder = self.training_folder(line, seed)
         needs = get_process(process).needs if process else None
         workdir = folder / second_name(config, needs) if needs else folder

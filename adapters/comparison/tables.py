@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from adapters.comparison.grid import Cell, Grid, Part
-from adapters.comparison.statistics import (
+from adapters.experiment.tables import as_text, explain, headline_metrics, table
+from adapters.hosts import get_process
+from adapters.measuring.metric_names import data_value, lower_is_better
+from adapters.measuring.statistics import (
     Interval,
     Spread,
-    expected_by_chance,
     paired,
     spread,
     supported_best,
+    verdict,
 )
-from adapters.experiment.tables import as_text, explain, headline_metrics, table
-from adapters.hosts import get_process
+from sa_files.reading import one_line
 
 Results = Mapping[Cell, Mapping[str, float]]  # finished cells -> metric -> value
+BASELINE = "B = baseline, trained with the plain loss; SA-K: with the SA loss, windows of K steps."
 MISSING = "-"
 FAILED = "failed"
 
@@ -73,12 +78,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """The numbers of one part and one metric."""
+    """The numbers of one part and one metric; ``data_value``: the metric of the data, if known."""
 
     part: Part
     metric: str
     heading: str
     rows: tuple[Row, ...]
+    data_value: float | None
 
     @property
     def reference(self) -> str:
@@ -86,15 +92,27 @@ class Table:
         return self.rows[0].line
 
     @property
+    def caption(self) -> str:
+        """What the table of differences shows."""
+        seeds = {e.difference.n for row in self.rows for e in row.entries if e.difference}
+        interval = "one seed: no interval" if seeds == {1} else "95 % interval paired by seed"
+        return f"Difference from {self.reference}, {interval}"
+
+    @property
     def compared(self) -> list[Row]:
         """The rows that have differences."""
         return [row for row in self.rows if any(entry.difference for entry in row.entries)]
 
     @property
-    def intervals(self) -> list[Interval]:
-        """All differences of the table."""
-        every = (entry.difference for row in self.rows for entry in row.entries)
-        return [interval for interval in every if interval is not None]
+    def verdicts(self) -> list[str]:
+        """A sentence for each line but the reference: in how many cells the two are told apart."""
+        lines: dict[str, list[Interval | None]] = {}
+        for row in self.rows:
+            differences = (entry.difference for entry in row.entries)
+            lines.setdefault(row.line, []).extend(differences)
+        del lines[self.reference]
+        lower = lower_is_better(self.metric)
+        return [verdict(line, self.reference, found, lower) for line, found in lines.items()]
 
 
 def build_tables(
@@ -108,15 +126,9 @@ def build_tables(
             continue
         for metric in _metrics(grid, there[0]):
             rows = tuple(_rows(grid, part, metric, results, failed))
-            tables.append(Table(part, metric, explain(metric, there[0]), rows))
+            heading, own = explain(metric, there[0]), data_value(metric, there[0])
+            tables.append(Table(part, metric, heading, rows, own))
     return tables
-
-
-def lower_is_better(metric: str) -> bool | None:
-    """Whether lower values are better; None for a metric without a better direction."""
-    if metric == "fid" or metric.startswith("frechet_"):
-        return True
-    return False if metric == "inception_score" or metric.startswith("is_") else None
 
 
 def values_of(grid: Grid, results: Results, cell: Cell, metric: str) -> dict[int, float]:
@@ -152,17 +164,24 @@ def _rows(
 # --------------------------------------------------------------------------------------- formats
 
 
+def legend(tables: Sequence[Table]) -> str:
+    """What B and SA-K stand for, if a line is called so; else ""."""
+    names = {row.line.split(",")[0] for one in tables for row in one.rows}
+    return BASELINE if "B" in names else ""
+
+
 def markdown(tables: Sequence[Table]) -> str:
-    """The tables and their differences, part by part."""
-    text: list[str] = []
-    for i, one in enumerate(tables):
-        if i == 0 or one.part != tables[i - 1].part:
-            text.append(f"## {as_text(one.part.title)}\n")
-        text.append(f"**{as_text(one.heading)}**\n\n{_markdown_table(one, one.rows, _marked)}")
-        if one.compared:
-            caption = f"Difference from {as_text(one.reference)}, 95 % interval paired by seed"
-            difference = _markdown_table(one, one.compared, Entry.difference_text)
-            text.append(f"{caption}{_chance(one)}:\n\n{difference}")
+    """The tables, their verdicts and differences, part by part."""
+    text: list[str] = [f"{legend(tables)}\n"] if legend(tables) else []
+    for part, group in groupby(tables, lambda one: one.part):
+        text.append(f"## {as_text(part.title)}\n")
+        for one in group:
+            text.append(f"**{as_text(one.heading)}**\n")
+            text += [f"- {as_text(sentence)}" for sentence in one.verdicts]
+            text.append(("\n" if one.verdicts else "") + _markdown_table(one, one.rows, _marked))
+            if one.compared:
+                difference = _markdown_table(one, one.compared, Entry.difference_text)
+                text.append(f"{as_text(one.caption)}:\n\n{difference}")
     return "\n".join(text)
 
 
@@ -176,14 +195,6 @@ def _markdown_table(one: Table, rows: Sequence[Row], show: Callable[[Entry], str
     return table(head, lines, left=2)
 
 
-def _chance(one: Table) -> str:
-    chance = expected_by_chance(one.intervals)
-    if not chance:
-        return " (one seed: no interval)"
-    sure = sum(interval.excludes_zero for interval in one.intervals)
-    return f" ({sure} of {len(one.intervals)} exclude zero; {chance:.1f} would by chance)"
-
-
 _TEX = str.maketrans(
     {
         **{special: "\\" + special for special in "&%#_${}"},
@@ -195,33 +206,34 @@ _TEX = str.maketrans(
 
 
 def latex(tables: Sequence[Table]) -> str:
-    """The tables in LaTeX; they need the package booktabs."""
+    """The tables and their differences in LaTeX; they need the package booktabs."""
     text = ["% needs \\usepackage{booktabs}"]
     for one in tables:
-        columns = "ll" + "r" * len(one.part.steps)
-        head = " & ".join(["Process", "Training", *map(str, one.part.steps)])
-        body = [
-            " & ".join(map(_tex, [row.process, row.line]))
-            + " & "
-            + " & ".join(map(_tex_entry, row.entries))
-            + r" \\"
-            for row in one.rows
-        ]
-        caption = _tex(f"{one.part.title}: {one.heading}.")
-        text += [
-            r"\begin{table}",
-            rf"\caption{{{caption}}}",
-            rf"\begin{{tabular}}{{{columns}}}",
-            r"\toprule",
-            rf"{head} \\",
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-            "",
-        ]
+        title = f"{one.part.title}: {one.heading}."
+        text += _tex_table(one, one.rows, f"{title} {legend([one])}", _tex_entry)
+        if one.compared:
+            text += _tex_table(one, one.compared, f"{title} {one.caption}.", _tex_difference)
     return "\n".join(text)
+
+
+def _tex_table(
+    one: Table, rows: Sequence[Row], caption: str, show: Callable[[Entry], str]
+) -> list[str]:
+    head = ["Process", "Training", *map(str, one.part.steps)]
+    lines = [[_tex(row.process), _tex(row.line), *map(show, row.entries)] for row in rows]
+    return [
+        r"\begin{table}",
+        rf"\caption{{{_tex(caption)}}}",
+        rf"\begin{{tabular}}{{ll{'r' * len(one.part.steps)}}}",
+        r"\toprule",
+        rf"{' & '.join(head)} \\",
+        r"\midrule",
+        *(rf"{' & '.join(line)} \\" for line in lines),
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+        "",
+    ]
 
 
 def _tex_entry(entry: Entry) -> str:
@@ -229,9 +241,12 @@ def _tex_entry(entry: Entry) -> str:
     return rf"\textbf{{{text}}}" if entry.is_best else text
 
 
+def _tex_difference(entry: Entry) -> str:
+    return re.sub(r"[+-][\d.]+", r"$\g<0>$", entry.difference_text())  # a minus, not a hyphen
+
+
 def _tex(text: str) -> str:
-    line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
-    return line.translate(_TEX)
+    return one_line(text).translate(_TEX)
 
 
 def comma_separated(grid: Grid, results: Results, scales: Mapping[Cell, float]) -> str:

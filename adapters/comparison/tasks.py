@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
-import json
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,26 +15,23 @@ import torch
 from torch import Tensor
 
 import sa_plugin
-from adapters.comparison.grid import Cell, Line, cell_name, digest, training_name
+from adapters.comparison.corrections import FIT_SEED, Network, corrected, scaled
+from adapters.comparison.grid import Cell, Line
 from adapters.comparison.store import Store
-from adapters.experiment.config import CONFIG_FILE
-from adapters.experiment.experiment import Experiment
+from adapters.experiment.config import CONFIG_FILE, write_config
 from adapters.experiment.gamma_stage import GammaStage
+from adapters.experiment.identity import cell_name, digest, training_name
 from adapters.experiment.stages import GRID_COLUMNS, GRID_IMAGES, TrainStage
 from adapters.experiment.tables import check_cell
-from adapters.hosts import get_process
 from adapters.measuring.evaluation import evaluate
 from adapters.pictures.pictures import save_grid
-from adapters.sampling.pipeline import Source
 from adapters.sampling.sinks import first_images
 from sa_files.stored import read_arrays, read_json
+from sa_files.whole import is_whole
 from sa_files.writing import write_atomically, write_json
 from sa_plugin.bounds.gap import GapCurve, gap_along_chain
-from sa_plugin.effect.chains import best_strength
-from sa_plugin.effect.correction import SECOND_IS, ShiftedNoise, SpectralShrinkage
 
 DAMAGED = "is damaged: remove it, and the same command makes it again"
-FIT_SEED = 2**32  # added to the seed for the images on which the eps constant is fitted
 
 
 class Task(Protocol):
@@ -63,7 +59,8 @@ class Task(Protocol):
 class StageTask:
     """A training, a head or a Gamma: a stage of an experiment.
 
-    ``start`` is a shorter training of the same network, which this one continues.
+    ``start`` is a shorter training of the same network, which this one continues; ``init`` is one
+    whose averaged network it starts from.
     """
 
     def __init__(
@@ -73,11 +70,13 @@ class StageTask:
         needs: tuple[Task, ...],
         cost: float,
         start: StageTask | None = None,
+        init: StageTask | None = None,
     ) -> None:
         self.store = store
         self.stage = stage
         self.start = start
-        self.needs = needs if start is None else (*needs, start)
+        self.init = init
+        self.needs = (*needs, *(task for task in (start, init) if task is not None))
         self.evaluations = cost
         self.name = stage.folder.relative_to(store.folder).as_posix()
 
@@ -87,11 +86,12 @@ class StageTask:
 
     def run(self) -> None:
         """Run the stage, from where it was interrupted."""
-        config = self.stage.experiment.config.to_dict()
-        path = self.stage.experiment.workdir / CONFIG_FILE
-        write_atomically(path, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+        experiment = self.stage.experiment
+        write_config(experiment.workdir / CONFIG_FILE, experiment.config.to_dict())
         if self.start is not None:
             self.stage.take_over(self.start.stage)
+        if self.init is not None:
+            self.stage.init_from = self.init.stage.average_path
         self.stage.run()
 
 
@@ -120,7 +120,7 @@ class EpsScaleTask:
 
     def is_done(self) -> bool:
         """Whether the constant was found."""
-        return self.path.exists()
+        return is_whole(self.path)
 
     def result(self) -> float:
         """The constant."""
@@ -158,13 +158,14 @@ class EpsScaleTask:
             settings.steps,
             network,
             typ,
-            call=scaled(scale),
+            call=scaled(experiment, scale),
             seed=self.seed + FIT_SEED,
             progress=False,
         )
         config = experiment.config.evaluate
         batches = source.batches(0, settings.n_images)
-        return evaluate(batches, store.reference(config.features), splits=config.splits)
+        reference = store.reference(config.features, config.reference)
+        return evaluate(batches, reference, splits=config.splits)
 
     def _digest(self) -> str:
         config = self.store.grid.experiment(self.line, self.seed)
@@ -192,14 +193,22 @@ class CellTask:
         config = store.grid.experiment(cell.line, cell.seed, cell.process)
         scale = store.grid.eps_scale(cell.line) if fit is None else {"fit": Path(fit.name).name}
         folder = store.folder / "cells" / training_name(config)
-        self.correction = store.grid.correction(cell.line)
-        self.path = folder / f"{cell_name(config, cell, scale, self.correction)}.json"
+        name = cell_name(config, cell, scale, store.grid.correction(cell.line))
+        self.path = folder / f"{name}.json"
         self.name = self.path.relative_to(store.folder).as_posix()
         self.evaluations = float(config.sample.n_images * cell.steps)
 
     def is_done(self) -> bool:
-        """Whether the metrics are there."""
-        return self.path.exists()
+        """Whether the metrics, the first images and their picture are there and whole."""
+        return all(map(is_whole, (self.path, self._images_path, self._picture_path)))
+
+    @property
+    def _images_path(self) -> Path:
+        return self.path.with_suffix(".npz")
+
+    @property
+    def _picture_path(self) -> Path:
+        return self.path.with_suffix(".grid.png")
 
     def result(self) -> dict[str, Any]:
         """``metrics``, ``seconds``, ``eps_scale`` and ``made_with``."""
@@ -207,75 +216,52 @@ class CellTask:
 
     def first_images(self) -> Tensor:
         """The first images, uint8 [n, C, H, W]."""
-        return first_images(self.path.with_suffix(".npz"), GRID_IMAGES)
+        return first_images(self._images_path, GRID_IMAGES)
 
     def run(self) -> None:
-        """Sample and measure; the metrics are written last."""
+        """Sample and measure; the metrics are written last. A lost picture alone is drawn again."""
+        if is_whole(self.path) and is_whole(self._images_path):
+            save_grid(self._picture_path, self.first_images(), columns=GRID_COLUMNS)
+            return
         began = time.monotonic()
         experiment = self.store.experiment(self.cell.line, self.cell.seed, self.cell.process)
         scale = self.store.grid.eps_scale(self.cell.line) if self.fit is None else self.fit.result()
         config, kept = experiment.config, _First(GRID_IMAGES)
-        batches = self._source(experiment, scale).batches(0, config.sample.n_images)
-        reference = self.store.reference(config.evaluate.features)
+        network = self.network()
+        call, chosen = corrected(self.store, experiment, self.cell, network)
+        scale_eps = scaled(experiment, scale)
+        source = experiment.source(
+            self.cell.process,
+            self.cell.steps,
+            network.network,
+            network.typ,
+            network.gamma,
+            call=lambda found: call(scale_eps(found)),
+        )
+        batches = source.batches(0, config.sample.n_images)
+        reference = self.store.reference(config.evaluate.features, config.evaluate.reference)
         metrics = evaluate(kept.of(batches), reference, splits=config.evaluate.splits)
         self._store_images(kept.images)
         result = {
             "metrics": metrics,
             "eps_scale": scale,
-            **({} if self.correction is None else {"q": self._strength(experiment)}),
+            **chosen,
             "seconds": round(time.monotonic() - began, 2),
             "made_with": made_with(self.store.device),
         }
         write_json(self.path, result)
 
-    def _source(self, experiment: Experiment, scale: float) -> Source:
+    def network(self) -> Network:
+        """What the cell samples with."""
         is_gamma = self.second is not None and isinstance(self.second.stage, GammaStage)
         stage = self.base.stage if self.second is None or is_gamma else self.second.stage
-        network, typ = self.store.network(stage)
-        gamma = self.second.stage.result() if is_gamma else None
-        process, steps = self.cell.process, self.cell.steps
-        return experiment.source(
-            process, steps, network, typ, gamma, call=self._call(experiment, scale)
-        )
-
-    def _call(self, experiment: Experiment, scale: float) -> Callable[[Any], Callable[..., Any]]:
-        """The network as the sampler calls it: eps scaled, then corrected."""
-        if self.correction is None:
-            return scaled(scale)
-        q, spectrum = self._strength(experiment), self.store.spectrum
-        needs = get_process(self.cell.process).needs
-        second_is = needs if needs in SECOND_IS else None
-
-        def corrected(network: Any) -> Callable[..., Any]:
-            network = scaled(scale)(network)
-            if self.correction["name"] == "spectral":
-                return SpectralShrinkage(
-                    network, experiment.schedule, spectrum, q, second_is=second_is
-                )
-            return ShiftedNoise(network, experiment.schedule, q, spectrum.mean, second_is=second_is)
-
-        return corrected
-
-    def _strength(self, experiment: Experiment) -> float:
-        """The correction's q; 0 in the configuration is the best for this row and these steps."""
-        if self.correction["q"]:
-            return self.correction["q"]
-        row, variances = get_process(self.cell.process), self.store.spectrum.variances
-        return best_strength(
-            experiment.schedule,
-            variances[variances > 0],
-            steps=self.cell.steps,
-            forward=row.forward,
-            variance=row.variance,
-            trajectory=experiment.config.sample.trajectory,
-            rests_on="exact",  # the corrections leave the covariance the network's own
-        )
+        return Network(*self.store.network(stage), self.second.stage.result() if is_gamma else None)
 
     def _store_images(self, images: Tensor) -> None:
-        save_grid(self.path.with_suffix(".grid.png"), images, columns=GRID_COLUMNS)
+        save_grid(self._picture_path, images, columns=GRID_COLUMNS)
         content = io.BytesIO()
         np.savez_compressed(content, images.permute(0, 2, 3, 1).numpy())
-        write_atomically(self.path.with_suffix(".npz"), content.getvalue())
+        write_atomically(self._images_path, content.getvalue(), sync=True)
 
 
 def as_result(found: Any) -> dict[str, Any]:
@@ -305,7 +291,7 @@ class GapTask:
 
     def is_done(self) -> bool:
         """Whether the curve is there."""
-        return self.path.exists()
+        return is_whole(self.path)
 
     def run(self) -> None:
         """Follow the chains of the data's first images, with the seed's noise."""
@@ -324,30 +310,11 @@ class GapTask:
         )
         content = io.BytesIO()
         np.savez(content, **{f.name: getattr(curve, f.name) for f in fields(curve)})
-        write_atomically(self.path, content.getvalue())
+        write_atomically(self.path, content.getvalue(), sync=True)
 
     def result(self) -> GapCurve:
         """The curve."""
         return GapCurve(**read_arrays(self.path, DAMAGED, *(f.name for f in fields(GapCurve))))
-
-
-def scaled(scale: float) -> Callable[[Any], Callable[..., Any]]:
-    """For ``Experiment.sampler``: multiply the predicted noise, but no second output."""
-
-    def wrap(network: Any) -> Callable[..., Any]:
-        if scale == 1:
-            return network
-
-        def call(x: Tensor, n: Tensor) -> Any:
-            output = network(x, n)
-            if isinstance(output, Tensor):
-                return scale * output
-            return (scale * output[0], *output[1:])
-
-        call.model = network.model  # the sampler reads the device from it
-        return call
-
-    return wrap
 
 
 def made_with(device: str) -> dict[str, str]:

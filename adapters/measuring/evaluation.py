@@ -10,6 +10,7 @@ same pass), "inception_tf" gives ``inception_score`` (see adapters/measuring/inc
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -127,7 +128,8 @@ def evaluate(
 
     Keys: ``n_images``, ``sample_variance`` and ``reference_variance`` (see ``Summary``). Each
     extractor of the reference adds ``frechet_NAME``; a classifier also adds ``is_NAME`` and
-    ``is_NAME_std`` over ``splits`` splits. ``Extractor.metric_names`` holds these keys; for
+    ``is_NAME_std`` over ``splits`` splits, if there are as many images.
+    ``Extractor.metric_names`` holds these keys; for
     "inception" and "inception_tf" they include ``fid`` and ``inception_score``. Distances of a
     finite number of images are biased upwards: compare only results of equal ``n_images``.
 
@@ -158,7 +160,12 @@ def compare(
         distance, score = extractor.metric_names
         made, real = samples.moments[extractor.name], reference.moments[extractor.name]
         metrics[distance] = frechet_distance(made.mu, made.sigma, real.mu, real.sigma)
-        if extractor.name in samples.logits:
+        if extractor.name in samples.logits and samples.count < splits:
+            warnings.warn(
+                f"{score} is left out: its {splits} splits need an image each, got {samples.count}",
+                stacklevel=2,
+            )
+        elif extractor.name in samples.logits:
             mean, std = inception_score(samples.logits[extractor.name], splits)
             metrics[score], metrics[f"{score}_std"] = mean, std
         if extras:
@@ -182,11 +189,11 @@ def check_extras(extras: Sequence[str], reference: Summary) -> None:
     """ValueError for unknown extras, or for any extras if the reference kept no features."""
     for extra in extras:
         if extra not in EXTRAS:
-            raise ValueError(f"extras must be among {list(EXTRAS)}, got {extra!r}")
+            raise ValueError(f"metrics must be among {list(EXTRAS)}, got {extra!r}")
     if extras and not reference.features:
         raise ValueError(
-            f"extras {list(extras)} need the features of the reference's images "
-            "(keep_features=True): its statistics alone are not enough"
+            f"the metrics {list(extras)} need the images of the reference: its statistics alone "
+            "are not enough"
         )
 
 

@@ -126,7 +126,8 @@ def find_weights(cache_dir: str | Path | None) -> Path:
     looked = " or ".join(str(path) for path in places)
     raise ValueError(
         f"Inception's weights must be a file at {looked}, got none: download {url} to there, or "
-        f"name the file in the environment variable {WEIGHTS_VARIABLE}"
+        f"name the file in the environment variable {WEIGHTS_VARIABLE}; the features 'pixels' need "
+        "no file (--features pixels, or the key evaluate.features)"
     )
 
 

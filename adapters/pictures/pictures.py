@@ -23,10 +23,13 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from adapters.measuring.metric_names import label
 from sa_files.writing import write_atomically
 
-_CELL = 48  # pixels a side, about, of an enlarged image
-_GAP = 2  # pixels between images
+_CELL = 64  # pixels a side, about, of an enlarged image
+_PANEL = 400  # pixels a side, at most, of a panel that shows the first images alone
+_ACROSS = 4  # panels in a row of a picture, at most
+_GAP = 2  # pixels between images, at least
 _GAP_GREY = 150  # stands out from black images and from white ones
 _DPI = 100
 INK = "#222222"
@@ -43,7 +46,8 @@ def save_grid(
 ) -> None:
     """Save images [B, C, H, W], uint8, C = 1 (grey) or 3, row by row as a PNG.
 
-    ``scale``: factor of enlargement; by default an image becomes about 48 pixels large.
+    ``scale``: factor of enlargement; by default an image becomes about 64 pixels large. Between
+    images is a gap of one enlarged pixel.
     """
     buffer = io.BytesIO()
     Image.fromarray(_grid("images_uint8", images_uint8, columns, scale)).save(buffer, format="PNG")
@@ -55,22 +59,27 @@ def save_labelled_grids(
     panels: Mapping[str, Tensor],
     *,
     columns: int = 8,
+    all_images: bool = False,
     panel_columns: int | None = None,
     scale: int | None = None,
     heading: str | None = None,
 ) -> None:
     """Save one grid of images for each title, side by side, as a PNG.
 
-    ``columns``: images in a row of a panel. ``panel_columns``: panels in a row of the picture; by
-    default at most four. ``scale``: see ``save_grid``.
+    ``columns``: images in a row of a panel. ``all_images``: show all, however large the picture; by
+    default a panel shows the first ones, at most ``columns`` in a row, so many as fit in 400 by 400
+    pixels, but at least two by two. ``panel_columns``: panels in a row of the picture; by default
+    at most four, in even rows. ``scale``: see ``save_grid``.
     """
     if not panels:
         raise ValueError("panels must hold at least one title and its images, got none")
-    across = min(4, len(panels)) if panel_columns is None else panel_columns
+    rows = math.ceil(len(panels) / _ACROSS)
+    across = math.ceil(len(panels) / rows) if panel_columns is None else panel_columns
     if across < 1:
         raise ValueError(f"panel_columns must be positive, got {panel_columns}")
+    most = None if all_images else _PANEL
     grids = {
-        title: _grid(f"panels[{title!r}]", images, columns, scale)
+        title: _grid(f"panels[{title!r}]", images, columns, scale, most)
         for title, images in panels.items()
     }
     write_figure(path, _panel_figure(grids, across, heading))
@@ -86,14 +95,16 @@ def plot_metric(
     groups: Mapping[str, str] | None = None,
     log_x: bool | None = None,
     log_y: bool | None = None,
+    reference: float | None = None,
 ) -> None:
     """Plot a metric over the number of steps, a line for each method, as a PNG.
 
     ``table``: method -> steps -> a value, or the values of several seeds, which are shown as their
-    mean with a bar of one standard deviation either way. ``metric``: the label of the y axis.
-    ``groups``: method -> group; lines of a group share a colour and differ in their dashes.
-    ``log_x``, ``log_y``: logarithmic axes; by default where the values are positive and span more
-    than a factor of 4 (x) or 8 (y).
+    mean with a bar of one standard deviation either way. ``metric``: its name, which the y axis
+    gives in words, with the better direction; or another label. ``reference``: the data's own
+    value, a horizontal line. ``groups``: method -> group; lines of a group share a colour and
+    differ in their dashes. ``log_x``, ``log_y``: logarithmic axes; by default where the values are
+    positive and span more than a factor of 4 (x) or 8 (y).
     """
     points = {method: _mean_and_deviation(method, row) for method, row in table.items()}
     if not points:
@@ -102,20 +113,30 @@ def plot_metric(
     means = [mean for rows in points.values() for _, mean, _ in rows]
     figure = Figure(figsize=(7.6, 4.4), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    lines = [_draw_line(axes, points[method], **style) for method, style in _styles(points, groups)]
-    _label_steps(axes, steps, _wants_log("log_x", log_x, steps, factor=4))
+    lines = {
+        method: _draw_line(axes, points[method], **style)
+        for method, style in _styles(points, groups)
+    }
+    if reference is not None:
+        lines["data"] = draw_reference(axes, reference)
+    label_steps(axes, steps, log=_wants_log("log_x", log_x, steps, factor=4))
     if _wants_log("log_y", log_y, means, factor=8):
         label_log_values(axes)
-    label_axes(axes, x_label, metric, title)
-    add_legend(figure, lines, list(points))
+    label_axes(axes, x_label, label(metric), title)
+    add_legend(figure, list(lines.values()), list(lines))
     write_figure(path, figure)
 
 
 # ----------------------------------------------------------------------------------------- grids
 
 
-def _grid(name: str, images: Tensor, columns: int, scale: int | None) -> np.ndarray:
-    """The images side by side, enlarged without smoothing: uint8 [H, W, 3]."""
+def _grid(
+    name: str, images: Tensor, columns: int, scale: int | None, most: int | None = None
+) -> np.ndarray:
+    """The images side by side, enlarged without smoothing: uint8 [H, W, 3].
+
+    ``most``: show the first images alone, so many as fit in a square of so many pixels.
+    """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(
             f"{name} must be uint8 [B, 1 or 3, H, W], got {images.dtype} of shape "
@@ -126,8 +147,13 @@ def _grid(name: str, images: Tensor, columns: int, scale: int | None) -> np.ndar
     if columns < 1 or (scale is not None and scale < 1):
         raise ValueError(f"columns and scale must be positive, got {columns} and {scale}")
     scale = scale or max(1, round(_CELL / max(images.shape[2:])))
+    gap = max(_GAP, scale)
+    if most is not None:
+        down, across = (max(2, (most - gap) // (side * scale + gap)) for side in images.shape[2:])
+        columns = min(columns, across)
+        images = images[: columns * down]
     large = images.detach().cpu().repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
-    grid = make_grid(large.expand(-1, 3, -1, -1), nrow=columns, padding=_GAP, pad_value=_GAP_GREY)
+    grid = make_grid(large.expand(-1, 3, -1, -1), nrow=columns, padding=gap, pad_value=_GAP_GREY)
     return grid.permute(1, 2, 0).contiguous().numpy()
 
 
@@ -235,7 +261,12 @@ def add_legend(figure: Figure, lines: Sequence[Line2D], labels: Sequence[str]) -
     figure.legend(lines, labels, loc="outside right upper", **style)
 
 
-def _label_steps(axes: Axes, steps: Sequence[int], log: bool) -> None:
+def draw_reference(axes: Axes, value: float) -> Line2D:
+    """Draw the data's own value as a horizontal line; return it, for the legend."""
+    return axes.axhline(value, color=INK, linestyle=":", linewidth=1.4, label="data")
+
+
+def label_steps(axes: Axes, steps: Sequence[int], *, log: bool) -> None:
     """Put ticks at the numbers of steps that were run, if they are few."""
     if log:
         axes.set_xscale("log")

@@ -68,7 +68,9 @@ def save_film_strip(path: str | Path, strip: FilmStrip, *, heading: str | None =
     }
     rows = {title: frames.transpose(0, 1).flatten(0, 1) for title, frames in panels.items()}
     columns = len(strip.timesteps)
-    save_labelled_grids(path, rows, columns=columns, panel_columns=1, heading=heading)
+    save_labelled_grids(
+        path, rows, columns=columns, all_images=True, panel_columns=1, heading=heading
+    )
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sa_files.arrays import open_npz, read_header, read_npy
 from sa_files.reading import UnreadableFile, reading
+from sa_files.whole import is_whole
 from sa_files.writing import write_atomically, written_atomically
 from sa_plugin.sampling.batches import BLOCK
 
@@ -103,7 +104,7 @@ class TarShards:
     def missing(self) -> list[int]:
         """The missing shards."""
         shards = range(units_of(self.n_images, self.unit))
-        return [i for i in shards if not self._path(i).exists()]
+        return [i for i in shards if not is_whole(self._path(i))]
 
     def write(self, unit: int, images: Images) -> None:
         """Write a shard."""
@@ -114,7 +115,7 @@ class TarShards:
                 entry = tarfile.TarInfo(_png_name(i))  # owner and time stay 0
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
-        write_atomically(self._path(unit), buffer.getvalue())
+        write_atomically(self._path(unit), buffer.getvalue(), sync=True)
 
     def close(self) -> None:
         """Do nothing: ``write`` has written everything."""
@@ -138,24 +139,24 @@ class NpzFile:
 
     def missing(self) -> list[int]:
         """The missing parts; empty if the file is complete."""
-        if self.path.exists():
+        if is_whole(self.path):
             return []
         parts = range(units_of(self.n_images, self.unit))
-        return [i for i in parts if not self._part(i).exists()]
+        return [i for i in parts if not is_whole(self._part(i))]
 
     def write(self, unit: int, images: Images) -> None:
         """Write a part."""
         buffer = io.BytesIO()
         np.save(buffer, images)
-        write_atomically(self._part(unit), buffer.getvalue())
+        write_atomically(self._part(unit), buffer.getvalue(), sync=True)
 
     def close(self) -> None:
         """Do nothing: ``write`` has written everything."""
 
     def finish(self) -> None:
         """Join the parts, one in memory at a time, and remove them."""
-        if not self.path.exists():
-            with written_atomically(self.path) as file:
+        if not is_whole(self.path):
+            with written_atomically(self.path, sync=True) as file:
                 self._join(file)
         shutil.rmtree(self.parts, ignore_errors=True)
 

@@ -71,12 +71,30 @@ def test_a_storage_that_claims_more_than_its_record_is_refused(monkeypatch):
     assert_unreadable("storage '0' claims 400 bytes, has 16", load_tensors, file)
 
 
+def test_a_storage_has_one_size(monkeypatch):
+    """The reader here would check one of them, and PyTorch take the other."""
+    storage = b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0000X\3\0\0\0cpuK%ctQ"
+    pickled = b"\x80\x02(" + storage % 100 + storage % 4 + b"t."
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("reached PyTorch"))
+    assert_unreadable("storage '0' claims two different sizes", load_tensors, with_pickle(pickled))
+
+
 def test_a_tensor_cannot_be_made_of_nothing():
-    """torch.Tensor(n) is n numbers of whatever lies in memory; PyTorch lets it through."""
+    """torch.Tensor(n) is n numbers of whatever lies in memory; PyTorch lets it through.
+
+    So is a tensor with more entries than its storage: PyTorch makes the storage grow.
+    """
     file = with_pickle(b"\x80\x02ctorch\nTensor\nJ" + struct.pack("<i", 10**6) + b"\x85R.")
     assert torch.load(file, weights_only=True).shape == (10**6,)
     file.seek(0)
-    assert_unreadable(r"its tensors hold 4000000 bytes, it has \d+", load_tensors, file)
+    assert_unreadable(r"asks for torch\.Tensor, which is no data", load_tensors, file)
+    shape = b"K\x00K\x04\x85"  # offset 0, shape (4,)
+    grown = with_members(
+        saved(torch.arange(4.0)),
+        lambda _, content: content.replace(shape, b"K\x00J" + struct.pack("<i", 10**6) + b"\x85"),
+    )
+    with pytest.raises((UnreadableFile, RuntimeError), match=r"hold 4000000 bytes|not resizable"):
+        load_tensors(grown)
 
 
 def test_a_legacy_storage_cannot_grow_when_it_is_read():
@@ -132,7 +150,7 @@ def test_pickled_arrays_are_as_long_as_their_bytes():
 
             return np.zeros(0).__reduce__()[0], (np.ndarray, (0,), b"b"), state
 
-    with pytest.raises(UnreadableFile, match="has 1 entries"):
+    with pytest.raises(UnreadableFile, match="impossible shape"):
         load_pickled_arrays(pickle.dumps(Claims(), protocol=2))
 
 

@@ -217,6 +217,18 @@ def test_cifar10_with_wrong_contents_is_refused(cifar_root):
         get_dataset("cifar10", cifar_root)
 
 
+@pytest.mark.parametrize("label", [99, -1])
+def test_cifar10_labels_outside_its_classes_are_refused(label, tmp_path):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name, content in cifar_batches(4):
+        batch = pickle.loads(content)
+        batch["labels"][-1] = label
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+    with pytest.raises(ValueError, match=r"data_batch_1 cannot .*whole numbers in 0\.\.9"):
+        get_dataset("cifar10", tmp_path, check_md5=False)
+
+
 def test_cifar10_that_lacks_a_file_is_refused(tmp_path):
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()

@@ -245,8 +245,8 @@ def test_published_weights_fit_their_configuration(arch, config, outputs, tmp_pa
     ("content", "message"),
     [
         ("x = (", "SyntaxError"),
-        ("x = 1", "KeyError: 'get_config'"),
-        ("def get_config(): return {}", "has no attribute 'network'"),
+        ("x = 1", "has no function get_config"),
+        ("def get_config(): return {}", "must return a ConfigDict, got dict"),
         (TINY_CONFIG.format(name="vgg", args={}, training="joint"), "network.name must be one of"),
         (TINY_CONFIG.format(name="ddpm_unet", args={"a": 1}, training="joint"), "network.args"),
         (None, "there is no file"),

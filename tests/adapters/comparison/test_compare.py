@@ -18,20 +18,13 @@ import torch
 from ml_collections import FrozenConfigDict
 
 from adapters.compare import main
-from adapters.comparison.grid import (
-    COMPARISON,
-    Cell,
-    Grid,
-    Line,
-    cell_name,
-    digest,
-    second_name,
-    training_name,
-)
+from adapters.comparison.corrections import corrected as corrected_by
+from adapters.comparison.grid import Cell, Grid, Line
 from adapters.comparison.plan import Plan
 from adapters.comparison.store import Store
-from adapters.comparison.tasks import EpsScaleTask, scaled
-from adapters.experiment.config import LOCK_FILE, check_keys, read_command_line
+from adapters.comparison.tasks import EpsScaleTask
+from adapters.experiment.config import COMPARISON, LOCK_FILE, check_keys, read_command_line
+from adapters.experiment.identity import cell_name, digest, second_name, training_name
 from adapters.experiment.stages import TrainStage
 from adapters.measuring import inception
 from adapters.measuring.extractor import Extracted
@@ -149,6 +142,24 @@ def test_again_computes_nothing(finished):
     assert written(finished) == before
 
 
+def test_what_a_cell_lost_is_made_again(finished, tmp_path):
+    folder = tmp_path / "grid"
+    shutil.copytree(finished, folder, copy_function=shutil.copy2)
+    first, second, third = sorted((folder / "cells").rglob("ddim_*.json"))[:3]
+    lost = [first.with_suffix(".grid.png"), second.with_suffix(".npz"), third]
+    before = {path: path.read_bytes() for path in lost}
+    lost[0].unlink()
+    for path in lost[1:]:
+        path.write_bytes(before[path][:-9] if path.suffix == ".npz" else b"")
+    cells = {task.path: task for task in plan_of(folder, SMALL).cells.values()}
+    assert [cells[path].is_done() for path in (first, second, third)] == 3 * [False]
+    for path in (first, second, third):
+        cells[path].run()
+        assert cells[path].is_done()
+    assert [path.read_bytes() == before[path] for path in lost[:2]] == [True, True]
+    assert json.loads(third.read_text())["metrics"] == json.loads(before[third])["metrics"]
+
+
 def test_a_grown_grid_reuses_what_is_there(finished, tmp_path):
     folder = tmp_path / "grid"
     shutil.copytree(finished, folder, copy_function=shutil.copy2)
@@ -245,8 +256,15 @@ def results(folder):
     return found
 
 
-@pytest.mark.parametrize(("name", "q"), [("shifted", 0.5), ("spectral", 0.0)])
-def test_cells_corrected_at_sampling_time_are_other_cells(finished, tmp_path, name, q):
+@pytest.mark.parametrize(
+    ("name", "q", "kind"),
+    [
+        ("shifted", 0.5, "ShiftedNoise"),
+        ("spectral", 0.0, "SpectralShrinkage"),
+        ("norms", 0.0, "EpsilonScaling"),
+    ],
+)
+def test_cells_corrected_at_sampling_time_are_other_cells(finished, tmp_path, name, q, kind):
     """In the networks that are there; q = 0 is the best for the row and its steps."""
     folder = tmp_path / "grid"
     shutil.copytree(finished, folder, copy_function=shutil.copy2)
@@ -260,18 +278,55 @@ def test_cells_corrected_at_sampling_time_are_other_cells(finished, tmp_path, na
     words += [f"--config.samplings.unclipped.q={q}"]
     assert compare(folder, *words) == 0
     new = [json.loads(path.read_text()) for path in set(folder.glob("cells/*/*.json")) - before]
-    corrected = [cell["q"] for cell in new if "q" in cell]
-    assert len(corrected) == 3
-    assert all(found == q for found in corrected) if q else max(corrected) > 1
+    if name == "norms":
+        factors = [cell["factors"] for cell in new if "factors" in cell]
+        assert len(factors) == 3
+        assert all(len(found) == 2 for found in factors)  # one for each step
+    else:
+        corrected = [cell["q"] for cell in new if "q" in cell]
+        assert len(corrected) == 3
+        assert all(found == q for found in corrected) if q else max(corrected) > 1
     plan = plan_of(folder, [w for w in options(folder, *words) if not w.startswith("--workers")])
     for cell, task in plan.cells.items():
-        if task.correction is None:
+        if plan.store.grid.correction(cell.line) is None:
             continue
         experiment = plan.store.experiment(cell.line, 0, cell.process)
-        stage = task.base.stage if task.second is None else task.second.stage
-        network = task._call(experiment, 1.0)(experiment.wrapper(*plan.store.network(stage)))
-        assert type(network).__name__ == {"shifted": "ShiftedNoise"}.get(name, "SpectralShrinkage")
+        found = task.network()
+        wrap, _ = corrected_by(plan.store, experiment, cell, found)
+        network = wrap(experiment.wrapper(found.network, found.typ))
+        assert type(network).__name__ == kind
         assert network._second_is == {"sn_ddim": "eps2", "npr_ddpm": "epsc"}.get(cell.process)
+
+
+def test_a_training_starts_from_anothers_average(finished, tmp_path):
+    """Its first weights are that average, and its name depends on the training it starts from."""
+    folder = tmp_path / "grid"
+    shutil.copytree(finished, folder, copy_function=shutil.copy2)
+    words = ["--config.tables=('unclipped',)", "--config.gap.trainings=()", "--config.seeds=(0,)"]
+    words += ["--config.parts.unclipped.lines=('b','sa')"]
+    words += ["--config.parts.unclipped.processes=('ddpm_small',)"]
+    words += ["--config.parts.unclipped.steps=(2,)", "--config.trainings.sa.init=b"]
+    rate = "--config.experiment.base.lr=1e-9"  # it stays where it starts
+    assert compare(folder, *words, rate) == 0
+    plan = plan_of(folder, [*(w for w in options(folder, *words, rate) if "workers" not in w)])
+    b, tuned = (plan.store.network(plan._base(name, 0).stage)[0] for name in ("b", "sa"))
+    for ours, theirs in zip(tuned.parameters(), b.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    grid = plan.store.grid
+    name = training_name(grid.experiment(Line("sa"), 0))
+    assert name != training_name(Grid(_without_init(grid.config)).experiment(Line("sa"), 0))
+    other = grid.config.to_dict()
+    other["trainings"]["b"]["set"] = {"sa": {"lam": 0.0}, "base": {"ema": 0.5}}
+    assert name != training_name(Grid(FrozenConfigDict(other)).experiment(Line("sa"), 0))
+    other["trainings"]["sa"]["init"] = "c"
+    with pytest.raises(ValueError, match=r"trainings must be among .*, got 'c'"):
+        Grid(FrozenConfigDict(other))
+
+
+def _without_init(config):
+    changed = config.to_dict()
+    del changed["trainings"]["sa"]["init"]  # as in configurations from before this key
+    return FrozenConfigDict(changed)
 
 
 @pytest.mark.slow
@@ -328,20 +383,6 @@ def test_the_fitted_constant_is_the_best_that_was_tried(finished):
         assert 0.9 < found["eps_scale"] < 1.05
 
 
-def test_only_eps_is_scaled():
-    class Network:
-        model = None
-
-        def __call__(self, x, n):
-            return x, 2 * x
-
-    first, second = scaled(0.5)(Network())(torch.ones(2), None)
-    assert first.tolist() == [0.5, 0.5]
-    assert second.tolist() == [2.0, 2.0]
-    network = Network()
-    assert scaled(1.0)(network) is network
-
-
 # ------------------------------------------------------------------------------------ identities
 
 
@@ -364,6 +405,9 @@ def names(grid, training="b", process="sn_ddpm"):
 @pytest.mark.parametrize(
     ("key", "value", "changed"),
     [
+        ("base__lr_decay", 1, (True, False, False)),
+        ("data__split", "train", (True, False, False)),
+        ("evaluate__reference", "test", (False, False, True)),
         ("base__log_every", 7, (False, False, False)),
         ("data__root", "elsewhere", (False, False, False)),
         ("sample__batch_size", 3, (False, False, False)),
@@ -451,7 +495,7 @@ BAD = [
     ("--config.parts.main.lines=('b/nohow',)", "samplings must be among"),
     ("--config.parts.main.processes=('magic',)", "sample.processes must be among"),
     ("--config.parts.main.steps=(51,)", "steps"),
-    ("--config.seeds=(1,1)", "seeds must be different numbers"),
+    ("--config.seeds=(1,1)", "seeds must hold each value once"),
     ("--config.name=a/b", "name must be a name without /"),
     ("--config.trainings.sa.set.sa.K=0", "K"),
     ("--config.experiment.base.iterations=0", "base.iterations must be >= 1"),
@@ -521,6 +565,26 @@ def test_all_experiments_of_a_grid_share_one_copy_of_the_images(tmp_path):
 def plan_of(folder, words):
     line = read_command_line(["c", *words], (), "adapters.compare", COMPARISON)
     return Plan(Store(Grid(line.config), folder, "cpu", False))
+
+
+def test_metrics_compare_with_the_images_of_another_split(tmp_path):
+    words = [*SMALL, "--config.experiment.data.split=train"]
+    words += ["--config.experiment.evaluate.reference=test"]
+    store = plan_of(tmp_path, words).store
+    experiment = store.experiment(Line("b"), 0, None)
+    assert (len(experiment.dataset), len(experiment.reference)) == (1198, 599)
+    summary = store.reference(("pixels",), "test")
+    held_out = next(experiment.reference.uint8_batches(599)).double() / 127.5 - 1
+    assert summary.count == 599
+    assert summary.variance == pytest.approx(float(held_out.var(0).sum()))
+
+
+def test_a_training_whose_rate_falls_is_no_first_part_of_a_longer_one(tmp_path):
+    words = [*SMALL, "--config.tables=('compute',)", "--config.parts.compute.lines=('b','b_equal')"]
+    falling = [*words, "--config.experiment.base.lr_decay=2"]
+    for given, continues in ((words, True), (falling, False)):
+        plan = plan_of(tmp_path, given)
+        assert (plan._base("b_equal", 0).start is not None) == continues
 
 
 def test_a_plan_names_every_task_once(tmp_path):

@@ -1,77 +1,18 @@
-"""Numbers over seeds, and the tables made of them."""
+"""The tables of a comparison, and what they say of differences."""
 
 import csv
 import io
-import math
+import re
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from ml_collections import FrozenConfigDict
-from scipy import stats
 
 from adapters.comparison.engine import Outcome
 from adapters.comparison.grid import Cell, Grid, Line
 from adapters.comparison.page import Report, html_page
-from adapters.comparison.statistics import expected_by_chance, paired, spread, supported_best
 from adapters.comparison.tables import build_tables, comma_separated, latex, markdown
 from configs import digits
 from configs.comparison import base_comparison, baseline, part, sa, sampling
-
-NUMBERS = st.floats(-100, 100, allow_nan=False).map(lambda x: round(x, 3))
-
-
-@given(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=2, max_size=6))
-def test_the_paired_interval_is_students(pairs):
-    values, reference = ({i: pair[k] for i, pair in enumerate(pairs)} for k in (0, 1))
-    found = paired(values, reference)
-    differences = np.array([a - b for a, b in pairs])
-    assert found.mean == pytest.approx(differences.mean(), abs=1e-9)
-    if np.ptp(differences) > 1e-6:
-        expected = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
-        assert (found.low, found.high) == pytest.approx(expected, rel=1e-9, abs=1e-9)
-
-
-def test_only_common_seeds_are_paired():
-    found = paired({0: 1.0, 1: 2.0, 5: 100.0}, {1: 1.5, 0: 0.5, 7: -9.0})
-    assert (found.mean, found.n) == (0.5, 2)
-    assert paired({0: 1.0}, {1: 1.0}) is None
-
-
-def test_one_seed_supports_nothing():
-    found = paired({0: 3.0}, {0: 1.0})
-    assert found.mean == 2.0
-    assert math.isnan(found.low)
-    assert not found.excludes_zero
-    assert math.isnan(spread({0: 3.0}).std)
-    assert spread({}) is None
-    assert supported_best([{0: 3.0}, {0: 1.0}], lower_is_better=True) is None
-
-
-def test_the_best_needs_every_other_interval_on_its_side():
-    clear = [{0: 1.0, 1: 1.1, 2: 0.9}, {0: 2.0, 1: 2.1, 2: 1.9}, {0: 3.0, 1: 3.0, 2: 3.1}]
-    assert supported_best(clear, lower_is_better=True) == 0
-    assert supported_best(clear, lower_is_better=False) == 2
-    near = [*clear, {0: 0.9, 1: 1.3, 2: 0.8}]  # as good as the first, within its interval
-    assert supported_best(near, lower_is_better=True) is None
-    assert supported_best([clear[0], {}], lower_is_better=True) is None
-    assert supported_best([clear[0]], lower_is_better=True) is None
-
-
-def test_a_mean_over_other_seeds_does_not_make_a_line_best():
-    """Worse in both common seeds, and with the better mean by one that the other lacks."""
-    lines = [{0: 3.0, 1: 3.1}, {0: 3.2, 1: 3.31, 2: 1.0}]
-    assert paired(lines[1], lines[0]).low > 0
-    for sign, lower_is_better in ((1, True), (-1, False)):
-        signed = [{seed: sign * value for seed, value in line.items()} for line in lines]
-        assert supported_best(signed, lower_is_better) is None
-
-
-def test_chance_counts_intervals_alone():
-    with_interval = paired({0: 1.0, 1: 2.0}, {0: 0.0, 1: 0.0})
-    without = paired({0: 1.0}, {0: 0.0})
-    assert expected_by_chance([with_interval] * 20 + [without]) == pytest.approx(1.0)
 
 
 def a_grid(**keys):
@@ -119,8 +60,50 @@ def test_tables_show_means_differences_and_the_supported_best():
     text = markdown(tables)
     assert "**3.90 ± 0.90**" in text
     assert "-1.10 [-1.35, -0.85]" in text
-    assert "2 of 4 exclude zero; 0.2 would by chance" in text
     assert r"\textbf{3.90 $\pm$ 0.90}" in latex(tables)
+
+
+def test_every_line_has_a_verdict_under_its_metric():
+    grid = a_grid()
+    tables = build_tables(grid, results(grid))
+    said = "SA-2 is ahead of B in 2 of 4 cells, behind in 0, not told apart in 2."
+    assert [one.verdicts[0].startswith(said) for one in tables] == [True, False]
+    assert tables[1].verdicts[0].startswith("SA-2 is above B in 0 of 4 cells")
+    text = markdown(tables)
+    assert text.index("B = baseline") < text.index(said) < text.index("| DDPM small")
+    alone = a_grid(parts={"main": part("Main", ("sa",), ("ddim",), (5,))})
+    (distances, _) = build_tables(alone, results(alone))
+    assert not distances.verdicts
+    assert "baseline" not in markdown([distances])
+
+
+@pytest.mark.parametrize(("seeds", "bold"), [((0,), 0), ((0, 1), 0), ((0, 1, 2), 2)])
+def test_bold_needs_three_seeds(seeds, bold):
+    grid = a_grid(seeds=seeds)
+    found = results(grid)
+    for cell in found:  # a difference that does not vary: any interval excludes zero
+        found[cell]["frechet_pixels"] = 4.0 - (cell.line.training == "sa") * (cell.steps == 5)
+    tables = build_tables(grid, found)
+    assert markdown(tables).count("** |") == bold
+    assert latex(tables).count("textbf") == bold
+    assert ("nothing is told apart" in tables[0].verdicts[0]) == (not bold)
+
+
+def test_latex_has_the_differences_with_signs_of_mathematics():
+    grid = a_grid()
+    text = latex(build_tables(grid, results(grid)))
+    assert r"DDIM & SA-2 & $-1.10$ [$-1.35$, $-0.85$] & $+0.00$ [$-1.24$, $+1.24$] \\" in text
+    assert text.count(r"\begin{table}") == 4  # two metrics
+    assert r"Difference from B, 95 \% interval paired by seed." in text
+    assert "B = baseline" in text
+
+
+def test_the_page_leads_to_the_files_beside_it():
+    grid = a_grid()
+    tables = tuple(build_tables(grid, results(grid)))
+    page = html_page(Report("", "", tables, (), {}, "", (), ""))
+    assert re.findall(r'href="([^#"]+)"', page) == ["cells.csv", "tables.tex"]
+    assert page.index("B = baseline") < page.index("SA-2 is ahead of B in 2 of 4 cells")
 
 
 def test_missing_and_failed_cells_are_told_apart():

@@ -36,15 +36,15 @@ class TestSaveGrid:
         images[1, 0, 7, 7] = 60
         save_grid(tmp_path / "deep" / "grid.png", images, columns=3)
         picture = read(tmp_path / "deep" / "grid.png")
-        # Cells of 8 * 6 pixels, 2 pixels around each.
-        assert picture.shape == (2 * 50 + 2, 3 * 50 + 2, 3)
+        # Cells of 8 * 8 pixels, 8 pixels around each.
+        assert picture.shape == (2 * 72 + 8, 3 * 72 + 8, 3)
         for index, level in enumerate([0, 50, 100, 200, 255]):
             row, column = divmod(index, 3)
-            top, left = 2 + 50 * row, 2 + 50 * column
-            assert (picture[top : top + 42, left : left + 42] == level).all()
-        assert (picture[44:50, 94:100] == 60).all()  # one pixel, six by six, no smoothing
-        assert (picture[43, 94:100] == 50).all()
-        assert tuple(picture[0, 0]) == tuple(picture[50, 50]) == GREY
+            top, left = 8 + 72 * row, 8 + 72 * column
+            assert (picture[top : top + 56, left : left + 56] == level).all()
+        assert (picture[64:72, 136:144] == 60).all()  # one pixel, eight by eight, no smoothing
+        assert (picture[63, 136:144] == 50).all()
+        assert tuple(picture[0, 0]) == tuple(picture[72, 72]) == GREY
         assert list((tmp_path / "deep").iterdir()) == [tmp_path / "deep" / "grid.png"]
 
     def test_colours(self, tmp_path):
@@ -56,10 +56,13 @@ class TestSaveGrid:
         assert tuple(picture[2, 2]) == (255, 0, 10)
         assert tuple(picture[5, 11]) == (1, 2, 3)
 
-    @pytest.mark.parametrize(("size", "cell"), [(8, 48), (16, 48), (32, 64), (64, 64), (256, 256)])
-    def test_cells_are_large_enough_to_see(self, tmp_path, size, cell):
+    @pytest.mark.parametrize(
+        ("size", "cell", "gap"),
+        [(8, 64, 8), (16, 64, 4), (32, 64, 2), (64, 64, 2), (256, 256, 2)],
+    )
+    def test_cells_are_large_enough_to_see(self, tmp_path, size, cell, gap):
         save_grid(tmp_path / "grid.png", flat_images(0, 0, size=size), columns=2)
-        assert read(tmp_path / "grid.png").shape[:2] == (cell + 4, 2 * cell + 6)
+        assert read(tmp_path / "grid.png").shape[:2] == (cell + 2 * gap, 2 * cell + 3 * gap)
 
     @pytest.mark.parametrize(
         ("images", "options", "message"),
@@ -97,6 +100,29 @@ class TestSaveLabelledGrids:
             shown = picture[top : top + grid.shape[0], left : left + grid.shape[1]]
             np.testing.assert_array_equal(shown, grid)
 
+    @pytest.mark.parametrize(
+        ("size", "columns", "shown"),
+        [(8, 10, (5, 5)), (8, 3, (5, 3)), (32, 10, (6, 6)), (256, 10, (2, 2))],
+    )
+    def test_a_panel_shows_as_many_images_as_are_seen(
+        self, size, columns, shown, tmp_path, figures
+    ):
+        images = flat_images(*range(100), size=size)
+        for every in (False, True):
+            path = tmp_path / f"{every}.png"
+            save_labelled_grids(path, {"real": images}, columns=columns, all_images=every)
+        first, every = (figure.axes[0].images[0].get_array() for figure in figures)
+        cell, gap = max(64, size), max(2, 64 // size)
+        assert [(side - gap) / (cell + gap) for side in first.shape[:2]] == list(shown)
+        rows = -(-100 // columns)
+        assert [(side - gap) / (cell + gap) for side in every.shape[:2]] == [rows, columns]
+
+    def test_rows_of_panels_are_even(self, tmp_path, figures):
+        panels = {str(i): flat_images(0) for i in range(5)}
+        save_labelled_grids(tmp_path / "a.png", panels)
+        tops = [axes.get_position().y1 for axes in figures[0].axes]
+        assert [tops.count(top) for top in dict.fromkeys(tops)] == [3, 2]
+
     def test_a_long_title_stays_over_its_panel(self, tmp_path, figures):
         title = "sequence-aware loss over two steps, Analytic-DDPM, trajectory linear, 10 steps"
         panels = {title: flat_images(0, 1, 2, 3), "other": flat_images(4, 5, 6, 7)}
@@ -125,7 +151,7 @@ class TestPlotMetric:
         (figure,) = figures
         (axes,) = figure.axes
         assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
-        assert axes.get_ylabel() == "frechet_pixels"
+        assert axes.get_ylabel() == "Fréchet distance, pixels (lower is better)"
         assert [text.get_text() for text in figure.legends[0].get_texts()] == list(TABLE)
         assert list(axes.get_xticks()) == [5, 10, 50]
         baseline, sa = (container.lines for container in axes.containers)
@@ -135,6 +161,13 @@ class TestPlotMetric:
         assert high - low == pytest.approx(2 * np.std([3.5, 3.7], ddof=1))
         assert not sa[2]  # one seed: no bar
         assert read(tmp_path / "metric.png").std() > 0
+
+    def test_the_datas_own_value_is_a_line(self, tmp_path, figures):
+        for reference in (12.5, None):
+            plot_metric(tmp_path / "a.png", TABLE, metric="sample_variance", reference=reference)
+        with_it, without = ([text.get_text() for text in f.legends[0].get_texts()] for f in figures)
+        assert with_it == [*without, "data"] == [*TABLE, "data"]
+        assert set(figures[0].axes[0].lines[-1].get_ydata()) == {12.5}
 
     def test_linear_axes_for_narrow_or_negative_values(self, tmp_path, figures):
         plot_metric(tmp_path / "a.png", {"a": {10: 9.1, 20: 9.5}}, metric="is")

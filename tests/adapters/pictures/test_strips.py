@@ -50,7 +50,7 @@ def test_a_strips_picture_has_a_row_an_image(tmp_path):
     save_film_strip(tmp_path / "strip.png", strip, heading="toy")
     with Image.open(tmp_path / "strip.png") as picture:
         width, height = picture.size
-    cell = 48 + 2
+    cell = 64 + 16  # an enlarged pixel is 16 wide
     assert 5 * cell <= width < 6 * cell
     assert 2 * 2 * cell <= height  # x_t and x_0 of two images
     with pytest.raises(ValueError, match="columns must be at least 2, got 1"):

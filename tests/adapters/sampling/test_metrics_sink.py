@@ -162,7 +162,7 @@ def test_other_references(tmp_path, weights, capsys):  # noqa: F811
         ([PIXELS, "--against=nowhere"], "metrics", "got 'nowhere'"),
         (["--config.evaluate.features=('inception',)"], "metrics", "download http"),
         (["--config.sample.n_images=1"], "metrics", "sample.n_images must be >= 2, got 1"),
-        (["--config.evaluate.splits=151"], "metrics", "splits must be in 1..sample.n_images = 150"),
+        (["--config.evaluate.splits=151"], "metrics", "splits must be <= sample.n_images = 150"),
     ],
 )
 def test_bad_input(tmp_path, weights, capsys, monkeypatch, more, form, said):  # noqa: F811
