@@ -1,4 +1,4 @@
-"""SN-DPM with the SA loss on scikit-learn's digits, the main job; also its baseline, and B against SA."""
+"""SN-DPM with the SA loss on scikit-learn's digits, the main job; also B, and B against SA."""
 
 from configs import digits
 

@@ -102,7 +102,10 @@ class PlainCall(HostCall):
 
     def eps_of(self, output: Any, x: Tensor, n: Tensor) -> Tensor:
         """The output itself; ValueError unless it is a real tensor of x's shape."""
-        check_output(output, x, "; sa_plugin.EpsModel takes eps out of pairs and extra channels")
+        # The usual answer is let through here: every call of the loss comes by.
+        if type(output) is not Tensor or output.shape != x.shape or output.is_complex():
+            hint = "; sa_plugin.EpsModel takes eps out of pairs and extra channels"
+            check_output(output, x, hint)
         return output
 
 

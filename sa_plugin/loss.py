@@ -288,21 +288,22 @@ class SALoss:
         else:
             draws = noise[:count] if self.lam == 0 else noise
             check_shape_of("noise", draws, (count, *x0.shape))
-            self._check_noise("noise", draws)
+            if "noise" not in self._noise_seen:
+                self._check_noise("noise", draws)
             if self.backprop == "one" and count + known > 1:  # from positions to rows
                 index = window.positions[known:]
                 index = expand(index - (index > window.positions[0]) * known, draws)
                 draws = draws.gather(0, index.to(x0.device).expand_as(draws))
         if own is not None:
-            self._check_noise("eps", own)
+            if "eps" not in self._noise_seen:
+                self._check_noise("eps", own)
             draws = torch.cat([own.detach()[None], draws])
         return NOISES[self.noise](draws, window, self._coefficients)
 
     def _check_noise(self, name: str, noise: Tensor) -> None:
-        """ValueError for noise that is not finite, in the first call alone."""
-        if name not in self._noise_seen:
-            check_finite(name, noise)
-            self._noise_seen.add(name)
+        """ValueError for noise that is not finite; called in the first evaluation alone."""
+        check_finite(name, noise)
+        self._noise_seen.add(name)
 
     def _noised(self, x0: Tensor, steps: Tensor, eps: Tensor) -> Tensor:
         """x_s = sqrt(cum_alpha_s) x_0 + sqrt(cum_beta_s) eps_s, in x_0's dtype."""

@@ -114,5 +114,5 @@ def test_a_start_that_cannot_be_is_one_line(arguments, said, baseline, tmp_path,
 
 def test_an_unwritable_folder_is_one_line(tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
-    assert sn_dpm(tmp_path / "file" / "run") == 1
+    assert sn_dpm(tmp_path / "file" / "run") == 2
     one_line(capsys)

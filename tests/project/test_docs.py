@@ -151,6 +151,15 @@ def test_commands_name_modules_and_configurations_that_exist(page):
     assert {name for name in scripts if not (ROOT / name).exists()} == set()
 
 
+@pytest.mark.parametrize(
+    "page", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "third_party/README.md"]
+)
+def test_links_outside_the_site_resolve(page):
+    """Sphinx checks those of docs."""
+    links = set(re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text()))
+    assert {link for link in links if not (ROOT / page).parent.joinpath(link).exists()} == set()
+
+
 @pytest.mark.parametrize("page", pages(), ids=name_of)
 def test_names_of_the_library_exist(page):
     for name in set(re.findall(r"`(sa_plugin(?:\.\w+)+)`", page.read_text())):

@@ -465,6 +465,7 @@ def test_every_comparison_can_be_read(path):
 
 def test_there_is_a_comparison_for_every_table():
     expected = [
+        "digits_converged_tables",
         "digits_effect_tables",
         "digits_one_tables",
         "digits_options_tables",
@@ -472,6 +473,7 @@ def test_there_is_a_comparison_for_every_table():
         "fashion_short_tables",
         "fashion_tables",
         "figure4_gap",
+        "folder_tables",
         "table1_celeba64",
     ]
     expected += ["table1_cifar10", "table2_celeba64", "table2_cifar10", "table3_celebahq256"]
