@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import sys
 import tempfile
@@ -12,26 +13,35 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.faults.jobs import Job, all_jobs, results
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported; a fork keeps one thread
+
+from benchmarks.faults.jobs import Job, all_jobs
 from benchmarks.faults.kinds import KINDS, Case, room_for
 from benchmarks.faults.launch import Launched, preload
 from benchmarks.faults.report import Outcome, table
 
 _SINGLE = ("training", "Gamma", "sampling", "grid")
 _TWO = ("training, 2 processes", "sampling, 2 processes")
+_MORE = ("SN-DPM, more iterations", "SN-DPM, more steps")
+_WHOLE = ("SN-DPM, all stages", "NPR-DPM, all stages", "Analytic-DPM, all stages", *_MORE)
 # How often each pair occurs in a round. Grids take longest, so they occur less often.
 ROUND: dict[str, tuple[str, ...]] = {
-    "SIGKILL": (*_SINGLE, *_TWO, "training", "Gamma", "sampling", "grid, 2 workers"),
-    "SIGTERM": (*_SINGLE, *_TWO, "training", "Gamma", "sampling", "grid, 2 workers"),
+    "SIGKILL": (*_SINGLE, *_TWO, *_WHOLE, "report", "grid, 2 workers"),
+    "SIGTERM": (*_SINGLE, *_TWO, *_WHOLE, "report", "grid, 2 workers"),
     "SIGINT": (*_SINGLE, *_TWO),
+    "SIGTERM, then SIGINT": ("training", "sampling", *_WHOLE),
+    "SIGINT, then SIGTERM": ("Gamma", "training, 2 processes", *_MORE),
+    "SIGSTOP, then SIGCONT": (*_SINGLE, *_TWO, "SN-DPM, all stages"),
+    "a result removed or emptied": (*_SINGLE, *_WHOLE),
     "one process of two dies": _TWO,
     "one worker dies": ("grid, 2 workers",),
     "SIGTERM for one of two": ("training, 2 processes",),
-    "disk full": (*_SINGLE, *_TWO),
+    "disk full": (*_SINGLE, *_TWO, *_WHOLE),
     "read-only disk": _SINGLE,
     "clock backwards": _SINGLE,
     "two runs in one folder": _SINGLE,
 }
+RUN = "run"  # the name of each run's folder
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,7 @@ class Campaign:
         reference = self._reference(job)
         seed = self.rng.getrandbits(64)
         with tempfile.TemporaryDirectory(dir=self.scratch) as name:
-            folder = Path(name) / "run"
+            folder = Path(name) / RUN
             job.prepare(folder)
             room = room_for(reference.results)
             case = Case(job, folder, random.Random(seed), reference.seconds, room)
@@ -90,7 +100,7 @@ class Campaign:
             case.wait_a_moment()
             again.kill()
         case.expect(case.launch(), {0})
-        left = results(case.folder)
+        left = case.job.results(case.folder)
         if left != reference.results:
             names = left.keys() | reference.results.keys()
             other = sorted(n for n in names if left.get(n) != reference.results.get(n))
@@ -99,13 +109,14 @@ class Campaign:
 
     def _reference(self, job: Job) -> Reference:
         if job.name not in self._references:
-            folder = self.scratch / "references" / job.name.replace(", ", "_").replace(" ", "_")
+            # Pictures show the folder's name: all have the same.
+            folder = self.scratch / "references" / job.name.replace(" ", "_") / RUN
             job.prepare(folder)
             began = time.monotonic()
             launched = Launched(job.command(folder), folder.with_suffix(".log"))
             if set(launched.wait() or [None]) != {0}:
                 raise RuntimeError(f"{job.name} fails undisturbed:\n{launched.said()}")
-            found = Reference(results(folder), time.monotonic() - began)
+            found = Reference(job.results(folder), time.monotonic() - began)
             print(f"{job.name}: {found.seconds:.1f} s, {len(found.results)} files", flush=True)
             self._references[job.name] = found
         return self._references[job.name]

@@ -7,13 +7,15 @@ import multiprocessing
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from adapters import compare, sample
 from adapters.experiment.run import run
-from adapters.hosts import ANALYTIC_DPM, SN_DPM
+from adapters.hosts import ANALYTIC_DPM, NPR_DPM, SN_DPM, Adapter
 from benchmarks.faults.launch import Command, Launched
 
 _COMMON = ("--device=cpu", "--noprogress")
@@ -23,7 +25,23 @@ _TRAINING = (
     "--config.base.batch_size=4",
     "--config.base.log_every=5",
     "--config.base.ckpt_every=7",
+    "--config.baseline=False",  # it would be trained beside the folder
 )
+_ALL_STAGES = {
+    "base.iterations": 10,
+    "base.batch_size": 4,
+    "base.ckpt_every": 4,
+    "head.iterations": 10,
+    "head.batch_size": 4,
+    "head.ckpt_every": 4,
+    "gamma.n_images": 16,
+    "schedule.N": 60,
+    "sample.n_images": 64,
+    "sample.steps": (3,),
+    "evaluate.features": ("pixels",),
+}
+# Locks, reports (they add up the seconds), TensorBoard's events (named by time), caches.
+_SKIPPED = frozenset({".lock", "locks", "reports", "tensorboard", "cache", "failed"})
 
 
 def _network(section: str = "") -> tuple[str, ...]:
@@ -57,32 +75,32 @@ class Job:
     Attributes:
         command: the command for a folder.
         prepare: writes the files that the command starts from into a folder.
-        shared: two of these commands may work in one folder.
+        skipped: names of files and folders that are no results.
     """
 
     name: str
     command: Callable[[Path], Command]
     prepare: Callable[[Path], None] = lambda folder: None
-    shared: bool = False
+    skipped: frozenset[str] = _SKIPPED
+
+    def results(self, folder: Path) -> dict[str, bytes]:
+        """All files of a finished command that its configuration determines."""
+        found = {}
+        for path in sorted(folder.rglob("*")):
+            relative = path.relative_to(folder)
+            if path.is_file() and not (self.skipped & set(relative.parts) or _set_aside(relative)):
+                found[str(relative)] = _content(path, folder)
+        return found
 
 
-def results(folder: Path) -> dict[str, bytes]:
-    """All files of a finished command that its configuration determines.
-
-    Locks, reports, TensorBoard's events (named by time) and caches are left out.
-    """
-    skipped = {"locks", "reports", "tensorboard", "cache", "failed"}
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        if path.is_file() and path.name != ".lock" and not skipped & set(relative.parts):
-            found[str(relative)] = _content(path)
-    return found
+def _set_aside(path: Path) -> bool:
+    """Whether it is in a damaged checkpoint, which the training before the fault does not have."""
+    return any(part.endswith(".damaged") for part in path.parts)
 
 
-def _content(path: Path) -> bytes:
-    if path.suffix != ".json":
-        return path.read_bytes()
+def _content(path: Path, folder: Path) -> bytes:
+    if path.suffix != ".json" or not path.stat().st_size:
+        return path.read_bytes().replace(bytes(folder), b"FOLDER")  # in a report's command
     content = json.loads(path.read_text())
     content.pop("seconds", None)  # measured in a cell
     return json.dumps(content, sort_keys=True).encode()
@@ -90,38 +108,60 @@ def _content(path: Path) -> bytes:
 
 def all_jobs(scratch: Path) -> dict[str, Job]:
     """The jobs by name; the files that several of them start from are made in ``scratch``."""
-    weights, trained = scratch / "weights.pth", scratch / "trained"
+    weights = scratch / "weights.pth"
     _save_weights(weights)
-    _train_for_gamma(trained)
 
     def sampling(form: str, processes: int) -> Callable[[Path], Command]:
         return lambda folder: Command(sample.main, _sampling(folder, weights, form), processes)
 
     def training(processes: int) -> Callable[[Path], Command]:
-        return lambda folder: Command(_train, _trainings(folder), processes)
+        return lambda folder: Command(partial(run, SN_DPM), _trainings(folder), processes)
 
     def grid(workers: int) -> Callable[[Path], Command]:
         more = (f"--workers={workers}", *_COMMON)
         return lambda folder: Command(_grid, ("compare", *_GRID, f"--workdir={folder}", *more))
 
+    def after(name: str, command: Callable[[Path], Command]) -> Callable[[Path], None]:
+        return lambda folder: _copy_finished(scratch / name / folder.name, command, folder)
+
+    sn = _all_stages(SN_DPM)
+    longer, more_steps = {"base.iterations": 14}, {"sample.steps": (3, 4)}
+    report = Job(
+        "report",
+        lambda f: Command(_grid, (*grid(1)(f).argv, "--report_only")),
+        after("grid", grid(1)),
+        _SKIPPED - {"reports"},
+    )
     jobs = [
         Job("training", training(1)),
         Job("training, 2 processes", training(2)),
-        Job("Gamma", lambda f: Command(_gamma, _gamma_words(f)), lambda f: _copy(trained, f)),
+        Job("Gamma", _gamma("gamma"), after("trained", _gamma("base"))),
         Job("sampling", sampling("png", 1)),
         Job("sampling, 2 processes", sampling("npz", 2)),
-        Job("grid", grid(1), shared=True),
-        Job("grid, 2 workers", grid(2), shared=True),
+        Job("grid", grid(1)),
+        Job("grid, 2 workers", grid(2)),
+        Job("SN-DPM, all stages", sn),
+        Job("NPR-DPM, all stages", _all_stages(NPR_DPM)),
+        Job("Analytic-DPM, all stages", _all_stages(ANALYTIC_DPM)),
+        Job("SN-DPM, more iterations", _all_stages(SN_DPM, longer), after("finished", sn)),
+        Job("SN-DPM, more steps", _all_stages(SN_DPM, more_steps), after("finished", sn)),
+        report,
     ]
     return {job.name: job for job in jobs}
 
 
-def _train(argv: tuple[str, ...]) -> int:
-    return run(SN_DPM, argv)
+def _all_stages(
+    adapter: Adapter, changes: dict[str, Any] | None = None
+) -> Callable[[Path], Command]:
+    """A whole run: noise network, head or Gamma, images and metrics."""
+    options = [f"--config.{key}={value}" for key, value in (_ALL_STAGES | (changes or {})).items()]
+    file = f"--config=configs/digits.py:{adapter.name}"
+    words = (adapter.module, file, *_network(), *options, *_COMMON)
+    return lambda folder: Command(partial(run, adapter), (*words, f"--workdir={folder}"))
 
 
-def _gamma(argv: tuple[str, ...]) -> int:
-    return run(ANALYTIC_DPM, argv)
+def _gamma(stage: str) -> Callable[[Path], Command]:
+    return lambda folder: Command(partial(run, ANALYTIC_DPM), _gamma_words(folder, stage))
 
 
 def _grid(argv: tuple[str, ...]) -> int:
@@ -136,7 +176,7 @@ def _trainings(folder: Path) -> tuple[str, ...]:
     return (*words, "--stage=base", f"--workdir={folder}", *_COMMON)
 
 
-def _gamma_words(folder: Path, stage: str = "gamma") -> tuple[str, ...]:
+def _gamma_words(folder: Path, stage: str) -> tuple[str, ...]:
     sizes = ("--config.base.iterations=2", "--config.base.batch_size=4", "--config.schedule.N=60")
     gamma = (
         "--config.gamma.n_images=16",
@@ -154,11 +194,13 @@ def _sampling(folder: Path, weights: Path, form: str) -> tuple[str, ...]:
     return (*words, *cell, *sizes, f"--out={folder}")
 
 
-def _train_for_gamma(folder: Path) -> None:
-    command = Command(_gamma, _gamma_words(folder, "base"))
-    launched = Launched(command, folder.with_suffix(".log"))
-    if launched.wait() != [0]:
-        raise RuntimeError(f"the training before Gamma failed:\n{launched.said()}")
+def _copy_finished(source: Path, command: Callable[[Path], Command], folder: Path) -> None:
+    """Copy what a command has made in ``source``; the first call runs it."""
+    if not source.exists():
+        launched = Launched(command(source), source.with_suffix(".log"))
+        if launched.wait() != [0]:
+            raise RuntimeError(f"{source} failed undisturbed:\n{launched.said()}")
+    shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_SKIPPED))
 
 
 def _save_weights(path: Path) -> None:
@@ -173,7 +215,3 @@ def _save_weights(path: Path) -> None:
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.05)
     torch.save(network.state_dict(), path)
-
-
-def _copy(source: Path, folder: Path) -> None:
-    shutil.copytree(source, folder, dirs_exist_ok=True)

@@ -21,11 +21,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapters.experiment.config import LOCK_FILE
-from benchmarks.faults.jobs import Job, results
+from benchmarks.faults.jobs import Job
 from benchmarks.faults.launch import POLL_SECONDS, Launched
 
 STOPPED = "another process of the run has stopped"
-AT_WORK = "another run is at work in"
+AT_WORK = "another (run|command) is at work in"
+TOGETHER = 0.05  # seconds between two signals
 _YEAR = 365 * 24 * 3600
 _BLOCK = 4096  # bytes; a file takes whole blocks
 
@@ -102,23 +103,75 @@ def killed(case: Case) -> Iterator[bool]:
     yield launched.kill()
 
 
-def signalled(number: int) -> Kind:
-    """A signal for the command, or for each of its two processes."""
+def signalled(*numbers: int) -> Kind:
+    """A signal for the command, or for each of its two processes; perhaps soon another one."""
 
     def fault(case: Case) -> Iterator[bool]:
         launched = case.launch()
         case.wait_a_moment()
-        launched.send(number)
+        for number in numbers:
+            launched.send(number)
+            time.sleep(TOGETHER)
         # 0: the signal came after the last work that it could stop.
-        codes = {0, 128 + number}
+        codes = {0, *(128 + number for number in numbers)}
         if len(launched.pids) > 1:
             # A process may see the other's end before its own signal (code 1). A process that waits
             # for the other ends at once (the negative signal number).
-            codes |= {1, -number}
+            codes |= {1, *(-number for number in numbers)}
         case.expect(launched, codes)
         yield 0 not in launched.codes.values()
 
     return fault
+
+
+def paused(case: Case) -> Iterator[bool]:
+    """SIGSTOP, and SIGCONT a second later: the command must end as if nothing had happened."""
+    launched = case.launch()
+    case.wait_a_moment()
+    in_time = launched.send(signal.SIGSTOP)
+    time.sleep(1)
+    launched.send(signal.SIGCONT)
+    case.expect(launched, {0})
+    yield in_time
+
+
+def result_lost(case: Case) -> Iterator[bool]:
+    """Another removes or empties a result of the finished run, or of the one that was killed."""
+    given = case.job.results(case.folder)
+    launched = case.launch()
+    if case.rng.random() < 1 / 2:
+        case.expect(launched, {0})
+    else:
+        case.wait_a_moment()
+        launched.kill()
+    there = [case.folder / name for name in sorted(case.job.results(case.folder).keys() - given)]
+    there = [path for path in there if _is_made_again(path)]
+    if there:
+        victim = case.rng.choice(there)
+        # A checkpoint without its states still serves a finished run if it has its averaged weights.
+        # adapters.sample does not look into its numbered images.
+        is_emptied = not victim.stem.isdigit() and case.rng.random() < 1 / 2
+        if _checkpoint_of(victim) or is_emptied:
+            victim.write_bytes(b"")
+        else:
+            victim.unlink()
+    yield bool(there)
+
+
+def _is_made_again(path: Path) -> bool:
+    """Whether a run needs it and can make it; of several checkpoints, only the last one.
+
+    Not so: a training's log, and the configuration of a grid's finished training.
+    """
+    checkpoint = _checkpoint_of(path)
+    if checkpoint is None:
+        return path.name != "log.csv" and path.parent.parent.name != "trainings"
+    iterations = sorted(int(other.stem) for other in checkpoint.parent.glob("*.ckpt"))
+    return int(checkpoint.stem) in iterations[1:][-1:]
+
+
+def _checkpoint_of(path: Path) -> Path | None:
+    return next((parent for parent in path.parents if parent.suffix == ".ckpt"), None)
 
 
 def one_dies(case: Case) -> Iterator[bool]:
@@ -159,7 +212,7 @@ def one_is_told(case: Case) -> Iterator[bool]:
 
 def full_disk(case: Case) -> Iterator[bool]:
     """Too little space for the job's results; more space for the continuation."""
-    given = room_for(results(case.folder))
+    given = room_for(case.job.results(case.folder))
     room = given + int((case.room - given) * case.rng.uniform(0.05, 0.95))
     with _small_disk(case.folder, room) as (mounted, prepare):
         case.job.prepare(case.folder)
@@ -178,11 +231,11 @@ def read_only(case: Case) -> Iterator[bool]:
     with _small_disk(case.folder, None) as (mounted, _):
         case.job.prepare(case.folder)
         (in_time,) = killed(case)
-        before = results(case.folder)
+        before = case.job.results(case.folder)
         with _unwritable(case.folder, mounted):
             case.expect(case.launch(), {1}, "Read-only file system" if mounted else "denied")
         case.refusals += 1
-        if results(case.folder) != before:
+        if case.job.results(case.folder) != before:
             case.complaints.append("something has changed on a read-only disk")
         yield in_time
 
@@ -205,19 +258,13 @@ def two_at_once(case: Case) -> Iterator[bool]:
     case.wait_a_moment()
     in_time = first.send(signal.SIGSTOP)  # so that it stays at work
     second = case.launch(_be_impatient)
-    if case.job.shared:
-        time.sleep(case.seconds / 2)
-        first.send(signal.SIGCONT)
-        case.expect(first, {0})
-        case.expect(second, {0})
-    else:
-        # If the first was stopped before it had the lock, the second may have done all the work.
-        case.expect(second, {0, 2})
-        if second.wait() == [2]:
-            case.expect(second, {2}, AT_WORK)
-            case.refusals += 1
-        first.send(signal.SIGCONT)
-        case.expect(first, {0})
+    # If the first was stopped before it had the lock, the second may have done all the work.
+    case.expect(second, {0, 2})
+    if second.wait() == [2]:
+        case.expect(second, {2}, AT_WORK)
+        case.refusals += 1
+    first.send(signal.SIGCONT)
+    case.expect(first, {0})
     yield in_time
 
 
@@ -268,15 +315,20 @@ def _turn_the_clock() -> None:
 
 
 def _be_impatient() -> None:
+    from adapters import compare
     from adapters.experiment import config
 
-    config.PATIENCE = 0.5
+    config.PATIENCE = compare.PATIENCE = 0.5
 
 
 KINDS: dict[str, Kind] = {
     "SIGKILL": killed,
     "SIGTERM": signalled(signal.SIGTERM),
     "SIGINT": signalled(signal.SIGINT),
+    "SIGTERM, then SIGINT": signalled(signal.SIGTERM, signal.SIGINT),
+    "SIGINT, then SIGTERM": signalled(signal.SIGINT, signal.SIGTERM),
+    "SIGSTOP, then SIGCONT": paused,
+    "a result removed or emptied": result_lost,
     "one process of two dies": one_dies,
     "one worker dies": one_worker_dies,
     "SIGTERM for one of two": one_is_told,

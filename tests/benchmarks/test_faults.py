@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from benchmarks.faults.jobs import Job, results
-from benchmarks.faults.kinds import Case, room_for
+from benchmarks.faults.jobs import Job
+from benchmarks.faults.kinds import KINDS, Case, room_for
 from benchmarks.faults.report import Outcome, table
 from tests import ROOT
 
@@ -18,7 +18,10 @@ def test_results_leave_out_what_no_configuration_decides(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(name.encode())
     (tmp_path / "cell.json").write_text('{"seconds": 1.5, "metrics": {"fid": 2}}')
-    assert results(tmp_path) == {"a.pth": b"a.pth", "cell.json": b'{"metrics": {"fid": 2}}'}
+    job = Job("job", lambda folder: None)
+    assert job.results(tmp_path) == {"a.pth": b"a.pth", "cell.json": b'{"metrics": {"fid": 2}}'}
+    with_report = Job("report", lambda folder: None, skipped=job.skipped - {"reports"})
+    assert with_report.results(tmp_path).keys() - job.results(tmp_path) == {"reports/r.md"}
     assert room_for({"a": b"x", "b/c": b"x" * 4097}) == 4096 * (1 + 2)
 
 
@@ -71,7 +74,8 @@ def test_the_table_counts_what_came_in_time():
 @pytest.mark.slow
 def test_a_short_campaign_loses_nothing(tmp_path):
     command = [sys.executable, "-m", "benchmarks.faults", "--runs=12", "--seed=3"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    # The campaign needs one thread and sets it itself.
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "TMPDIR": str(tmp_path)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "| **all** |  | 12 | 12 | 0 |" in done.stdout
