@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapters.experiment.config import LOCK_FILE
+from adapters.experiment.folder import REPLACED
 from benchmarks.faults.jobs import Job
 from benchmarks.faults.launch import POLL_SECONDS, Launched
 
@@ -148,7 +149,7 @@ def result_lost(case: Case) -> Iterator[bool]:
     there = [path for path in there if _is_made_again(path)]
     if there:
         victim = case.rng.choice(there)
-        # A checkpoint without its states still serves a finished run if it has its averaged weights.
+        # A finished run needs only the averaged weights of its checkpoint; other files may be gone.
         # adapters.sample does not look into its numbered images.
         is_emptied = not victim.stem.isdigit() and case.rng.random() < 1 / 2
         if _checkpoint_of(victim) or is_emptied:
@@ -161,11 +162,12 @@ def result_lost(case: Case) -> Iterator[bool]:
 def _is_made_again(path: Path) -> bool:
     """Whether a run needs it and can make it; of several checkpoints, only the last one.
 
-    Not so: a training's log, and the configuration of a grid's finished training.
+    Not so: a training's log, the configuration of a grid's finished training, replaced results.
     """
     checkpoint = _checkpoint_of(path)
     if checkpoint is None:
-        return path.name != "log.csv" and path.parent.parent.name != "trainings"
+        kept = path.name == "log.csv" or path.parent.parent.name == "trainings"
+        return not kept and REPLACED not in path.parts
     iterations = sorted(int(other.stem) for other in checkpoint.parent.glob("*.ckpt"))
     return int(checkpoint.stem) in iterations[1:][-1:]
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks.faults.jobs import Job
+from benchmarks.faults.jobs import Job, all_jobs
 from benchmarks.faults.kinds import KINDS, Case, room_for
 from benchmarks.faults.report import Outcome, table
 from tests import ROOT
@@ -50,6 +50,40 @@ def test_a_command_that_ends_otherwise_is_told(tmp_path, codes, said, complaint)
     case.expect(Ended(codes, said), {1}, "no room")
     assert len(case.complaints) == (complaint is not None)
     assert not case.complaints or case.complaints[0].startswith(complaint)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_result_that_is_lost_is_one_that_a_run_makes_again(tmp_path, seed):
+    made = ("metrics.json", "base/ckpts/9.ckpt/it.pth", "base/ckpts/10.ckpt/it.pth")
+    kept = ("given.pth", "base/log.csv", "base/ckpts/9.ckpt/it.pth", "head/ckpts/4.ckpt/it.pth")
+
+    def write(*names):
+        for name in names:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text("{}")
+
+    class Written(Case):
+        def launch(self, prepare=None):
+            write(*made, *kept[1:])
+            ended = Ended([0], "")
+            ended.kill = lambda: True
+            return ended
+
+    write("given.pth")
+    case = Written(Job("job", lambda folder: None), tmp_path, random.Random(seed), 0.0, 0)
+    assert next(KINDS["a result removed or emptied"](case))
+    left = {name: content for name, content in case.job.results(tmp_path).items() if content}
+    assert left.keys() >= set(kept)
+    assert len({*made, *kept} - left.keys()) == 1
+    assert (tmp_path / "base/ckpts/10.ckpt/it.pth").exists()
+
+
+def test_each_kind_has_jobs_and_each_job_has_faults(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # importing the command sets it
+    from benchmarks.faults.__main__ import ROUND
+
+    assert ROUND.keys() == KINDS.keys()
+    assert {name for names in ROUND.values() for name in names} == set(all_jobs(tmp_path))
 
 
 def test_the_table_counts_what_came_in_time():
