@@ -104,9 +104,15 @@ def test_there_is_a_file_for_each_data():
     assert {path.stem for path in FILES} == {*FACTS, "digits", "fashion", "folder"}
 
 
-@pytest.mark.parametrize("name", ["cifar10", "digits"])
-def test_the_names_of_the_first_release_are_the_default(name):
-    assert read(f"{name}_sn_sa.py") == read(f"{name}.py") == load(name, "sn")
+def test_the_names_of_the_first_release_are_the_default():
+    assert read("cifar10_sn_sa.py") == read("cifar10.py") == load("cifar10", "sn")
+
+
+@pytest.mark.parametrize("name", ["digits", "folder"])
+def test_the_main_jobs_also_run_the_baseline(name):
+    default = read(f"{name}.py")
+    assert not default.baseline
+    assert read(f"{name}_sn_sa.py") == FrozenConfigDict({**default.to_dict(), "baseline": True})
 
 
 @pytest.mark.parametrize("chosen", ["celeba64.py:ocm", "cifar10_cosine.py:", "digits.py:sn:npr"])
