@@ -139,8 +139,8 @@ def in_local_processes(make_plan: MakePlan, plan: Plan, workers: int) -> Iterato
                 idle.append(pool)
                 yield from queue.ended(outcome)
     finally:
-        # Also after a signal: a worker that gets SIGTERM saves what it can.
-        for child in multiprocessing.active_children():
+        # After a signal: a worker that gets SIGTERM saves what it can. Idle ones end by themselves.
+        for child in multiprocessing.active_children() if at_work else ():
             if child not in others:
                 child.terminate()
         for pool in [*idle, *(pool for pool, _ in at_work.values())]:
