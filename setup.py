@@ -40,6 +40,7 @@ TESTS = [
     "mypy>=1.15",
     "packaging>=23.2",
     "pytest>=8.0.0",
+    "pytest-timeout>=2.3.1",
     "pytest-xdist>=3.5.0",
     "ruff>=0.17",
     "setuptools>=70.1",

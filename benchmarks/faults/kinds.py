@@ -23,7 +23,7 @@ from pathlib import Path
 from adapters.experiment.config import LOCK_FILE
 from adapters.experiment.folder import REPLACED
 from benchmarks.faults.jobs import Job
-from benchmarks.faults.launch import POLL_SECONDS, Launched
+from benchmarks.faults.launch import HUNG, POLL_SECONDS, Launched
 
 STOPPED = "another process of the run has stopped"
 AT_WORK = "another (run|command) is at work in"
@@ -66,7 +66,10 @@ class Case:
 
     def wait_for_lock(self, launched: Launched) -> None:
         """Wait until its processes have connected and hold the lock of the folder."""
+        until = time.monotonic() + HUNG  # ``expect`` tells of one that hangs
         while not (self.folder / LOCK_FILE).exists() and launched.is_at_work():
+            if time.monotonic() > until:
+                break
             time.sleep(POLL_SECONDS)
 
     def expect(self, launched: Launched, codes: set[int], words: str = "") -> None:

@@ -212,7 +212,7 @@ def test_after_a_killed_scheduler_another_goes_on_from_the_store(tmp_path):
     with distributed.Client(scheduler_file=str(port_file), set_as_default=False) as client:
         address = client.scheduler.address
     join = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads=1"]
-    worker = subprocess.Popen([*join, "--no-nanny", "--death-timeout=5", "--no-dashboard"], **quiet)
+    worker = subprocess.Popen([*join, "--no-nanny", "--no-dashboard"], **quiet)
     try:
         killer = Thread(target=lambda: (pid_of(tmp_path, "cell0"), process.kill()))
         killer.start()
