@@ -1,4 +1,4 @@
-"""Data whose every answer is known: x_0 ~ N(mu, S) with a diagonal S, and its exact networks."""
+"""Data whose every answer is known: Gaussians and their mixtures, and their exact networks."""
 
 from __future__ import annotations
 
@@ -88,3 +88,75 @@ class GaussianData:
         skip_beta = float(self.schedule.skip_beta(s, t))
         prior = self.marginal(s)[1]
         return prior * skip_beta / ((1 - skip_beta) * prior + skip_beta)
+
+
+class CorrelatedData:
+    """x_0 ~ N(mu, Sigma), Sigma [D, D] with eigenvalues evenly spaced on a log scale.
+
+    Images are rows [B, D].
+    """
+
+    def __init__(
+        self, D: int, schedule: NoiseSchedule, *, condition: float = 1e3, seed: int = 0
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        square = torch.randn(D, D, generator=generator, dtype=torch.float64)
+        self.basis = torch.linalg.qr(square)[0]
+        self.values = torch.logspace(0, -np.log10(condition), D, dtype=torch.float64)
+        self.sigma = self.basis @ torch.diag(self.values) @ self.basis.T
+        self.mu = 0.5 * torch.randn(D, generator=generator, dtype=torch.float64)
+        self._in_basis = GaussianData(torch.zeros(D), self.values, schedule)
+
+    def eps(self, x: Tensor, n) -> Tensor:
+        """E[eps | x_n], the exact noise network."""
+        a = self._in_basis._at(n)[0]
+        turned = (x.double() - a.sqrt() * self.mu) @ self.basis
+        return (self._in_basis.eps(turned, n) @ self.basis.T).to(x.dtype)
+
+    def covariance(self, n: int) -> Tensor:
+        """Cov[x_0 | x_n], [D, D]."""
+        return self.basis @ torch.diag(self._in_basis.covariance(n)) @ self.basis.T
+
+
+class Mixture:
+    """The exact noise network of a mixture of Gaussians, for whole and for fractional steps.
+
+    ``means``, ``variances``: [M, ...] of its parts, all of one weight.
+    """
+
+    def __init__(self, means: Tensor, variances: Tensor, schedule: NoiseSchedule) -> None:
+        self.means, self.variances, self.schedule = means, variances, schedule
+        self.mean = means.mean(0)
+
+    def inflated(self, q: float) -> Mixture:
+        """About the mean by sqrt(1 + q)."""
+        means = self.mean + (1 + q) ** 0.5 * (self.means - self.mean)
+        return Mixture(means, (1 + q) * self.variances, self.schedule)
+
+    def _parts(self, x: Tensor, n: Tensor) -> tuple[Tensor, ...]:
+        """Shares [M, B, 1, ...] of the parts at x, cum_alpha, cum_beta, x less the means."""
+        # log SNR is linear between steps
+        snr = np.log(self.schedule.cum_alphas[1:]) - np.log(self.schedule.cum_betas[1:])
+        at = np.interp(n.numpy(), np.arange(1, self.schedule.N + 1), snr)
+        at = torch.from_numpy(at).reshape(1, -1, *(1,) * (x.ndim - 1))
+        a, b = at.sigmoid(), (-at).sigmoid()
+        total = a * self.variances[:, None] + b
+        away = x - a.sqrt() * self.means[:, None]
+        log = -0.5 * (away**2 / total + total.log()).flatten(2).sum(2)
+        return log.softmax(0).reshape(*log.shape, *(1,) * (x.ndim - 1)), a, b, away
+
+    def __call__(self, x: Tensor, n: Tensor) -> Tensor:
+        share, a, b, away = self._parts(x, n)
+        return (share * b.sqrt() * away / (a * self.variances[:, None] + b)).sum(0)
+
+    def covariance(self, x: Tensor, n: Tensor) -> Tensor:
+        """Cov[x_0 | x_n], [B, D, D] of flattened images."""
+        share, a, b, away = self._parts(x, n)
+        s = self.variances[:, None]
+        means = (self.means[:, None] + a.sqrt() * s * away / (a * s + b)).flatten(2)
+        within = (b * s / (a * s + b)).expand_as(away).flatten(2)
+        share = share.flatten(2)
+        mean = (share * means).sum(0)
+        apart = means - mean
+        between = torch.einsum("mbi,mbj->bij", share * apart, apart)
+        return between + torch.diag_embed((share * within).sum(0))

@@ -21,7 +21,7 @@ from sa_plugin.hooks.wrappers import EpsModel
 from sa_plugin.sampling.reverse import ReverseCoefficients, reverse_moments
 from sa_plugin.sampling.sampler import Sampler
 from sa_plugin.schedule import NoiseSchedule
-from tests.gaussian import GaussianData
+from tests.gaussian import GaussianData, Mixture
 from tests.refusals import refuses
 from tests.toys import Toy, images, normal, over
 
@@ -36,38 +36,7 @@ MEAN = 0.3 * images(3, *SHAPE)
 DATA = GaussianData(MEAN, 0.05 + images(4, *SHAPE) ** 2, SCHEDULE)
 
 
-class Mixture:
-    """The exact noise network of a mixture of Gaussians, for whole and for fractional steps.
-
-    ``means``, ``variances``: [M, C, H, W] of its parts, all of one weight.
-    """
-
-    def __init__(self, means: Tensor, variances: Tensor, schedule: NoiseSchedule = SCHEDULE):
-        self.means, self.variances, self.schedule = means, variances, schedule
-        self.mean = means.mean(0)
-
-    def inflated(self, q: float) -> Mixture:
-        """About the mean by sqrt(1 + q)."""
-        means = self.mean + math.sqrt(1 + q) * (self.means - self.mean)
-        return Mixture(means, (1 + q) * self.variances, self.schedule)
-
-    def levels(self, n: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """cum_alpha and cum_beta, with log SNR linear between steps."""
-        snr = np.log(self.schedule.cum_alphas[1:]) - np.log(self.schedule.cum_betas[1:])
-        at = torch.from_numpy(np.interp(n.numpy(), np.arange(1, self.schedule.N + 1), snr))
-        return over(at.sigmoid(), x), over((-at).sigmoid(), x)
-
-    def __call__(self, x: Tensor, n: Tensor) -> Tensor:
-        a, b = self.levels(n, x)
-        a, b = a[None], b[None]
-        total = a * self.variances[:, None] + b
-        away = x - a.sqrt() * self.means[:, None]
-        log = -0.5 * (away**2 / total + total.log()).sum((2, 3, 4))
-        share = log.softmax(0)[..., None, None, None]
-        return (share * b.sqrt() * away / total).sum(0)
-
-
-MIXTURE = Mixture(images(5, 3, *SHAPE), 0.02 + 0.1 * images(6, 3, *SHAPE) ** 2)
+MIXTURE = Mixture(images(5, 3, *SHAPE), 0.02 + 0.1 * images(6, 3, *SHAPE) ** 2, SCHEDULE)
 
 
 def correlated(schedule=SCHEDULE) -> tuple[Spectrum, GaussianData]:
