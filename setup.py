@@ -36,6 +36,7 @@ TESTS = [
     *DIFFUSERS,
     *LUCIDRAINS,
     *JAX,
+    "azula>=0.11.1",  # a recipe is tried with its denoisers
     "hypothesis>=6.100.0",
     "mypy>=1.15",
     "packaging>=23.2",
@@ -44,6 +45,7 @@ TESTS = [
     "pytest-xdist>=3.5.0",
     "ruff>=0.17",
     "setuptools>=70.1",
+    "transformers>=5.0",  # diffusers imports the pipelines of Stable Diffusion with it
 ]
 
 setup(

@@ -1,6 +1,6 @@
 """diffusers' unconditional training on scikit-learn's digits, with the SA loss instead of its own.
 
-    accelerate launch examples/diffusers_unconditional.py       (or just: python examples/...)
+    accelerate launch examples/diffusers_unconditional.py    or torchrun, or just python
 
 Writes a pipeline and a grid of images for each of the variances "small" and "analytic".
 """
@@ -66,8 +66,9 @@ def make_unet(channels: int) -> UNet2DModel:
     )
 
 
-def train(args: argparse.Namespace, scheduler: DDPMScheduler, images: Tensor) -> UNet2DModel:
-    accelerator = Accelerator()
+def train(
+    args: argparse.Namespace, accelerator: Accelerator, scheduler: DDPMScheduler, images: Tensor
+) -> UNet2DModel:
     model = make_unet(args.channels)
     optimizer = torch.optim.AdamW(model.parameters(), args.learning_rate)
     loader = DataLoader(images, args.batch_size, shuffle=True, drop_last=True)
@@ -97,15 +98,21 @@ def train(args: argparse.Namespace, scheduler: DDPMScheduler, images: Tensor) ->
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
-    set_seed(args.seed)
+    # Without GPUs several processes know of each other only if they are told to use the CPU.
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    # Each process draws its own timesteps and noise. Accelerate gives all the first one's weights,
+    # and divides one order of the images among them.
+    set_seed(args.seed, device_specific=True)
     images, ddpm = load_images(), DDPMScheduler(num_train_timesteps=args.train_timesteps)
-    unet = train(args, ddpm, images)
-    if not Accelerator().is_main_process:
+    unet = train(args, accelerator, ddpm, images)
+    if not accelerator.is_main_process:
         return
     some = images[torch.randperm(len(images))[: args.gamma_images]].to(unet.device)
     gamma = estimate_gamma(unet_model(unet, ddpm), noise_schedule(ddpm), [some])
     for variance, options in (("small", {}), ("analytic", {"gamma": gamma.values})):
-        scheduler = OptimalVarianceScheduler.from_config(ddpm.config, variance=variance, **options)
+        scheduler = OptimalVarianceScheduler.from_config(
+            ddpm.config, variance=variance, trajectory="linear", **options
+        )
         pipeline = DDPMPipeline(unet, scheduler)
         generator = torch.Generator().manual_seed(args.seed)
         pictures = pipeline(args.images, generator, num_inference_steps=args.inference_steps).images

@@ -16,6 +16,7 @@ from sa_plugin.calls import HostCall
 from sa_plugin.diagnosis.findings import Diagnosis
 from sa_plugin.diagnosis.measurement import diagnose
 from sa_plugin.hooks.hook import attach, detach
+from sa_plugin.hooks.sigma import SigmaSALoss
 from sa_plugin.hooks.wrappers import EpsModel, SigmaModel
 from sa_plugin.loss import SALoss, SALossOutput, sequence_aware_loss
 from sa_plugin.sampling.gamma import Gamma, estimate_gamma
@@ -37,6 +38,7 @@ __all__ = [
     "SALossOutput",
     "Sampler",
     "SigmaModel",
+    "SigmaSALoss",
     "TauTable",
     "attach",
     "bits_per_dim",

@@ -29,3 +29,14 @@ def namespace(*values: Numeric) -> Any:
 def bound(value: Numeric, low: float, high: float = math.inf) -> Numeric:
     """``value`` cut to [low, high]."""
     return namespace(value).clip(value, low, high)
+
+
+def added(total: Numeric, term: Numeric) -> Numeric:
+    """``total + term``; where both are tensors without a graph, in the memory of ``total``.
+
+    The caller has just made ``total`` and uses it no more. New memory costs as much as the sum.
+    """
+    tensors = isinstance(total, Tensor) and isinstance(term, Tensor)
+    if tensors and not torch.is_grad_enabled() and total.shape == term.shape:
+        return total.add_(term) if total.dtype == term.dtype else total + term
+    return total + term

@@ -136,15 +136,18 @@ def check_steps(n: Tensor, batch: int, N: int, *, name: str = "n", wait: bool = 
     return n.long()
 
 
-def check_recovered(eps: Tensor, name: str, host: object) -> bool:
-    """ValueError unless the noise recovered from a host's x_n has mean square 1; whether seen."""
+def check_recovered(eps: Tensor, cause: str) -> bool:
+    """ValueError unless the noise recovered from a host's x_n has mean square 1; whether seen.
+
+    Args:
+        cause: what may be wrong, for the error.
+    """
     seen = look(eps.float().square().mean(), wait=True)
     tolerance = 0.05 + 10 * math.sqrt(2 / eps.numel())  # ten standard errors
     if seen is not None and not abs(seen[0] - 1) < tolerance:
         raise ValueError(
             f"the noise recovered from the network's input has mean square {seen[0]:.4g}, not 1: "
-            f"times are not made from n by {host}, or {name} changes its images before it adds "
-            "noise"
+            f"{cause}"
         )
     return seen is not None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,18 @@ from torch import Tensor
 from sa_plugin.prediction import to_eps
 from sa_plugin.schedule import NoiseSchedule
 
+# (steps n [B] or [K, B], x [B, ...] or [K, B, ...]) -> (a, b) of x_n = a x_0 + b eps, over x.
+Levels = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
 
 def expand(coefficient: Tensor, x: Tensor) -> Tensor:
     """Append dimensions to ``coefficient`` ([B] or [K, B]) until it broadcasts over ``x``."""
     return coefficient.reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim))
+
+
+def tiled(own: Tensor, n: Tensor) -> Tensor:
+    """The images' own values [B] for the rows at steps n, [B], [R, B] or flat [R B]."""
+    return own.repeat(n.numel() // len(own)).reshape(n.shape)
 
 
 def follow(kwargs: dict[str, Any], batch: int, chosen: Tensor | slice) -> dict[str, Any]:

@@ -30,6 +30,7 @@ class HostCall(ABC):
     time: Any
     kwargs: dict[str, Any]
     rides: ClassVar[bool] = True  # whether other rows may ride behind the own one in its call
+    levels: ClassVar[Any] = None  # ``Levels`` of the rows' steps, where not the schedule's
 
     @abstractmethod
     def time_of(self, n: Tensor) -> Any:
@@ -58,6 +59,15 @@ class HostCall(ABC):
     def _follow(self, steps: Tensor) -> dict[str, Any]:
         rows, batch = steps.shape
         return follow(self.kwargs, batch, torch.arange(batch).repeat(rows)) if self.kwargs else {}
+
+
+def with_positions(network: Callable[..., Any]) -> Callable[..., Any]:
+    """The network as (x, time, *, args, kwargs): a ``HostCall`` has further arguments by name."""
+
+    def called(x: Tensor, time: Any, *, args: Any, kwargs: Any) -> Any:
+        return network(x, time, *args, **kwargs)
+
+    return called
 
 
 @dataclass(frozen=True)

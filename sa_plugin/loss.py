@@ -31,7 +31,7 @@ from sa_plugin._checks import (
     check_whole,
 )
 from sa_plugin._execution import without_graph
-from sa_plugin._tensors import Coefficients, expand
+from sa_plugin._tensors import Coefficients, Levels, expand
 from sa_plugin.calls import Answer, HostCall, MadeCall, PlainCall
 from sa_plugin.noise import NOISES, draw
 from sa_plugin.schedule import NoiseSchedule
@@ -237,8 +237,9 @@ class SALoss:
         """
         self._range_seen = check_images(x0, self._range_seen, wait=noise is None)
         window = self._window(check_steps(n, len(x0), self.schedule.N), anchor, generator)
-        eps = self._noises(window, x0, noise, generator, eps)
-        others = self._noised(x0, window.steps[1:], eps[1:])
+        levels = call.levels
+        eps = self._noises(window, x0, noise, generator, eps, levels)
+        others = self._noised(x0, window.steps[1:], eps[1:], levels)
         answers = self._ask(call, others, window.steps)
         return Asked(answers[0].first(), self, window, eps, answers)
 
@@ -279,6 +280,7 @@ class SALoss:
         noise: Tensor | None,
         generator: torch.Generator | None,
         own: Tensor | None = None,
+        levels: Levels | None = None,
     ) -> Tensor:
         """eps [K, B, ...] of the rows; ``own`` is row 0's where it is known."""
         known = int(own is not None)
@@ -298,16 +300,18 @@ class SALoss:
             if "eps" not in self._noise_seen:
                 self._check_noise("eps", own)
             draws = torch.cat([own.detach()[None], draws])
-        return NOISES[self.noise](draws, window, self._coefficients)
+        return NOISES[self.noise](draws, window, levels or self._coefficients)
 
     def _check_noise(self, name: str, noise: Tensor) -> None:
         """ValueError for noise that is not finite; called in the first evaluation alone."""
         check_finite(name, noise)
         self._noise_seen.add(name)
 
-    def _noised(self, x0: Tensor, steps: Tensor, eps: Tensor) -> Tensor:
+    def _noised(
+        self, x0: Tensor, steps: Tensor, eps: Tensor, levels: Levels | None = None
+    ) -> Tensor:
         """x_s = sqrt(cum_alpha_s) x_0 + sqrt(cum_beta_s) eps_s, in x_0's dtype."""
-        a, b = self._coefficients(steps, eps)
+        a, b = (levels or self._coefficients)(steps, eps)
         return (a * x0 + b * eps).to(x0.dtype)
 
     def _ask(self, call: HostCall, others: Tensor, steps: Tensor) -> list[Answer]:

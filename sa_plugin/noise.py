@@ -11,23 +11,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sa_plugin._tensors import Coefficients, expand
+from sa_plugin._tensors import Levels, expand
 from sa_plugin.window import Window
 
 
-def independent(z: Tensor, window: Window, coefficients: Coefficients) -> Tensor:
+def independent(z: Tensor, window: Window, levels: Levels) -> Tensor:
     """eps_s = z_s."""
     return z
 
 
-def shared(z: Tensor, window: Window, coefficients: Coefficients) -> Tensor:
+def shared(z: Tensor, window: Window, levels: Levels) -> Tensor:
     """eps_s = z."""
     return z.expand(len(window.steps), *z.shape[1:])
 
 
-def chain(z: Tensor, window: Window, coefficients: Coefficients) -> Tensor:
+def chain(z: Tensor, window: Window, levels: Levels) -> Tensor:
     """eps_s = rho eps_m + sqrt(1 - rho^2) z_s, m the neighbour of s towards the own row."""
-    a, b = coefficients(window.steps, z)
+    a, b = levels(window.steps, z)
     positions, ratio, eps = window.positions.to(z.device), a / b, [z[0]]
     for row in range(1, len(z)):
         below = expand(positions[row] == positions[0] - 1, z[row])  # next to the own row again

@@ -29,6 +29,7 @@ from sa_plugin._tensors import DeviceTables, FirstBad, follow
 from sa_plugin.sampling.batches import MOST, BlockNoise, noise_for, parts_of, shown
 from sa_plugin.sampling.reverse import ReverseCoefficients, reverse_moments, split_output
 from sa_plugin.sampling.sampler import Sampler
+from sa_plugin.sampling.trajectory import check_rises
 from sa_plugin.sampling.variance import iddpm_variance
 from sa_plugin.schedule import NoiseSchedule
 
@@ -103,6 +104,7 @@ def negative_elbo(
     options: dict[str, Any] = {"predicts": predicts, "clip_x0": clip_x0, "avg_cov": avg_cov}
     path: dict[str, Any] = {"steps": steps, "trajectory": trajectory, "gamma": gamma}
     sampler = Sampler(model, schedule, variance=variance, **path, **options)
+    check_rises(sampler.timesteps, trajectory)
     bound = _Bound(sampler, variance, options, decoder_variance)
     done = []
     for part in parts_of(len(x0), batch_size or len(x0)):

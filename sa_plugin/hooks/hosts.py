@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,8 +17,11 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from sa_plugin._execution import module_of
-from sa_plugin._tensors import Coefficients
+from sa_plugin._tensors import Coefficients, Levels, expand, tiled
 from sa_plugin.calls import HostCall
+from sa_plugin.loss import SALoss
+from sa_plugin.prediction import to_eps
+from sa_plugin.schedule import NoiseSchedule
 
 HEADS = {"out2", "before_out", "norm_out2", "conv_out2"}  # the modules of these codes' heads
 
@@ -44,26 +48,56 @@ class CriterionCall(HostCall):
         first = output[0] if isinstance(output, tuple | list) else output
         if self.predicts == "eps":
             return first
-        return self.coefficients.eps_of(first, x, n, self.predicts)
+        a, b = (self.levels or self.coefficients)(n, x)
+        return to_eps(first, x, a, b, self.predicts)
 
 
-class Host(ABC):
-    """A kind of criterion: ``network`` names its attribute that is called with (x_n, time).
+class Owner(ABC):
+    """A kind of object with an objective, known by the attributes that it has.
 
-    ``needed`` names the other attributes that such a criterion has.
+    ``needed`` names these attributes, ``objective`` the one that ``attach`` replaces.
     """
 
-    network: str
+    objective = "objective"
     needed: tuple[str, ...]
 
-    def missing(self, criterion: Any) -> list[str]:
-        """The attributes that the criterion lacks to be of this kind."""
-        names = (self.network, *self.needed, "objective")
-        return [name for name in names if not hasattr(criterion, name)]
+    def missing(self, owner: Any) -> list[str]:
+        """The attributes that the object lacks to be of this kind."""
+        return [name for name in (*self.needed, self.objective) if not hasattr(owner, name)]
 
     @abstractmethod
-    def betas(self, criterion: Any) -> ArrayLike:
+    def betas(self, owner: Any) -> ArrayLike:
         """[N+1] with betas[0] = 0."""
+
+    def check(self, owner: Any, loss: SALoss) -> None:
+        """ValueError for what cannot be served."""
+        loss.schedule.check_same(self.betas(owner))
+
+
+class Host(Owner):
+    """A kind of criterion: ``network`` names its attribute that is called with (x_n, time)."""
+
+    network: str
+    call: ClassVar[type[CriterionCall]] = CriterionCall
+
+    def missing(self, owner: Any) -> list[str]:
+        """As for every owner, the network among them."""
+        return [*([] if hasattr(owner, self.network) else [self.network]), *super().missing(owner)]
+
+    def check(self, owner: Any, loss: SALoss) -> None:
+        """ValueError for another schedule, a frozen network, or ``reuse`` without a loss of eps."""
+        super().check(owner, loss)
+        if loss.lam > 0 and self.is_frozen(owner):
+            raise ValueError(
+                f"the noise network of this {type(owner).__name__} is frozen, only a head is "
+                "trained: the SA term would change nothing; attach to the noise network's own "
+                "training"
+            )
+        if loss.reuse and self.predicts(owner) != "eps":
+            raise ValueError(
+                "reuse takes a host whose own loss is the squared error of eps, got one whose "
+                f"network predicts {self.predicts(owner)!r}"
+            )
 
     @abstractmethod
     def steps(self, criterion: Any, time: Any, N: int) -> Tensor:
@@ -156,6 +190,71 @@ class AnalyticDPM(Host):
             )
         shift1 = getattr(criterion, "shift1", False) if shift1 is None else shift1
         return 1000 / N if rescale else 1.0, int(shift1)
+
+
+class _ContinuousCall(CriterionCall):
+    """A call at times between the steps of a grid."""
+
+    host: VPSDE
+
+    @property
+    def levels(self) -> Levels:
+        return partial(self.host.levels, self.time)
+
+
+@dataclass(frozen=True)
+class VPSDE(Host):
+    """Continuous times u in (0, 1] of the VP SDE with beta(u) = 0.1 + 19.9 u (arXiv 2011.13456).
+
+    The rows of an image's window lie at its own u, u - 1/N, u - 2/N, ... Rows nearer than 1 / (2 N)
+    to the clean image, or beyond it, are left out. ``NoiseSchedule.vpsde(N)`` is the schedule.
+
+    Args:
+        N: steps of the grid.
+        network: the criterion's attribute that is called with (x_u, time).
+        scale: the time for u = 1: 1 for a wrapper that takes u, 999 for a network's own times.
+        output: what the network's (first) output is: "eps", "x0" or "v".
+    """
+
+    N: int = 1000
+    network: str = "wrapper"
+    scale: float = 1.0
+    output: str = "eps"
+    needed = ()
+    call = _ContinuousCall
+
+    def betas(self, criterion: Any) -> ArrayLike:
+        return NoiseSchedule.vpsde(self.N).betas
+
+    def predicts(self, criterion: Any) -> str:
+        return self.output
+
+    def steps(self, criterion: Any, time: Any, N: int) -> Tensor:
+        return (self._u(time) * N).round().long().clamp(1, N)
+
+    def times(self, criterion: Any, n: Tensor, N: int, like: Any) -> Any:
+        times = self._at(like, n) * self.scale
+        if isinstance(like, Tensor):
+            return times.to(like)
+        return times.cpu().numpy().astype(np.asarray(like).dtype)
+
+    def levels(self, time: Any, n: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(a, b) of x_u = a x_0 + b eps of the rows at steps n around the call's own times."""
+        u = self._at(time, n)
+        integral = 0.1 * u + 19.9 / 2 * u**2
+        like = torch.promote_types(x.dtype, torch.float32)
+        a, b = (-integral / 2).exp(), (-(-integral).expm1()).sqrt()
+        return expand(a.to(x.device, like), x), expand(b.to(x.device, like), x)
+
+    def _u(self, time: Any) -> Tensor:
+        """The images' own u [B], float64."""
+        return torch.as_tensor(time).double().flatten() / self.scale
+
+    def _at(self, time: Any, n: Tensor) -> Tensor:
+        """u of the rows at steps n, counted from the images' own."""
+        u = self._u(time).to(n.device)
+        own = self.steps(None, time, self.N).to(n.device)
+        return tiled(u, n) + (n - tiled(own, n)) / self.N
 
 
 HOSTS: tuple[Host, ...] = (ExtendedAnalyticDPM(), AnalyticDPM())

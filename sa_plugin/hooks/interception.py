@@ -25,21 +25,30 @@ def intercepted(owner: Any, name: str, around: Around) -> Iterator[None]:
             f"{name} is intercepted already: the objective calls itself, or another one that an SA "
             "loss is attached to"
         )
-    stand_in = _StandIn(held, around)
     described = hasattr(getattr(type(owner), name, None), "__set__")  # a property, a slot
     before = {name: own[name]} if name in own else {}
-    if described:
-        setattr(owner, name, stand_in)
-    else:
-        own[name] = stand_in
-    try:
-        yield
-    finally:
+    with standing_in(held, around) as stand_in:
         if described:
-            setattr(owner, name, held)
-        elif own.get(name) is stand_in:  # else the host has assigned another one
-            del own[name]
-            own.update(before)
+            setattr(owner, name, stand_in)
+        else:
+            own[name] = stand_in
+        try:
+            yield
+        finally:
+            if described:
+                setattr(owner, name, held)
+            elif own.get(name) is stand_in:  # else the host has assigned another one
+                del own[name]
+                own.update(before)
+
+
+@contextmanager
+def standing_in(held: Callable[..., Any], around: Around) -> Iterator[Any]:
+    """A stand-in for ``held``, whose calls are ``around(held, *args, **kwargs)`` in the block."""
+    stand_in = _StandIn(held, around)
+    try:
+        yield stand_in
+    finally:
         vars(stand_in)["_around"] = None  # a checkpoint calls it again, in the backward pass
 
 

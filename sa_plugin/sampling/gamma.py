@@ -27,7 +27,7 @@ from sa_files.tensors import entries_once, load_tensors
 from sa_files.writing import written_atomically
 from sa_plugin._checks import check_choice, check_finite, check_non_negative, check_whole
 from sa_plugin._execution import NetworkCall
-from sa_plugin._tensors import Coefficients
+from sa_plugin._tensors import Coefficients, follow
 from sa_plugin.prediction import PREDICTS
 from sa_plugin.sampling.batches import MOST, BlockNoise, images_of, shown
 from sa_plugin.sampling.reverse import split_output
@@ -114,6 +114,7 @@ def estimate_gamma(
     save_every: float = 60.0,
     stop: Callable[[], bool] = lambda: False,
     progress: bool = False,
+    **model_kwargs: Any,
 ) -> Gamma:
     """Gamma_n at all steps with its standard error, by N * n_images * noises network evaluations.
 
@@ -123,9 +124,9 @@ def estimate_gamma(
     the rounding of float64 sums. Only saves wait for the device.
 
     Args:
-        model: ``(x [B, ...], n int64 [B] in 1..N)`` -> eps, or a pair that begins with eps. Its
-            train/eval mode is not changed; gradients are off. It gets x in its parameters' type,
-            as in ``Sampler``.
+        model: ``(x [B, ...], n int64 [B] in 1..N, **model_kwargs)`` -> eps, or a pair that begins
+            with eps. Its train/eval mode is not changed; gradients are off. It gets x in its
+            parameters' type, as in ``Sampler``.
         batches: x_0 in [-1, 1], floating point [B, ...], on the network's device; independent
             images. x_n is made in their dtype. To continue a checkpoint, pass a new iterable with
             the images in the same order.
@@ -138,6 +139,7 @@ def estimate_gamma(
         save_every: seconds between saves; 0 saves after every step.
         stop: called after every step of a batch; True saves the state and raises KeyboardInterrupt.
         progress: show a bar over all steps of a batch (extra "progress").
+        model_kwargs: go to every call; tensors of length ``n_images`` (labels) follow their images.
 
     Raises:
         ValueError: a bad argument, too few images, a checkpoint of other draws, or a network output
@@ -149,7 +151,11 @@ def estimate_gamma(
     check_whole("seed", seed, 0, MOST)
     check_choice("predicts", predicts, PREDICTS)
     check_non_negative("save_every", save_every)
-    squares = _MeanSquares(model, schedule, noises, seed, predicts, noise)
+
+    def given(rows: slice) -> dict[str, Any]:
+        return follow(model_kwargs, n_images or -1, rows)
+
+    squares = _MeanSquares(model, schedule, noises, seed, predicts, noise, given)
     tally = Tally(schedule.N)
     store = Store(checkpoint, save_every, squares.identity)
     store.read_into(tally)
@@ -198,8 +204,10 @@ class _MeanSquares:
         seed: int,
         predicts: str,
         noise: Callable[[int], Tensor] | None,
+        given: Callable[[slice], dict[str, Any]],
     ) -> None:
         self._network = NetworkCall(model)
+        self._given = given
         self._noises = noises
         self._seed = seed
         self._predicts = predicts
@@ -218,10 +226,11 @@ class _MeanSquares:
         """float64 [B] for the images first..first + B - 1 at step n."""
         steps = torch.full((len(x0),), n, dtype=torch.int64, device=x0.device)
         a, b = self._coefficients(steps, x0)
+        given = self._given(slice(first, first + len(x0)))
         total = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
         for eps in self._draws(x0, first, n):
             x = (a * x0 + b * eps).to(x0.dtype)
-            output, _ = split_output(self._network(x, steps), x, "analytic")
+            output, _ = split_output(self._network(x, steps, **given), x, "analytic")
             predicted = self._coefficients.eps_of(output, x, steps, self._predicts)
             total += predicted.double().square().flatten(1).mean(1)
         return total / self._noises

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sa_plugin._arrays import Numeric, bound, namespace
+from sa_plugin._arrays import Numeric, added, bound, namespace
 from sa_plugin._checks import check_output
 from sa_plugin.prediction import to_eps, to_x0
 from sa_plugin.sampling.variance import (
@@ -139,7 +139,7 @@ class ReverseCoefficients:
         mean = self.x0_weight * x0
         for weight, value in ((self.x_weight, x), (self.eps_weight, eps)):
             if not (isinstance(weight, float) and weight == 0):
-                mean = mean + weight * value
+                mean = added(mean, weight * value)
         return mean
 
 
@@ -161,7 +161,7 @@ def reverse_moments(
     *,
     variance: str,
     predicts: str = "eps",
-    clip_x0: bool = True,
+    clip_x0: float = True,
     avg_cov: bool = False,
 ) -> ReverseMoments:
     """Mean and variance of one reverse step: a pure function, options as in ``Sampler``.
@@ -171,13 +171,29 @@ def reverse_moments(
         x: x_t, [B, ...], of any array library.
         output, second: the network's outputs, in x's shape.
 
-    With ``clip_x0`` the predicted x_0 is cut to [-1, 1] and its covariance to [0, 1]. This does not
-    change the predicted noise: DDIM's direction term keeps the network's own eps.
+    With ``clip_x0`` the predicted x_0 is cut to [-1, 1] and its covariance to [0, 1]; a number r
+    cuts them to [-r, r] and [0, r^2]. This does not change the predicted noise: DDIM's direction
+    term keeps the network's own eps.
     """
     eps = to_eps(output, x, c.a, c.b, predicts)
     x0 = to_x0(output, x, c.a, c.b, predicts)
     if clip_x0:
-        x0 = bound(x0, -1, 1)
+        x0 = bound(x0, -float(clip_x0), float(clip_x0))
+    return moments_of(c, x, x0, eps, second, variance=variance, clip_x0=clip_x0, avg_cov=avg_cov)
+
+
+def moments_of(
+    c: ReverseCoefficients,
+    x: Numeric,
+    x0: Numeric,
+    eps: Numeric,
+    second: Numeric | None,
+    *,
+    variance: str,
+    clip_x0: float,
+    avg_cov: bool,
+) -> ReverseMoments:
+    """The same from the predicted x_0, as clipped by the caller, and eps."""
     mean = c.mean(x0, x, eps)
     if variance in ("small", "big"):
         sigma2 = c.small if variance == "small" else c.big

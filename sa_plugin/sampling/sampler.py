@@ -16,6 +16,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from sa_plugin._arrays import added
 from sa_plugin._checks import check_choice, check_non_negative, check_whole
 from sa_plugin._execution import NetworkCall, module_of
 from sa_plugin._execution import to_cpu as batches_to_cpu
@@ -65,7 +66,8 @@ class Sampler:
         variance: "small", "big", "iddpm" (2102.09672), "analytic" (2201.06503), "npr", "sn"
             (2206.07309) or "heuristic"; see ``variance.covariance``. npr, sn and iddpm need a pair.
         steps: length of the trajectory; may be left out if ``trajectory`` is a list.
-        trajectory: a kind of ``choose_timesteps``, or an ascending list of steps in 1..N.
+        trajectory: a kind of ``choose_timesteps``, or an ascending list of steps in 1..N. Steps may
+            repeat, as those of the hosts' codes do, unless ``variance`` is "iddpm".
         gamma: Gamma_n = E mean(eps_pred^2), [N+1], for "analytic" and for "dp_seg".
         predicts: what the network's (first) output is: "eps", "x0" or "v".
         clip_x0: cut the predicted x_0 to [-1, 1] and its covariance to [0, 1].
@@ -114,7 +116,10 @@ class Sampler:
             model, channels_last=channels_last, autocast=autocast, compile=compile
         )
         self.schedule = schedule
-        self.timesteps = resolve_trajectory(schedule, steps, trajectory, values)
+        # iddpm's variance has no value where a step adds no noise.
+        self.timesteps = resolve_trajectory(
+            schedule, steps, trajectory, values, repeats=variance != "iddpm"
+        )
         check_whole("clip_sigma_idx", clip_sigma_idx, 0, len(self.timesteps))
         self.coefficients = ReverseCoefficients.build(
             schedule,
@@ -278,7 +283,7 @@ class Sampler:
                 )
                 x_s = moments.mean
                 if s > 0 and self._is_random:
-                    x_s = x_s + draw(k).to(x) * moments.variance**0.5
+                    x_s = added(x_s, draw(k).to(x) * moments.variance**0.5)
             yield ReverseStep(t, s, x, x_s, moments.x0, moments.eps)
             x = x_s
         first_bad.refuse()

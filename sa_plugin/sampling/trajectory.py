@@ -2,7 +2,8 @@
 
 A trajectory is an ascending list t_1 < ... < t_K inside 1..N. The reverse process goes from t_K
 down to t_1 and then to the clean image. A rule that is dense at one end can give the same step
-twice. The repeat is then raised by one, so the trajectory always has K different steps.
+twice. The repeat is then raised by one, so the trajectory has K different steps. One kind keeps the
+repeats, as the hosts do.
 """
 
 from __future__ import annotations
@@ -18,7 +19,15 @@ from sa_plugin._checks import check_choice, check_whole
 from sa_plugin.sampling.variance import check_gamma
 from sa_plugin.schedule import NoiseSchedule
 
-TRAJECTORIES = ("linear", "power2", "quad_ddim", "linear_ddim", "dp_seg", "dp_vb")
+TRAJECTORIES = (
+    "linear",
+    "power2",
+    "quad_ddim",
+    "quad_ddim_host",
+    "linear_ddim",
+    "dp_seg",
+    "dp_vb",
+)
 
 
 def choose_timesteps(
@@ -30,13 +39,16 @@ def choose_timesteps(
     betas: ArrayLike | None = None,
     terms: ArrayLike | None = None,
 ) -> list[int]:
-    """A trajectory of ``steps`` steps out of 1..N, strictly increasing.
+    """A trajectory of ``steps`` steps out of 1..N, strictly increasing but for "quad_ddim_host".
 
     With u_k = k / (steps - 1), k = 0..steps-1, before repeats are raised:
 
     - ``linear``: round(1 + u_k (N - 1)).
     - ``power2``: round(N - (N - 1) sqrt(1 - u_k)): dense at small t.
     - ``quad_ddim``: 1 + floor(0.8 N u_k^2) (arXiv 2010.02502, appendix D.2): ends at 0.8 N.
+    - ``quad_ddim_host``: the same with its repeats, as the codes of DDIM and Analytic-DPM visit it:
+      1, 1, 2, 3, 6, 9, ... with 50 of 1000 steps, 49 of them different. From a step to itself
+      nothing is added; DDIM with a clipped x_0 moves all the same. For ``Sampler`` alone.
     - ``linear_ddim``: 1 + floor(k N / steps) (same appendix).
     - ``dp_seg``: the path from 1 to N with the least sum of log(1 - skip_beta(s, t) gamma_t /
       cum_beta_t), the optimal trajectory of arXiv 2201.06503 (section 4). Needs gamma and betas.
@@ -70,11 +82,11 @@ def choose_timesteps(
         chosen = [round(1 + k * (N - 1) / last) for k in range(steps)]
     elif kind == "power2":
         chosen = [round(N - (N - 1) * math.sqrt((last - k) / last)) for k in range(steps)]
-    elif kind == "quad_ddim":  # integers only: 0.8 N u^2 must not round down past one
-        chosen = [1 + 4 * N * k * k // (5 * last * last) for k in range(steps)]
-    else:
+    elif kind == "linear_ddim":
         chosen = [1 + k * N // steps for k in range(steps)]
-    return _push_repeats_up(chosen)
+    else:  # integers only: 0.8 N u^2 must not round down past one
+        chosen = [1 + 4 * N * k * k // (5 * last * last) for k in range(steps)]
+    return chosen if kind == "quad_ddim_host" else _push_repeats_up(chosen)
 
 
 def resolve_trajectory(
@@ -82,29 +94,44 @@ def resolve_trajectory(
     steps: int | None,
     trajectory: str | Sequence[int],
     gamma: ArrayLike | None = None,
+    *,
+    repeats: bool = False,
 ) -> list[int]:
     """The steps of a kind of ``choose_timesteps``, or the user's own list, checked.
 
+    Args:
+        repeats: whether a step may be visited again and again.
+
     Raises:
-        ValueError: as ``choose_timesteps``; a list that does not rise strictly inside 1..N or whose
-            length is not ``steps`` (None allows any length).
+        ValueError: as ``choose_timesteps``; a list that does not rise strictly inside 1..N, but for
+            ``repeats``, or whose length is not ``steps`` (None allows any length).
     """
     N = schedule.N
     if isinstance(trajectory, str):
         if steps is None:
             raise ValueError(f"steps must be a whole number in 1..{N}, got None")
-        return choose_timesteps(N, steps, trajectory, gamma=gamma, betas=schedule.betas)
+        visited = choose_timesteps(N, steps, trajectory, gamma=gamma, betas=schedule.betas)
+        if not repeats:
+            check_rises(visited, trajectory)
+        return visited
     chosen = np.asarray(trajectory)
     if chosen.ndim != 1 or chosen.size == 0 or not np.issubdtype(chosen.dtype, np.integer):
         raise ValueError(
             f"trajectory must be one of {TRAJECTORIES} or a list of whole numbers, "
             f"got {trajectory!r}"
         )
-    if chosen[0] < 1 or chosen[-1] > N or np.any(np.diff(chosen) <= 0):
-        raise ValueError(f"trajectory must rise strictly inside 1..{N}, got {trajectory!r}")
+    if chosen[0] < 1 or chosen[-1] > N or np.any(np.diff(chosen) < (0 if repeats else 1)):
+        rise = "not fall" if repeats else "rise strictly"
+        raise ValueError(f"trajectory must {rise} inside 1..{N}, got {trajectory!r}")
     if steps is not None and steps != len(chosen):
         raise ValueError(f"trajectory has {len(chosen)} entries, but steps = {steps!r}")
     return [int(n) for n in chosen]
+
+
+def check_rises(timesteps: Sequence[int], trajectory: object) -> None:
+    """ValueError if a trajectory visits a step twice."""
+    if len(set(timesteps)) < len(timesteps):
+        raise ValueError(f"trajectory must not repeat steps here, got {trajectory!r}")
 
 
 def least_cost_path(cost: NDArray[np.float64], first: int, last: int, nodes: int) -> list[int]:

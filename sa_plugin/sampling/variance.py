@@ -101,7 +101,7 @@ def covariance(
     second: Numeric | None = None,
     gamma: Numeric | None = None,
     average: bool = False,
-    clip: bool = False,
+    clip: float = False,
 ) -> Numeric:
     """Diagonal of Cov[x_0 | x_t] by ``method``, one of COVARIANCES, in squared units of x_0.
 
@@ -113,8 +113,8 @@ def covariance(
         average: take the mean over each image's dimensions, before any clipping: a mean of clipped
             estimates would be biased. There is no mean over the batch, so an image does not depend
             on its neighbours.
-        clip: bound it by 1, which no variance of data in [-1, 1] exceeds. The lower bound is always
-            0.
+        clip: r bounds it by r^2, which no variance of data in [-r, r] exceeds; True is 1. The
+            lower bound is always 0.
 
     Raises:
         ValueError: unknown method, or its argument is missing.
@@ -132,7 +132,7 @@ def covariance(
         raise ValueError(f"method must be one of {COVARIANCES}, got {method!r}")
     if average and np.ndim(result) > 1:
         result = result.mean(tuple(range(1, result.ndim)), keepdims=True)
-    return bound(result, 0.0, 1.0 if clip else math.inf)
+    return bound(result, 0.0, float(clip) ** 2 if clip else math.inf)
 
 
 def forward_variance(tilde_beta: Numeric, forward: str, eta: float = 0.0) -> Numeric:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tests.code_blocks import ROOT, Block, all_blocks, blocks, pages, run
 from tests.published import random_state, save_host, save_sa_dpm_training, tiny
+from tests.stand_ins import OriginalContinuous
 from tests.toys import images
 from third_party.analytic_dpm.criterions import DDPMDSM
 from third_party.common.schedule import NamedSchedule
@@ -54,6 +55,7 @@ def _criteria(folder: Path) -> Variables:
         DTDSM(schedule, wrapper, *states),
         DDPMDSM(betas, True, *states),
         DDPMDSM(betas, False, *states, shift1=True),
+        OriginalContinuous(network),
     ):
         yield {"criterion": criterion}
         assert criterion.objective(images(0, 8, 1, 8, 8).float()).shape == (8,)

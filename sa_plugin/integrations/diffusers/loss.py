@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from sa_plugin.hooks.wrappers import EpsModel
 from sa_plugin.integrations.diffusers.models import (
     call_unet,
+    ends_in_noise,
     noise_schedule,
     predicts_of,
     unpack,
@@ -26,6 +28,8 @@ class DiffusersSALoss:
     Both terms compare noises, whatever the network predicts: the epsilon loss, for "sample" the
     official example's SNR-weighted loss, for "v_prediction" cum_alpha times the v loss. Means over
     an image's dimensions, as ``F.mse_loss`` has it. Learned-range channels get no gradient from it.
+    At a zero terminal SNR x_T is the noise, and its step gets no gradient either, which is warned
+    of: keep the loop's own loss and add ``lam * sa_loss(..., model_output).sa`` to it.
 
     Args:
         scheduler: the noise scheduler of the loop.
@@ -46,6 +50,12 @@ class DiffusersSALoss:
     ) -> None:
         self.scheduler = scheduler
         self.loss = SALoss(noise_schedule(scheduler), K, lam, reduction=reduction, **options)
+        if ends_in_noise(self.loss.schedule):
+            warnings.warn(
+                f"{type(scheduler).__name__} has a zero terminal SNR: this loss does not train its "
+                "last step; keep your own v loss and add lam * sa_loss(..., model_output).sa to it",
+                stacklevel=2,
+            )
         self._eps_model = EpsModel(
             call_unet,
             self.loss.schedule,

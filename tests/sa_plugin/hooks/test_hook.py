@@ -458,7 +458,7 @@ class Other:
 
 @refuses(
     ((object(),), "object has no attribute 'wrapper'"),
-    ((Other(),), "Other has no attribute 'wrapper' or 'betas' to hook"),
+    ((Other(),), "Other has no attribute 'wrapper' or 'betas' or 'training_losses' to hook"),
     ((Other(), AnalyticDPM()), "Other has no attribute 'betas' to hook"),
 )
 def test_unknown_criteria_are_refused(given):

@@ -10,12 +10,21 @@ import torch
 from torch import nn
 
 from sa_plugin.hooks.hook import attach, detach
-from sa_plugin.hooks.hosts import AnalyticDPM
+from sa_plugin.hooks.hosts import VPSDE, AnalyticDPM
 from sa_plugin.loss import SALoss
 from sa_plugin.schedule import NoiseSchedule
 from tests.code_blocks import ROOT, blocks, run
 from tests.refusals import refuses
-from tests.stand_ins import KINDS, PORT, OriginalAnalytic, OriginalModule, original, port, seed
+from tests.stand_ins import (
+    KINDS,
+    PORT,
+    OriginalAnalytic,
+    OriginalContinuous,
+    OriginalModule,
+    original,
+    port,
+    seed,
+)
 from tests.toys import Toy, images
 from third_party.analytic_dpm import criterions as analytic
 from third_party.common.schedule import NamedSchedule
@@ -160,7 +169,7 @@ def test_a_wrong_description_is_noticed_by_the_noise():
     host = AnalyticDPM(rescale_timesteps=True, shift1=True)  # n / 10 + 1
     criterion = attach(Undescribed(untrained(), 1.0, 1), SALoss(SCHEDULE), host)
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"mean square \S+, not 1: times are not made"):
+        with pytest.raises(ValueError, match=r"no step: times are not made from n by Analyti"):
             evaluate(criterion)
 
 
@@ -242,3 +251,67 @@ def test_built_criterion_has_the_hosts_optimiser():
     drawn = NamedSchedule("linear", 1000, stratified=True)
     assert analytic.build_criterion(drawn, untrained())._schedule.stratified
     assert (criterion.rescale_timesteps, criterion.shift1) == (False, True)
+
+
+# -- continuous times
+
+
+@pytest.mark.parametrize("numpy", [False, True])
+@pytest.mark.parametrize("host", [VPSDE(50), VPSDE(50, network="eps_model", scale=999)])
+@pytest.mark.parametrize("options", [{}, {"stack": False}], ids=str)
+def test_continuous_times_have_neighbours_one_step_of_the_grid_apart(host, numpy, options):
+    """Value and gradient with rows at u and u - 1/50; the second is left out where u < 1.5/50."""
+    network = untrained()
+    criterion = OriginalContinuous(network, host.network, numpy)
+    attach(criterion, SALoss(NoiseSchedule.vpsde(50), K=2, lam=0.7, **options), host)
+    values = evaluate(criterion)
+    (slope,) = torch.autograd.grad(values.sum(), network.scale)
+
+    seed(1)
+    u, eps = criterion.draw(X0)
+    noises, errors = [eps, torch.randn_like(X0)], []
+    for at, noise in zip((u, np.maximum(u - 1 / 50, 1e-9)), noises, strict=True):
+        x = criterion.noised(X0, at, noise)
+        errors.append(network(x, torch.from_numpy(999 * at)) - noise)
+    counts = torch.from_numpy(u >= 1.5 / 50).reshape(-1, 1, 1, 1)
+    assert counts.sum() < len(u)
+    gap = (errors[0] + counts * errors[1]) / 2
+    expected = (errors[0] ** 2 + 0.7 * gap**2).sum((1, 2, 3))
+    torch.testing.assert_close(values, expected, rtol=1e-6, atol=1e-6)
+    (expected,) = torch.autograd.grad(expected.sum(), network.scale)
+    torch.testing.assert_close(slope, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("noise", ["shared", "chain"])
+@pytest.mark.parametrize("backprop", ["all", "one"])
+def test_continuous_times_on_the_grid_are_those_of_steps(noise, backprop):
+    """There the term is that of the discrete host, with every option."""
+    loss = SALoss(NoiseSchedule.vpsde(50), K=3, noise=noise, backprop=backprop)
+
+    class OnGrid(OriginalContinuous):
+        def draw(self, v):
+            return np.random.randint(1, 51, len(v)) / 50, torch.randn_like(v)  # noqa: NPY002
+
+    criterion = attach(OnGrid(untrained()), loss, VPSDE(50))
+    evaluate(criterion)
+    u, eps = (seed(1), criterion.draw(X0))[1]
+    n = torch.from_numpy((u * 50).round().astype(int))
+    _, sa = loss.sa_term(lambda x, n: criterion.model(x, 999 * n / 50), X0, n, eps)
+    assert criterion.statistics["sa_loss"] == pytest.approx(sa.mean().item(), rel=1e-6)
+
+
+@refuses(
+    (("wrapper", None, {}), "has no attribute 'schedule' or .*continuous times take .*VPSDE"),
+    (
+        ("eps_model", AnalyticDPM(True), {"betas": VPSDE(100).betas(None)}),
+        "time .* no step: .*take .*VPSDE",
+    ),
+    (("wrapper", VPSDE(50), {}), "the schedule has N = 100, the host's N = 50"),
+)
+def test_continuous_times_are_refused_where_they_are_not_served(case):
+    """Rounded to steps they would pass for a discrete host's: x_n differs by half a step."""
+    network, host, attributes = case
+    criterion = OriginalContinuous(untrained(), network)
+    vars(criterion).update(attributes)
+    attach(criterion, SALoss(NoiseSchedule.vpsde(100)), host)
+    evaluate(criterion)

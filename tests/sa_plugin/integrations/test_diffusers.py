@@ -183,9 +183,10 @@ def test_a_config_of_diffusers_is_taken_over(tmp_path):
     ({"variance": "analytic"}, "needs gamma"),
     ({"variance": "best"}, "variance must be one of .*got 'best'"),
     ({"prediction_type": "flow"}, "prediction_type must be one of .*got 'flow'"),
-    ({"clip_sample_range": 2.0}, "clip_sample_range must be 1.0, got 2.0"),
-    ({"thresholding": True}, "thresholding must be False, got True"),
+    ({"clip_sample_range": 0.0}, "clip_sample_range must be a finite number > 0, got 0.0"),
+    ({"timestep_spacing": "even"}, "timestep_spacing must be one of .*got 'even'"),
     ({"trajectory": [3, 2]}, "rise strictly"),
+    ({"rescale_betas_zero_snr": True}, "must be 'v_prediction' or 'sample', got 'epsilon'"),
 )
 def test_bad_options_are_refused(options):
     OptimalVarianceScheduler(T, **options)
@@ -196,9 +197,18 @@ def test_bad_steps_are_refused():
     x = torch.zeros(1, 3, 8, 8)
     with pytest.raises(ValueError, match="must have 6 channels with variance 'sn', got 3"):
         scheduler.step(x, 3, x)
-    scheduler.set_timesteps(timesteps=[30, 10])
-    with pytest.raises(ValueError, match=r"timestep must be one of \[30, 10\], got 3"):
-        scheduler.step(x, 3, x)
+    with pytest.raises(ValueError, match=r"timestep must be a whole number in 0..49, got 50"):
+        scheduler.step(torch.zeros(1, 6, 8, 8), 50, x)
+    with pytest.raises(ValueError, match=r"eta belongs to forward 'ddim'.*got 0.5"):
+        scheduler.step(torch.zeros(1, 6, 8, 8), 3, x, eta=0.5)
+    for timesteps in ([10, 30], [50, 3], []):
+        with pytest.raises(ValueError, match=r"timesteps must fall strictly inside 0..49"):
+            scheduler.set_timesteps(timesteps=timesteps)
+    for options in ({}, {"timestep_spacing": "leading"}):
+        with pytest.raises(ValueError, match="num_inference_steps must be a whole number"):
+            OptimalVarianceScheduler(T, **options).set_timesteps()
+    with pytest.raises(ValueError, match=r"steps_offset must be a whole number in 0..1, got 2"):
+        OptimalVarianceScheduler(T, timestep_spacing="leading", steps_offset=2).set_timesteps(25)
 
 
 def test_the_schedule_keeps_its_digits():
@@ -207,14 +217,6 @@ def test_the_schedule_keeps_its_digits():
         expected = getattr(exact, name)
         np.testing.assert_allclose(getattr(found, name), expected, rtol=2e-6, atol=0)
     np.testing.assert_allclose(found.cum_betas[1:20], exact.cum_betas[1:20], rtol=2e-7, atol=0)
-
-
-def test_a_zero_terminal_snr_is_named_with_the_way_out():
-    scheduler = DDPMScheduler(T, rescale_betas_zero_snr=True, prediction_type="v_prediction")
-    said = "DDPMScheduler has a zero terminal SNR: .*with rescale_betas_zero_snr=False"
-    for entrance in (noise_schedule, DiffusersSALoss):
-        with pytest.raises(ValueError, match=said):
-            entrance(scheduler)
 
 
 def train(prediction_type, iterations, out=1):

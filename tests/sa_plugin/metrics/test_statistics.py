@@ -146,13 +146,18 @@ def test_moments_of_two_processes_equal_the_single_pass(tmp_path: Path) -> None:
 
 class TestNeighbours:
     def test_kernel_distance_by_its_definition(self) -> None:
-        x, y = DATA[:12], DATA[12:24] + 0.5
+        x, y = np.random.default_rng(3).standard_normal((2, 12, 5))
+        y += 2
         kernel = lambda a, b: (a @ b.T / 5 + 1) ** 3  # noqa: E731
         own = [(k.sum() - np.trace(k)) / (12 * 11) for k in (kernel(x, x), kernel(y, y))]
         expected = sum(own) - 2 * kernel(x, y).mean()
         mean, std = kernel_distance(x, y, subsets=2, subset_size=12)
         assert mean == pytest.approx(expected, rel=1e-9)
         assert std == pytest.approx(0, abs=1e-9 * abs(kernel(x, y)).max())
+        # Smaller subsets give it on average: the estimate is unbiased, the rows are not repeated.
+        mean, std = kernel_distance(x, y, subsets=400, subset_size=6)
+        assert abs(mean - expected) < 3 * std / 20
+        assert 3 * std / 20 < 0.2 * abs(expected)
 
     def test_precision_and_recall_by_their_definition(self) -> None:
         rng = np.random.default_rng(1)

@@ -355,3 +355,31 @@ def test_noise_that_is_not_finite_is_named_and_not_the_network():
 def test_complex_outputs_are_refused():
     with pytest.raises(ValueError, match=r"real tensors of .*got torch\.complex64"):
         Sampler(lambda x, n: x + 0j, LINEAR, steps=4).sample((2, 1, 2, 2))
+
+
+@pytest.mark.parametrize("variance", ["small", "sn"])
+@pytest.mark.parametrize(("forward", "clip_x0"), [("ddpm", True), ("ddim", True), ("ddim", False)])
+def test_a_step_from_t_to_itself(variance, forward, clip_x0):
+    """Of "quad_ddim_host": it adds no noise, and moves an image only by DDIM's clipped x_0."""
+    options = {"variance": variance, "forward": forward, "clip_x0": clip_x0}
+    options |= {"steps": 30, "trajectory": "quad_ddim_host"}
+    sampler = Sampler(lambda x, n: (toy_eps(x, n), x**2), LINEAR, **options)
+    same = [step for step in sampler.iterate((4, 1, 3, 3), seed=1) if step.s == step.t]
+    assert [step.t for step in same] == [1, 1, 1]
+    for step in same:
+        a, b = (float(table[step.t] ** 0.5) for table in (LINEAR.cum_alphas, LINEAR.cum_betas))
+        x0 = (step.x_t - b * toy_eps(step.x_t, torch.tensor([step.t]))) / a
+        kept = x0.clamp(-1, 1) if clip_x0 and forward == "ddim" else x0
+        expected = step.x_t + a * (kept - x0)
+        torch.testing.assert_close(step.x_s, expected, rtol=1e-5, atol=1e-5)
+
+
+@refuses(
+    (lambda path: Sampler(toy_eps, LINEAR, variance="iddpm", **path), "must not repeat steps"),
+    (
+        lambda path: negative_elbo(toy_eps, LINEAR, torch.ones(1, 1, 2, 2), **path),
+        "trajectory must not repeat steps here, got 'quad_ddim_host'",
+    ),
+)
+def test_repeated_steps_are_refused_where_they_have_no_value(make):
+    make({"steps": 30, "trajectory": "quad_ddim_host"})
