@@ -47,6 +47,8 @@ def test_any_batch_size_and_any_start_give_the_same_bytes(batch_size, first, cou
 @pytest.mark.parametrize("avg_cov", [False, True])
 @pytest.mark.parametrize("variance", VARIANCES)
 def test_batches_with_every_variance(variance, avg_cov):
+    if variance == "lanczos" and avg_cov:
+        pytest.skip("has no diagonal")
     options = {"variance": variance, "avg_cov": avg_cov, "gamma": np.full(101, 0.7)}
     whole = draw(70, **options)
     for batch_size in (1, 9, 64):
