@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sa_plugin import NoiseSchedule, SALoss, Sampler, TauTable
-from sa_plugin.sampling.variance import FORWARDS, VARIANCES
+from sa_plugin.sampling.variance import FORWARDS, NEEDS_SECOND, VARIANCES
 
 SCHEDULES = ("linear", "cosine", "vpsde")
 WEIGHTINGS = ("uniform", "theorem1", "relative")
@@ -23,7 +23,6 @@ HALVES = (torch.float32, torch.bfloat16, torch.float16)
 N = 1000
 K = 4
 STEPS = torch.tensor([1, 2, 10, 100, 500, 900, 999, 1000])
-PAIRED = ("npr", "sn", "iddpm")
 
 
 def network(variance: str) -> Callable[[Tensor, Tensor], Any]:
@@ -31,7 +30,7 @@ def network(variance: str) -> Callable[[Tensor, Tensor], Any]:
 
     def call(x: Tensor, n: Tensor) -> Any:
         eps = 0.8 * torch.sin(1.7 * x + 0.003 * n.to(x.dtype).reshape(-1, 1, 1, 1)) + 0.1 * x
-        return (eps, (0.3 * torch.cos(x)) ** 2) if variance in PAIRED else eps
+        return (eps, (0.3 * torch.cos(x)) ** 2) if variance in NEEDS_SECOND else eps
 
     return call
 

@@ -20,10 +20,11 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 def module_of(model: Callable[..., Any]) -> nn.Module | None:
     """The module behind a network: itself, a bound method's owner, or a wrapper's ``model``."""
-    for owner in (model, getattr(model, "__self__", None), getattr(model, "model", None)):
+    inner = getattr(model, "model", None)
+    for owner in (model, getattr(model, "__self__", None), inner):
         if isinstance(owner, nn.Module):
             return owner
-    return None
+    return module_of(inner) if callable(inner) else None
 
 
 @contextmanager
@@ -65,7 +66,7 @@ class NetworkCall:
     ) -> None:
         if autocast is not None:
             check_choice("autocast", autocast, tuple(AUTOCAST))
-        self._model = model
+        self.model = model
         self._channels_last = channels_last
         self._autocast = None if autocast is None else AUTOCAST[autocast]
         self._compile = compile
@@ -76,7 +77,7 @@ class NetworkCall:
 
     def __call__(self, x: Tensor, n: Tensor, **kwargs: Any) -> Any:
         """The network's output, in the network's own dtype."""
-        network = self._graph(x.device.type) if self._compile else self._model
+        network = self._graph(x.device.type) if self._compile else self.model
         if self._autocast is None:
             return network(self._cast(x), n, **kwargs)
         with torch.autocast(x.device.type, dtype=self._autocast):
@@ -103,14 +104,14 @@ class NetworkCall:
 
     def _own_dtype(self) -> torch.dtype | None:
         """The dtype of the first floating-point parameter behind the network, if there is one."""
-        module = module_of(self._model)
+        module = module_of(self.model)
         dtypes = () if module is None else (p.dtype for p in module.parameters())
         # An 8-bit type only stores weights: no network takes its input in it.
         return next((d for d in dtypes if d.is_floating_point and d.itemsize > 1), None)
 
     def _graph(self, kind: str) -> Callable[..., Any]:
         if kind not in self._compiled:
-            network = self._model
+            network = self.model
             mode = "reduce-overhead" if kind == "cuda" else "default"
             compiled = torch.compile(
                 lambda x, n, **kwargs: network(x, n, **kwargs), mode=mode, dynamic=False

@@ -27,6 +27,7 @@ from sa_plugin._checks import check_hold_images, check_positive, check_whole
 from sa_plugin._execution import NetworkCall
 from sa_plugin._tensors import DeviceTables, FirstBad, follow
 from sa_plugin.sampling.batches import MOST, BlockNoise, noise_for, parts_of, shown
+from sa_plugin.sampling.jacobian import Probed
 from sa_plugin.sampling.reverse import ReverseCoefficients, reverse_moments, split_output
 from sa_plugin.sampling.sampler import Sampler
 from sa_plugin.sampling.trajectory import check_rises
@@ -67,6 +68,8 @@ def negative_elbo(
     clip_x0: bool = True,
     avg_cov: bool = False,
     decoder_variance: float | None = None,
+    probes: int = 1,
+    way: str = "auto",
     seed: int = 0,
     first: int = 0,
     batch_size: int | None = None,
@@ -79,8 +82,9 @@ def negative_elbo(
     Each term is an unbiased estimate of its expectation, as the KL divergences are exact given x_t.
 
     Args:
-        model, variance, steps, trajectory, gamma, predicts, clip_x0, avg_cov, model_kwargs: as in
-            ``Sampler`` with forward "ddpm". ("ddim" with eta 0 has no bound: it is a point mass.)
+        model, variance, steps, trajectory, gamma, predicts, clip_x0, avg_cov, probes, way,
+            model_kwargs: as in ``Sampler`` with forward "ddpm". ("ddim" with eta 0 has no bound: it
+            is a point mass. "lanczos" has no diagonal, from which a bound could be made.)
         x0: images [B, ...], 8-bit values v as v / 127.5 - 1, float32 or float64, on the network's
             device. x_t is made in this dtype; the network gets it in its parameters' type, as in
             ``Sampler``.
@@ -103,19 +107,28 @@ def negative_elbo(
     _check_numbers(schedule, decoder_variance, seed, first, batch_size)
     options: dict[str, Any] = {"predicts": predicts, "clip_x0": clip_x0, "avg_cov": avg_cov}
     path: dict[str, Any] = {"steps": steps, "trajectory": trajectory, "gamma": gamma}
+    if variance == "lanczos":
+        raise ValueError("variance 'lanczos' has no diagonal, which the bound needs")
+    if variance == "probes":
+        model = Probed(model, schedule, probes=probes, way=way, predicts=predicts)
+        variance = "ocm"
     sampler = Sampler(model, schedule, variance=variance, **path, **options)
     check_rises(sampler.timesteps, trajectory)
     bound = _Bound(sampler, variance, options, decoder_variance)
     done = []
     for part in parts_of(len(x0), batch_size or len(x0)):
         images = x0[part]
-        random = BlockNoise(seed, first + part.start, images.shape, x0.dtype, x0.device)
+        place = (seed, first + part.start, images.shape, x0.dtype, x0.device)
+        random, signs = BlockNoise(*place), BlockNoise(*place, stream=1)
         given = None if noise is None else noise_for(noise, tuple(x0.shape), part)
 
         def fresh(k: int, random: BlockNoise = random) -> Tensor:
             return random.draw()
 
-        done.append(bound(images, given or fresh, follow(model_kwargs, len(x0), part), progress))
+        kwargs = follow(model_kwargs, len(x0), part)
+        if isinstance(model, Probed):
+            kwargs["draw"] = lambda signs=signs: signs.draw().sign()
+        done.append(bound(images, given or fresh, kwargs, progress))
     terms = torch.cat(done, dim=1)
     return NegativeElbo(terms.sum(0), terms)
 

@@ -28,16 +28,23 @@ class BlockNoise:
 
     Each block of 64 images has its own generator. Every draw makes whole blocks and keeps the
     requested images. Image i therefore depends only on (seed, i), its shape, its dtype and the type
-    of device.
+    of device. Draws of another ``stream`` are independent of these.
     """
 
     def __init__(
-        self, seed: int, first: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+        self,
+        seed: int,
+        first: int,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device,
+        stream: int = 0,
     ) -> None:
         blocks = range(first // BLOCK, (first + shape[0] - 1) // BLOCK + 1)
         # A 64-bit hash of the seed, then an odd stride. PyTorch's CPU generator uses only the low
         # 32 bits. With the stride these never repeat within a run; a hash per block might repeat.
-        base = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
+        key = (stream,) if stream else ()
+        base = int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0])
         seeds = [(base + block * 0x9E3779B97F4A7C15) % 2**64 for block in blocks]
         self._generators = [torch.Generator(device).manual_seed(s) for s in seeds]
         self._kept = slice(first - blocks.start * BLOCK, first - blocks.start * BLOCK + shape[0])

@@ -9,6 +9,7 @@ needs only its products with vectors, one derivative of the network each.
 
 - ``covariance_times``: the product with one vector.
 - ``probed_diagonal``: the diagonal, estimated from products with random signs.
+- ``Probed``: the network with this estimate as its second output.
 - ``lanczos_root``: the product of the square root with a vector, by a few steps of Lanczos.
 
 A product comes from "vjp" (backward mode: J^T v; the graph of one call serves all vectors and takes
@@ -19,8 +20,8 @@ calls around x_n). "auto" is the first of these that the network has rules for.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -37,7 +38,7 @@ from sa_plugin.prediction import PREDICTS, to_eps
 from sa_plugin.schedule import NoiseSchedule
 
 WAYS = ("vjp", "jvp", "difference")
-_MOST_LANCZOS = 1000
+MOST = 10_000  # derivatives at one x_n
 
 
 class Remainder:
@@ -82,16 +83,16 @@ class Remainder:
         self._n = check_steps(n, len(x), schedule.N).to(x.device)
         self._a, self._b = Coefficients(schedule)(self._n, x)
         self._predicts = predicts
-        self._eps: Tensor | None = None
+        self._output: Tensor | None = None
         self._graph: tuple[Tensor, Tensor] | None = None
 
     @property
-    def eps(self) -> Tensor:
-        """The predicted noise at x_n, [B, ...]; a product by "jvp" or "vjp" finds it on the way."""
-        if self._eps is None:
+    def output(self) -> Tensor:
+        """The network's first output at x_n, [B, ...]; derivatives find it on their way."""
+        if self._output is None:
             with torch.no_grad():
-                self._eps = self._noise(self._x)
-        return self._eps
+                self._output = self._first(self._x)
+        return self._output
 
     def times(self, v: Tensor) -> Tensor:
         """R v, or R^T v by "vjp", for one vector an image: [B, ...] to [B, ...].
@@ -103,6 +104,10 @@ class Remainder:
         v = v.to(self._x)
         product = self._with_rules(v) if self.way == "auto" else self._product(self.way, v)
         return v - self._b * product
+
+    def diagonal(self, signs: Iterable[Tensor]) -> Tensor:
+        """The mean of r * (R r) over ``signs``, r [B, ...] of +1 and -1: an estimate of diag R."""
+        return torch.stack([r * self.times(r) for r in signs]).mean(0)
 
     def _with_rules(self, v: Tensor) -> Tensor:
         for way in WAYS[:-1]:
@@ -116,47 +121,41 @@ class Remainder:
     def _product(self, way: str, v: Tensor) -> Tensor:
         return {"jvp": self._forward, "vjp": self._backward, "difference": self._difference}[way](v)
 
-    def _noise(self, x: Tensor) -> Tensor:
+    def _first(self, x: Tensor) -> Tensor:
         output = self._model(x, self._n, **self._kwargs)
         first = output[0] if isinstance(output, tuple | list) else output
         check_output(first, x)
-        return to_eps(first.to(x.dtype), x, self._a, self._b, self._predicts)
+        return first.to(x.dtype)
+
+    def _eps(self, first: Tensor, x: Tensor) -> Tensor:
+        return to_eps(first, x, self._a, self._b, self._predicts)
 
     def _forward(self, v: Tensor) -> Tensor:
         _load_forward_mode()
-        try:
-            # Of the attention kernels only the plain one has rules for the forward mode.
-            with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
-                dual = self._noise(forward_ad.make_dual(self._x, v))
-                eps, product = forward_ad.unpack_dual(dual)
-        except (RuntimeError, NotImplementedError) as error:
-            raise _no_rule("jvp", error) from error
-        if product is None:
-            raise _NoRule(
-                "way 'jvp': the network's output does not depend on x by rules of autograd"
-            )
-        self._eps = eps
-        return product
+        # Of the attention kernels only the plain one has rules for the forward mode.
+        with (
+            _rules("jvp"),
+            torch.no_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+            forward_ad.dual_level(),
+        ):
+            x = forward_ad.make_dual(self._x, v)
+            first = self._first(x)
+            self._output, tangent = forward_ad.unpack_dual(first)
+            if tangent is None:
+                raise RuntimeError(_APART)
+            return forward_ad.unpack_dual(self._eps(first, x)).tangent
 
     def _backward(self, v: Tensor) -> Tensor:
-        if self._graph is None:
-            with torch.enable_grad():
+        with _rules("vjp"), torch.enable_grad():
+            if self._graph is None:
                 x = self._x.clone().requires_grad_()
-                try:
-                    self._graph = x, self._noise(x)
-                except (RuntimeError, NotImplementedError) as error:
-                    raise _no_rule("vjp", error) from error
-            self._eps = self._graph[1].detach()
-        x, eps = self._graph
-        if not eps.requires_grad:
-            raise _NoRule(
-                "way 'vjp': the network's output does not depend on x by rules of autograd"
-            )
-        try:
-            (product,) = torch.autograd.grad(eps, x, v, retain_graph=True)
-        except (RuntimeError, NotImplementedError) as error:
-            raise _no_rule("vjp", error) from error
-        return product
+                first = self._first(x)
+                if not first.requires_grad:
+                    raise RuntimeError(_APART)
+                self._graph, self._output = (x, self._eps(first, x)), first.detach()
+            x, eps = self._graph
+            return torch.autograd.grad(eps, x, v, retain_graph=True)[0]
 
     def _difference(self, v: Tensor) -> Tensor:
         # The third root of the precision balances what is cut off against what is rounded. A step
@@ -165,7 +164,10 @@ class Remainder:
         rms = v.flatten(1).square().mean(1).sqrt().clamp_min(torch.finfo(v.dtype).tiny)
         h = (precision / rms).reshape(-1, *(1,) * (v.ndim - 1))
         with torch.no_grad():
-            return (self._noise(self._x + h * v) - self._noise(self._x - h * v)) / (2 * h)
+            ahead, behind = (
+                self._eps(self._first(x), x) for x in (self._x + h * v, self._x - h * v)
+            )
+        return (ahead - behind) / (2 * h)
 
     def _precision(self) -> torch.dtype:
         """The coarsest of the types of x, of the weights, and of an autocast around the call."""
@@ -186,15 +188,23 @@ def _load_forward_mode() -> None:
             forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
 
 
+_APART = "the network's output does not depend on x by rules of autograd"
+
+
 class _NoRule(ValueError):
     """The network cannot be differentiated in the way that was asked for."""
 
 
-def _no_rule(way: str, error: Exception) -> Exception:
-    if isinstance(error, torch.OutOfMemoryError):
-        return error
-    said = " ".join(str(error).split()).partition(" Please file")[0]
-    return _NoRule(f"way {way!r}: {said[:200]}")
+@contextmanager
+def _rules(way: str) -> Iterator[None]:
+    """Errors of autograd as ``_NoRule``, in one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # also NotImplementedError
+        said = " ".join(str(error).split()).partition(" Please file")[0]
+        raise _NoRule(f"way {way!r}: {said[:200]}") from error
 
 
 def check_derivable(model: Callable[..., Any]) -> None:
@@ -208,6 +218,50 @@ def check_derivable(model: Callable[..., Any]) -> None:
                 f"the network's {type(part).__name__} {name!r} is in training mode; the covariance "
                 "from a derivative needs model.eval()"
             )
+
+
+class Probed:
+    """A noise network with a second output, estimated by probes: what OCM learns.
+
+    It is called as the network is, and returns the pair (output, diag(I - sqrt(b) J) [B, ...]).
+    With variance "ocm" it serves wherever a pair is taken.
+
+    Args:
+        probes: random signs in a call, >= 1.
+        generator: of the signs, on x's device.
+
+    Other arguments and errors as in ``Remainder``.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        schedule: NoiseSchedule,
+        *,
+        probes: int = 1,
+        generator: torch.Generator | None = None,
+        way: str = "auto",
+        predicts: str = "eps",
+    ) -> None:
+        check_whole("probes", probes, 1, MOST)
+        check_derivable(model)
+        self.model = module_of(model) or model
+        self.way = way
+        self._network = model
+        self._schedule, self._predicts = schedule, predicts
+        self._probes, self._generator = probes, generator
+
+    def __call__(
+        self, x: Tensor, n: Tensor, *, draw: Callable[[], Tensor] | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The pair at x_n [B, ...]; ``draw`` gives the signs, [B, ...], of one probe."""
+        matrix = Remainder(
+            self._network, self._schedule, x, n, way=self.way, predicts=self._predicts, **kwargs
+        )
+        draw = draw or (lambda: _signs(x, self._generator))
+        diagonal = matrix.diagonal(draw() for _ in range(self._probes))
+        self.way = matrix.way  # what was found need not be looked for again
+        return matrix.output, diagonal
 
 
 def covariance_times(
@@ -265,11 +319,9 @@ def probed_diagonal(
 
     Other arguments and errors as in ``Remainder``.
     """
-    check_whole("probes", probes, 1, _MOST_LANCZOS)
+    check_whole("probes", probes, 1, MOST)
     matrix = Remainder(model, schedule, x, n, way=way, predicts=predicts, **kwargs)
-    found = torch.stack(
-        [signs * matrix.times(signs) for signs in (_signs(x, generator) for _ in range(probes))]
-    )
+    found = torch.stack([matrix.diagonal([_signs(x, generator)]) for _ in range(probes)])
     scale = _scale(matrix)
     error = found.std(0) / probes**0.5 if probes > 1 else torch.full_like(found[0], torch.nan)
     return ProbedDiagonal(scale * found.mean(0), scale * error)
@@ -331,7 +383,7 @@ def root_times(
         variance: of A's eigenvalues, [B, steps] float64, >= 0, to the variances along the
             eigenvectors.
     """
-    check_whole("steps", steps, 1, _MOST_LANCZOS)
+    check_whole("steps", steps, 1, MOST)
     steps = min(steps, z[0].numel())
     length = z.flatten(1).norm(dim=1, keepdim=True)
     smallest = torch.finfo(z.dtype).eps ** 0.75

@@ -31,9 +31,15 @@ from sa_plugin.sampling.batches import (
     parts_of,
     shown,
 )
-from sa_plugin.sampling.reverse import ReverseCoefficients, reverse_moments, split_output
+from sa_plugin.sampling.jacobian import WAYS, Probed, Remainder, check_derivable, root_times
+from sa_plugin.sampling.reverse import (
+    ReverseCoefficients,
+    ReverseMoments,
+    reverse_moments,
+    split_output,
+)
 from sa_plugin.sampling.trajectory import resolve_trajectory
-from sa_plugin.sampling.variance import check_gamma, check_variance
+from sa_plugin.sampling.variance import DERIVED, check_gamma, check_variance
 from sa_plugin.schedule import NoiseSchedule
 
 
@@ -64,7 +70,9 @@ class Sampler:
     Args:
         forward: "ddpm" (arXiv 2006.11239) or "ddim" (2010.02502) with ``eta`` in [0, 1].
         variance: "small", "big", "iddpm" (2102.09672), "analytic" (2201.06503), "npr", "sn"
-            (2206.07309) or "heuristic"; see ``variance.covariance``. npr, sn and iddpm need a pair.
+            (2206.07309), "ocm" (2406.10808) or "heuristic"; see ``variance.covariance``. npr, sn,
+            ocm and iddpm need a pair. "probes" and "lanczos" need the network's derivative and
+            nothing else; see ``jacobian``.
         steps: length of the trajectory; may be left out if ``trajectory`` is a list.
         trajectory: a kind of ``choose_timesteps``, or an ascending list of steps in 1..N. Steps may
             repeat, as those of the hosts' codes do, unless ``variance`` is "iddpm".
@@ -76,6 +84,11 @@ class Sampler:
         clip_sigma_idx, clip_pixel: limit the noise of steps that end at
             s <= timesteps[clip_sigma_idx]: it moves a value by at most clip_pixel of 255 grey
             levels on average. Entry 0 is the clean image, so 0 means never.
+        probes: random signs a step, for "probes": an estimate of what "ocm" learns.
+        lanczos_steps: steps of Lanczos a step, for "lanczos": noise with the full covariance
+            lambda^2 I + weight Cov[x_0 | x_t]. ``clip_pixel`` limits it in every direction; no
+            other clip does, and there is no diagonal to average.
+        way: how these two differentiate the network: "auto", "vjp", "jvp" or "difference".
         device: where to sample; by default where the model's parameters are, else the CPU.
         channels_last, autocast, compile: how the network is run; see ``NetworkCall``. The chain's
             arithmetic keeps its precision. Only ``compile`` may change the order of operations.
@@ -100,6 +113,9 @@ class Sampler:
         avg_cov: bool = False,
         clip_sigma_idx: int = 0,
         clip_pixel: float = 2,
+        probes: int = 1,
+        lanczos_steps: int = 3,
+        way: str = "auto",
         device: torch.device | str | None = None,
         channels_last: bool = False,
         autocast: str | None = None,
@@ -110,11 +126,22 @@ class Sampler:
         check_non_negative("clip_pixel", clip_pixel)
         if variance == "analytic" and gamma is None:
             raise ValueError("variance 'analytic' needs gamma (estimate_gamma gives it), got None")
+        check_whole("probes", probes, 1, MOST)
+        check_whole("lanczos_steps", lanczos_steps, 1, MOST)
+        check_choice("way", way, ("auto", *WAYS))
+        if variance == "lanczos" and avg_cov:
+            raise ValueError("avg_cov must be False for variance 'lanczos': it has no diagonal")
+        if variance in DERIVED:
+            check_derivable(model)
         values = None if gamma is None else check_gamma(gamma, schedule.N)
         self.model = model
         self._network = NetworkCall(
             model, channels_last=channels_last, autocast=autocast, compile=compile
         )
+        self._probed: Probed | None = None
+        if variance == "probes":
+            options: dict[str, Any] = {"way": way, "predicts": predicts}
+            self._probed = Probed(self._network, schedule, probes=probes, **options)
         self.schedule = schedule
         # iddpm's variance has no value where a step adds no noise.
         self.timesteps = resolve_trajectory(
@@ -134,6 +161,7 @@ class Sampler:
         columns = self.coefficients.stack().T.tolist()
         self._steps = [ReverseCoefficients.unstack(column) for column in columns]
         self._variance = variance
+        self._lanczos_steps, self._way = lanczos_steps, way
         self._options: dict[str, Any] = {
             "predicts": predicts,
             "clip_x0": clip_x0,
@@ -226,8 +254,9 @@ class Sampler:
         random = BlockNoise(seed, first, shape, dtype, self.device)
         start = random.draw()  # also with x_init, so that the steps' noise stays the same
         x = self._network.arrange(start if x_init is None else x_init.to(self.device))
+        signs = BlockNoise(seed, first, shape, dtype, self.device, stream=1)
         draw = (lambda k: random.draw()) if noise is None else noise_for(noise, shape, slice(None))
-        return self._chain(x, draw, model_kwargs)
+        return self._chain(x, draw, lambda: signs.draw().sign(), model_kwargs)
 
     def stream(
         self,
@@ -267,7 +296,11 @@ class Sampler:
         return batches_to_cpu(batches) if to_cpu else batches
 
     def _chain(
-        self, x: Tensor, draw: Callable[[int], Tensor], kwargs: dict[str, Any]
+        self,
+        x: Tensor,
+        draw: Callable[[int], Tensor],
+        signs: Callable[[], Tensor],
+        kwargs: dict[str, Any],
     ) -> Iterator[ReverseStep]:
         descending = self.timesteps[::-1]
         first_bad = FirstBad()
@@ -276,17 +309,58 @@ class Sampler:
             # A step is handed out in the caller's own gradient mode.
             with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
                 n = torch.full((len(x),), t, dtype=torch.int64, device=x.device)
-                output, second = split_output(self._network(x, n, **kwargs), x, self._variance)
-                first_bad.note(t, output, second)
-                moments = reverse_moments(
-                    c, x, output, second, variance=self._variance, **self._options
-                )
-                x_s = moments.mean
-                if s > 0 and self._is_random:
-                    x_s = added(x_s, draw(k).to(x) * moments.variance**0.5)
+                is_random = s > 0 and self._is_random
+                if is_random and self._variance in DERIVED:
+                    moments, noise = self._derived(c, x, n, draw(k).to(x), signs, kwargs)
+                    first_bad.note(t, moments.eps, noise)
+                    x_s = moments.mean + noise
+                else:
+                    variance = "small" if self._variance in DERIVED else self._variance
+                    output, second = split_output(self._network(x, n, **kwargs), x, variance)
+                    first_bad.note(t, output, second)
+                    moments = reverse_moments(
+                        c, x, output, second, variance=variance, **self._options
+                    )
+                    x_s = moments.mean
+                    if is_random:
+                        x_s = added(x_s, draw(k).to(x) * moments.variance**0.5)
             yield ReverseStep(t, s, x, x_s, moments.x0, moments.eps)
             x = x_s
         first_bad.refuse()
+
+    def _derived(
+        self,
+        c: ReverseCoefficients,
+        x: Tensor,
+        n: Tensor,
+        z: Tensor,
+        signs: Callable[[], Tensor],
+        kwargs: dict[str, Any],
+    ) -> tuple[ReverseMoments, Tensor]:
+        """A step's moments, and z turned into its noise, by the network's derivative at x."""
+        if self._probed is not None:
+            output, diagonal = self._probed(x, n, draw=signs, **kwargs)
+            moments = reverse_moments(c, x, output, diagonal, variance="ocm", **self._options)
+            return moments, z * moments.variance**0.5
+        matrix = Remainder(
+            self._network,
+            self.schedule,
+            x,
+            n,
+            way=self._way,
+            predicts=self._options["predicts"],
+            **kwargs,
+        )
+        weight = c.cov_weight * (c.b / c.a) ** 2
+        noise = root_times(
+            matrix.times,
+            z,
+            self._lanczos_steps,
+            lambda values: (c.small + weight * values).clamp_max(c.limit),
+        )
+        self._way = matrix.way  # what was found need not be looked for again
+        moments = reverse_moments(c, x, matrix.output, variance="small", **self._options)
+        return moments, noise
 
 
 def to_uint8(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ because x_0 is not known exactly (arXiv 2201.06503, Theorem 1)::
     sigma^2 = lambda2 + weight * Cov[x_0 | x_t]
 
 The methods differ only in the estimate of Cov[x_0 | x_t]; ``small``, ``big`` and ``iddpm`` have
-none.
+none. All but ``lanczos`` estimate its diagonal.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from sa_plugin._arrays import Numeric, bound
 from sa_plugin._checks import check_choice, check_non_negative
 
 FORWARDS = ("ddpm", "ddim")
-COVARIANCES = ("analytic", "npr", "sn", "heuristic")
-VARIANCES = ("small", "big", "iddpm", *COVARIANCES)
+COVARIANCES = ("analytic", "npr", "sn", "heuristic", "ocm", "probes")
+VARIANCES = ("small", "big", "iddpm", *COVARIANCES, "lanczos")
+DERIVED = ("probes", "lanczos")  # from the network's derivative
 FAR_ABOVE_1 = 1.4  # Gamma beyond this: not an estimate's error any more
-NEEDS_SECOND = ("npr", "sn", "iddpm")
+NEEDS_SECOND = ("npr", "sn", "iddpm", "ocm")
 
 
 def check_variance(variance: str, forward: str, eta: float) -> None:
@@ -87,6 +88,14 @@ def covariance_sn(eps: Numeric, second: Numeric, cum_alpha: Numeric, cum_beta: N
     return cum_beta / cum_alpha * (second - eps**2)
 
 
+def covariance_ocm(second: Numeric, cum_alpha: Numeric, cum_beta: Numeric) -> Numeric:
+    """cum_beta / cum_alpha diag(I - sqrt(cum_beta) d eps_pred / d x): OCM (arXiv 2406.10808).
+
+    ``second`` is this diagonal, learned ("ocm") or estimated from the derivative ("probes").
+    """
+    return cum_beta / cum_alpha * second
+
+
 def covariance_heuristic(eps: Numeric, cum_alpha: Numeric, cum_beta: Numeric) -> Numeric:
     """cum_beta / cum_alpha (1 - eps_pred^2): SN with E[eps^2 | x] set to its mean over x, 1."""
     return cum_beta / cum_alpha * (1 - eps**2)
@@ -108,7 +117,8 @@ def covariance(
     Args:
         cum_alpha, cum_beta: of step t.
         eps: predicted noise [B, ...], for "sn" and "heuristic".
-        second: the network's second output [B, ...], for "npr" and "sn".
+        second: the network's second output [B, ...], for "npr", "sn" and "ocm"; for "probes" the
+            estimate of what "ocm" learns.
         gamma: Gamma_t, for "analytic".
         average: take the mean over each image's dimensions, before any clipping: a mean of clipped
             estimates would be biased. There is no mean over the batch, so an image does not depend
@@ -126,6 +136,8 @@ def covariance(
     elif method == "sn":
         eps, second = _required("eps", eps, method), _required("second", second, method)
         result = covariance_sn(eps, second, cum_alpha, cum_beta)
+    elif method in ("ocm", "probes"):
+        result = covariance_ocm(_required("second", second, method), cum_alpha, cum_beta)
     elif method == "heuristic":
         result = covariance_heuristic(_required("eps", eps, method), cum_alpha, cum_beta)
     else:

@@ -234,6 +234,16 @@ def test_bits_and_errors():
 # -- refusals
 
 
+def test_probes_are_exact_for_a_diagonal_covariance():
+    data = GaussianData([0.3, -0.5, 0.8], [0.04, 0.3, 1.5], LINEAR)
+    x0 = gray(5, 3)
+    options = {"steps": 7, "clip_x0": False, "seed": 3}
+    exact = negative_elbo(data.network("npr"), LINEAR, x0, variance="npr", **options)
+    for more in ({}, {"probes": 3, "batch_size": 2}):
+        found = negative_elbo(data.network(), LINEAR, x0, variance="probes", **options, **more)
+        torch.testing.assert_close(found.terms, exact.terms)
+
+
 @refuses(
     ({"x0": torch.full((2, 3), 0.1)}, r"x0 must hold 8-bit values v as v / 127.5 - 1.*0.1"),
     ({"x0": torch.full((2, 3), 257 / 127.5 - 1)}, "x0 must hold 8-bit values.*1.01"),
@@ -246,6 +256,8 @@ def test_bits_and_errors():
     ({"variance": "exact"}, "variance must be one of .*'exact'"),
     ({"variance": "analytic"}, "'analytic' needs gamma"),
     ({"variance": "npr"}, "'npr' needs a network that returns the pair"),
+    ({"variance": "lanczos"}, "variance 'lanczos' has no diagonal"),
+    ({"variance": "probes", "probes": 0}, "probes must be"),
     ({"predicts": "score"}, "predicts must be one of .*'score'"),
     ({"steps": 0}, r"steps must be a whole number in 1\.\.100, got 0"),
     ({"trajectory": "cubic"}, "trajectory must be one of .*'cubic'"),

@@ -1,5 +1,7 @@
 """Sampler: the published code's results, which calls it makes, what it refuses."""
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from sa_plugin.sampling.batches import BlockNoise
 from sa_plugin.sampling.gamma import estimate_gamma
 from sa_plugin.sampling.sampler import Sampler, to_uint8
 from sa_plugin.schedule import NoiseSchedule
-from tests.gaussian import GaussianData
+from tests.gaussian import CorrelatedData, GaussianData
 from tests.refusals import refuses
 from tests.toys import normal, over, read_json, read_npz, schedule_of, toy_eps
 
@@ -383,3 +385,94 @@ def test_a_step_from_t_to_itself(variance, forward, clip_x0):
 )
 def test_repeated_steps_are_refused_where_they_have_no_value(make):
     make({"steps": 30, "trajectory": "quad_ddim_host"})
+
+
+CORRELATED = CorrelatedData(12, LINEAR)
+
+
+def covariance_of(samples):
+    return torch.cov(samples.double().T)
+
+
+@pytest.mark.parametrize("steps", [5, 10])
+@pytest.mark.parametrize("forward", ["ddpm", "ddim"])
+def test_lanczos_gives_samples_the_covariance_that_no_diagonal_gives(steps, forward):
+    """Each DDPM step is exact. The last one adds no noise: Cov[x_0 | x_1] is missing at the end."""
+    count = 20_000
+    known = CORRELATED.sigma - CORRELATED.covariance(1)
+    error = (known.diagonal()[:, None] * known.diagonal() + known**2).sqrt() / count**0.5
+    options = {"forward": forward, "steps": steps, "clip_x0": False, "way": "vjp"}
+    full = Sampler(CORRELATED.eps, LINEAR, variance="lanczos", lanczos_steps=12, **options)
+    shape = (count, 12)
+    # x_N of the data, so that the chain's start is exact, too
+    start = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    a, b = float(LINEAR.cum_alphas[-1]), float(LINEAR.cum_betas[-1])
+    spread = torch.linalg.cholesky(a * CORRELATED.sigma + b * torch.eye(12, dtype=torch.float64))
+    x_init = a**0.5 * CORRELATED.mu + start @ spread.T
+    off = (covariance_of(full.sample(shape, x_init=x_init)) - known) / error
+    assert off.abs().max() < 5
+
+    def with_diagonal(x, n):
+        diagonal = CORRELATED.covariance(int(n[0])).diagonal()
+        level = LINEAR.cum_alphas[n[0]] / LINEAR.cum_betas[n[0]]
+        return CORRELATED.eps(x, n), (level * diagonal).expand_as(x)
+
+    exact_diagonal = Sampler(with_diagonal, LINEAR, variance="ocm", **options)
+    off = (covariance_of(exact_diagonal.sample(shape, x_init=x_init)) - known) / error
+    assert off.abs().max() > 20
+
+
+@pytest.mark.parametrize("variance", ["probes", "lanczos"])
+class TestFromTheDerivative:
+    OPTIONS: ClassVar = {"steps": 6, "forward": "ddim", "probes": 3}
+
+    def test_images_do_not_depend_on_their_batch(self, variance):
+        sampler = Sampler(CORRELATED.eps, LINEAR, variance=variance, **self.OPTIONS)
+        whole = sampler.sample((70, 12), seed=5)
+        parts = sampler.sample((70, 12), seed=5, batch_size=16)
+        rest = sampler.sample((6, 12), seed=5, first=64)
+        torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(rest, whole[64:], rtol=1e-5, atol=1e-6)
+
+    def test_a_diagonal_covariance_is_sampled_as_by_its_exact_diagonal(self, variance):
+        """One sign is exact there, and three steps of Lanczos are for three eigenvalues."""
+        options = {"steps": 6, "clip_x0": False, "clip_sigma_idx": 2, "clip_pixel": 3}
+        x_init = normal(1, 40, 3)
+        known = Sampler(DATA.network("npr"), LINEAR, variance="npr", **options)
+        found = Sampler(DATA.eps, LINEAR, variance=variance, **options)
+        expected = known.sample((40, 3), x_init=x_init)
+        torch.testing.assert_close(found.sample((40, 3), x_init=x_init), expected)
+
+    def test_every_output_and_way_gives_the_same(self, variance):
+        x_init = normal(1, 40, 3)
+        expected, *others = (
+            Sampler(
+                DATA.network(kind), LINEAR, variance=variance, steps=6, predicts=kind, way=way
+            ).sample((40, 3), x_init=x_init)
+            for kind, way in [("eps", "vjp"), ("x0", "vjp"), ("v", "jvp"), ("eps", "difference")]
+        )
+        for other in others:
+            torch.testing.assert_close(other, expected, rtol=1e-5, atol=1e-6)
+
+    def test_calls_without_noise_need_no_derivative(self, variance):
+        calls = []
+
+        def network(x, n):
+            calls.append((int(n[0]), x.requires_grad))
+            return DATA.eps(x, n)
+
+        Sampler(network, LINEAR, variance=variance, trajectory=[3, 50, 100]).sample((2, 3))
+        assert calls == [(100, True), (50, True), (3, False)]
+
+
+@refuses(
+    ({"variance": "probes", "probes": 0}, "probes must be"),
+    ({"variance": "lanczos", "lanczos_steps": 0}, "lanczos_steps must be"),
+    ({"variance": "lanczos", "way": "forward"}, "way must be one of"),
+    ({"variance": "lanczos", "avg_cov": True}, "avg_cov must be False for variance 'lanczos'"),
+    ({"variance": "probes", "model": torch.nn.BatchNorm2d(3)}, "in training mode"),
+    ({"variance": "ocm"}, "'ocm' needs a network that returns the pair"),
+)
+def test_derivatives_that_cannot_be_are_refused(bad):
+    model = bad.pop("model", DATA.eps)
+    Sampler(model, LINEAR, steps=5, **bad).sample((2, 3))
