@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class Subject:
     progress: bool = False
     dry_run: bool = False
     out: Path | None = None
+    given: dict[str, Tensor] = field(default_factory=dict)  # of the images, such as labels
 
 
 def run(argv: Sequence[str]) -> None:
@@ -77,6 +78,7 @@ def run(argv: Sequence[str]) -> None:
         clip_x0=subject.clip_x0,
         seed=own.noise_seed,
         progress=subject.progress,
+        **subject.given,
     )
     print(found.table(), end="")
     out = own.out or subject.out
@@ -138,6 +140,7 @@ def _of_run(own: argparse.Namespace, argv: Sequence[str]) -> Subject:
         progress=line.progress,
         dry_run=line.dry_run,
         out=line.workdir / FOLDER if own.weights is None else None,
+        given=experiment.labels_of(images, slice(own.n_images)),
     )
 
 

@@ -204,6 +204,7 @@ class LikelihoodCells:
                 seed=settings.seed,
                 first=first,
                 progress=experiment.progress,
+                **experiment.labels_of(self.dataset, slice(first, first + len(x0))),
             )
             first += len(x0)
             done.append(bound.terms.cpu())

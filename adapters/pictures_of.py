@@ -78,7 +78,9 @@ def _draw(experiment: Experiment, own: argparse.Namespace) -> None:
     for name in processes:
         row = get_process(name)
         sampler = experiment.sampler(name, steps, *averages[stage.stage_of(name)], gamma)
-        strip = film_strip(sampler, shape, columns=own.columns, seed=config.sample.seed)
+        seed = config.sample.seed
+        labels = experiment.labels_of_samples(0, own.images, seed)
+        strip = film_strip(sampler, shape, columns=own.columns, seed=seed, **labels)
         path = folder / f"strip_{name}_{steps}.png"
         save_film_strip(path, strip, heading=f"{row.title}, {steps} steps")
         logger.info("%s", path)
@@ -109,6 +111,7 @@ def _variances(
         clip_x0=sample.clip_x0,
         avg_cov=sample.avg_cov,
         seed=sample.seed,
+        **experiment.labels_of(experiment.dataset, slice(own.variance_images)),
     )
 
 

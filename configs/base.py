@@ -58,10 +58,24 @@ KEYS: Keys = {
             at_least=0,
         ),
         "channels": key(
-            3, "of a folder's images: 3: all are read as RGB; 1: as grey", at_least=1, at_most=3
+            3,
+            "of a folder's images: 3: all are read as RGB; 1: as grey; 0: as found, all grey or "
+            "all in colour",
+            at_least=0,
+            at_most=3,
         ),
         "follow_links": key(False, "also read what links lead to outside a folder"),
         "flip": key(False, "mirror half of the images of each training step, left to right"),
+        "crop": key(
+            False,
+            "of a folder's images in training: a square at a random place of the longer side, not "
+            "the middle one",
+        ),
+        "labels": key(
+            False,
+            "train and sample by class; of a folder's images, each sub-folder of the root is a "
+            "class",
+        ),
         "check_md5": key(True, "compare archives with their published checksums"),
     },
     "schedule": {
@@ -91,7 +105,15 @@ KEYS: Keys = {
             "same", "of calls without a gradient; with backprop one", one_of=("same", "bf16")
         ),
     },
-    "base": training_keys(),  # the noise network
+    "base": {  # the noise network
+        **training_keys(),
+        "label_drop": key(
+            0.0,
+            "share of the labels that are replaced by the null class; guidance needs it",
+            at_least=0,
+            below=1,
+        ),
+    },
     "head": {
         "training": key(
             "pretrained",
@@ -130,9 +152,15 @@ KEYS: Keys = {
         ),
         "trajectory": key(
             "linear",
-            "how the steps are chosen",
+            "how the steps are chosen; quad_ddim moves steps that repeat up by one, quad_ddim_host "
+            "repeats them, as the codes of DDIM and Analytic-DPM do",
             one_of="sa_plugin.sampling.trajectory:TRAJECTORIES",
         ),
+        "classes": key(
+            "data",
+            "the images' classes: data: as often as there; even: in turn; or the name of one",
+        ),
+        "guidance": key(0.0, "w in (1 + w) eps(x, n, class) - w eps(x, n, null class)", at_least=0),
         "clip_x0": key(True, "clip the predicted x_0 to [-1, 1]"),
         "avg_cov": key(False, "average optimal variances over an image's values"),
         "clip_sigma_idx": key(

@@ -105,6 +105,8 @@ def _matched(
     sampler = experiment.sampler(
         cell.process, cell.steps, network.network, network.typ, network.gamma, call=matching
     )
+    seed = cell.seed + FIT_SEED
+    labels = experiment.labels_of_samples(0, FIT_IMAGES, seed)
     with torch.no_grad():
-        sampler.sample((FIT_IMAGES, *experiment.image_shape), seed=cell.seed + FIT_SEED)
+        sampler.sample((FIT_IMAGES, *experiment.image_shape), seed=seed, **labels)
     return fits[0].factors

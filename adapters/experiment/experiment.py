@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from ml_collections import FrozenConfigDict
-from torch import nn
+from torch import Tensor, nn
 
 from adapters.checkpoints.fitting import read_fitting
 from adapters.hosts import Adapter, get_process
@@ -21,6 +21,7 @@ from sa_plugin.sampling.gamma import Gamma
 from sa_plugin.sampling.sampler import Sampler
 from sa_plugin.schedule import NoiseSchedule
 from third_party.common import distributed
+from third_party.common.classes import Classes, Guided
 from third_party.common.data import ImageDataset, check_world
 from third_party.common.datasets import IMAGE_SHAPES, get_dataset
 from third_party.common.nets.by_name import build_network
@@ -31,6 +32,8 @@ from third_party.extended_analytic_dpm.methods import get_method
 
 # Keys of the section data that only folders have; datasets get them at other values than these.
 OF_FOLDERS = {"size": 0, "channels": 3, "follow_links": False}
+# Makes the function that the sampler calls of the network's function of (x_n, n).
+Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class Experiment:
@@ -92,6 +95,38 @@ class Experiment:
         """Whether a result is there and whole, and stays."""
         return self.replaced.isdisjoint((path, *path.parents)) and is_whole(path)
 
+    @cached_property
+    def classes(self) -> Classes | None:
+        """The classes of the training images; None unless the network knows them."""
+        data = self.config.data
+        return Classes.of(data.name, self.dataset) if data.labels else None
+
+    @property
+    def label_rows(self) -> int | None:
+        """Rows of the network's label embedding: the classes, and the null class if it is used."""
+        return self.classes and len(self.classes) + (self.config.base.label_drop > 0)
+
+    @property
+    def calls_a_step(self) -> int:
+        """Network evaluations an image and sampling step: two with guidance."""
+        return 2 if self.config.sample.guidance else 1
+
+    def labels_of(self, images: ImageDataset, rows: Any = slice(None)) -> dict[str, Tensor]:
+        """What the network gets beside these rows of the images: their labels y, or nothing.
+
+        The images are those of the training, or of another split.
+        """
+        if self.classes is None:
+            return {}
+        return {"y": Classes.of(self.config.data.name, images).labels[rows].to(self.device)}
+
+    def labels_of_samples(self, first: int, count: int, seed: int) -> dict[str, Tensor]:
+        """The same for the samples first..first + count - 1."""
+        if self.classes is None:
+            return {}
+        which = self.config.sample.classes
+        return {"y": self.classes.of_samples(which, seed, first, count).to(self.device)}
+
     @property
     def image_shape(self) -> tuple[int, ...]:
         """(C, H, W); the files are read only where the dataset has no fixed size."""
@@ -110,10 +145,11 @@ class Experiment:
                 trunk_channels=chosen.trunk_channels(channels),
                 head_channels=chosen.head_channels(channels),
                 head_mode=self.config.head.mode,
+                num_classes=self.label_rows,
             )
 
     def wrapper(self, network: nn.Module, typ: str) -> DTWrapper:
-        """The network as a function of (x_n, n)."""
+        """The network as a function of (x_n, n), and of y if it has classes."""
         time = self.config.time
         return DTWrapper(network, typ, time.rescale_timesteps, time.shift1, self.schedule.N)
 
@@ -125,13 +161,16 @@ class Experiment:
         typ: str,
         gamma: Gamma | None = None,
         *,
-        call: Callable[[DTWrapper], Callable[..., Any]] = lambda wrapper: wrapper,
+        call: Wrap = lambda wrapper: wrapper,
     ) -> Sampler:
         """The sampler of a row and a column of the tables; ``call`` may wrap the network."""
         row, sample = get_process(process), self.config.sample
         optimal = row.needs is not None
+        function: Callable[..., Any] = self.wrapper(network, typ)
+        if sample.guidance:
+            function = Guided(function, typ, sample.guidance, self.classes.null)
         return Sampler(
-            call(self.wrapper(network, typ)),
+            call(function),
             self.schedule,
             gamma=gamma,
             forward=row.forward,
@@ -156,20 +195,23 @@ class Experiment:
         typ: str,
         gamma: Gamma | None = None,
         *,
-        call: Callable[[DTWrapper], Callable[..., Any]] = lambda wrapper: wrapper,
+        call: Wrap = lambda wrapper: wrapper,
         seed: int | None = None,
         progress: bool | None = None,
     ) -> Source:
         """The images of a row and a column of the tables, by default from ``sample.seed``."""
         multiple = slice_size(self.image_shape) if self.device.type == "cpu" else 1
 
-        def sliced(wrapper: DTWrapper) -> Callable[..., Any]:
-            return in_slices(call(wrapper), multiple) if multiple > 1 else call(wrapper)
+        seed = self.config.sample.seed if seed is None else seed
+
+        def sliced(function: Callable[..., Any]) -> Callable[..., Any]:
+            return in_slices(call(function), multiple) if multiple > 1 else call(function)
 
         return Source(
             self.sampler(process, steps, network, typ, gamma, call=sliced),
             self.image_shape,
-            seed=self.config.sample.seed if seed is None else seed,
+            seed=seed,
+            given=partial(self.labels_of_samples, seed=seed),
             batch_size=self.config.sample.batch_size,
             multiple=multiple,
             progress=self.progress if progress is None else progress,
@@ -187,6 +229,7 @@ class Experiment:
     def _check(self) -> None:
         """ValueError unless the keys, the images and the host fit each other."""
         config, adapter = self.config, self.adapter
+        self._check_data()
         self._check_training("base", self.base_method)
         if adapter.pretrained is not None and not self.is_joint:
             self._check_training("head", adapter.pretrained)
@@ -201,7 +244,28 @@ class Experiment:
                 )
             for steps in config.sample.steps:
                 self.sampler(name, steps, network, "eps", gamma)
-        _check_images(config.network, self.image_shape)
+        _check_images(config.network, self.image_shape, self.label_rows)
+
+    def _check_data(self) -> None:
+        """ValueError unless the keys of classes and of crops fit the data and each other."""
+        data, sample, drop = self.config.data, self.config.sample, self.config.base.label_drop
+        if data.crop and not (data.name == "folder" and data.size):
+            raise ValueError(
+                "data.crop takes data.name = 'folder' with data.size > 0, got "
+                f"{data.name!r} with {data.size}"
+            )
+        if sample.guidance and not drop:
+            raise ValueError(
+                "sample.guidance needs base.label_drop > 0, with which the network learns the null "
+                f"class, got {drop:g}"
+            )
+        if self.classes is not None:
+            self.classes.check_choice(sample.classes)
+            if "num_classes" in self.config.network.args:
+                raise ValueError("network.args must not hold num_classes: data.labels sets it")
+        elif drop or sample.classes != "data":
+            name = "base.label_drop" if drop else "sample.classes"
+            raise ValueError(f"{name} needs data.labels = True, got False")
 
     def _check_training(self, name: str, method: str) -> None:
         """ValueError unless the network can be built and the training's settings fit it."""
@@ -222,13 +286,19 @@ class Experiment:
 
 
 @lru_cache(maxsize=8)  # a grid has thousands of experiments with one network
-def _check_images(network: FrozenConfigDict, shape: tuple[int, ...]) -> None:
+def _check_images(
+    network: FrozenConfigDict, shape: tuple[int, ...], label_rows: int | None
+) -> None:
     """ValueError unless the network of this section takes images of this shape."""
     with torch.device("meta"):
         args = network.args.to_dict()
-        built = build_network(network.name, args, shape, trunk_channels=shape[0]).eval()
+        channels = shape[0]
+        built = build_network(
+            network.name, args, shape, trunk_channels=channels, num_classes=label_rows
+        ).eval()
+        labels = {} if label_rows is None else {"y": torch.zeros(2, dtype=torch.int64)}
     try:
-        built(torch.zeros(2, *shape, device="meta"), torch.zeros(2, device="meta"))
+        built(torch.zeros(2, *shape, device="meta"), torch.zeros(2, device="meta"), **labels)
     except (RuntimeError, ValueError) as error:
         raise ValueError(
             f"network.args must fit images of (C, H, W) = {shape}: {str(error).splitlines()[0]}"
@@ -240,6 +310,8 @@ def load_dataset(data: FrozenConfigDict, **options: Any) -> ImageDataset:
     if data.split:
         options.setdefault("split", data.split)
     options |= {key: data[key] for key, usual in OF_FOLDERS.items() if data[key] != usual}
+    if data.labels and data.name == "folder":  # other data sets have their labels in any case
+        options["labels"] = True
     if not data.check_md5:
         options["check_md5"] = False
     return get_dataset(data.name, data.root, **options)

@@ -11,6 +11,7 @@ from adapters.experiment.stages import TrainStage
 from adapters.shell.signals import held
 from sa_plugin.sampling.gamma import Gamma, estimate_gamma
 from third_party.common.data import BatchStream
+from third_party.common.order import InfiniteShuffle
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class GammaStage:
         if not self.base.is_done():
             raise ValueError(f"stage {self.name!r} needs the result of stage {self.base.name!r}")
         settings, experiment = self.settings, self.experiment
+        chosen = InfiniteShuffle(len(experiment.dataset), settings.seed).take(0, self.n_images)
         with held() as stop:
             gamma = estimate_gamma(
                 experiment.wrapper(*self.base.average()),
@@ -71,6 +73,7 @@ class GammaStage:
                 checkpoint=self.folder / "state.pth",
                 stop=stop,
                 progress=experiment.progress,
+                **experiment.labels_of(experiment.dataset, chosen),
             )
         gamma.save(self.host_path)
         gamma.save(self.path)

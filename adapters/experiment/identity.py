@@ -30,9 +30,23 @@ WITHOUT_EFFECT = {
 }
 # Keys added later: names leave them out at these values, so that older results are still found.
 LATER = {
-    "sample": {"channels_last": False, "compile": False, "precision": "float32"},
-    "data": {"split": "", "size": 0, "channels": 3, "follow_links": False, "flip": False},
-    "base": {"lr_decay": 0},
+    "sample": {
+        "channels_last": False,
+        "compile": False,
+        "precision": "float32",
+        "classes": "data",
+        "guidance": 0.0,
+    },
+    "data": {
+        "split": "",
+        "size": 0,
+        "channels": 3,
+        "follow_links": False,
+        "flip": False,
+        "crop": False,
+        "labels": False,
+    },
+    "base": {"lr_decay": 0, "label_drop": 0.0},
     "head": {"lr_decay": 0},
     "evaluate": {"reference": ""},
 }

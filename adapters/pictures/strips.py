@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from adapters.pictures.pictures import plot_metric, save_labelled_grids
 from sa_plugin.sampling.batches import BlockNoise
 from sa_plugin.sampling.reverse import ReverseCoefficients, reverse_moments, split_output
-from sa_plugin.sampling.sampler import ReverseStep, Sampler, to_uint8
+from sa_plugin.sampling.sampler import Sampler, to_uint8
 from sa_plugin.schedule import NoiseSchedule
 
 
@@ -34,9 +34,9 @@ class FilmStrip:
 
 
 def film_strip(
-    sampler: Sampler, shape: Sequence[int], *, columns: int = 10, seed: int = 0
+    sampler: Sampler, shape: Sequence[int], *, columns: int = 10, seed: int = 0, **model_kwargs: Any
 ) -> FilmStrip:
-    """The chains of the images [B, C, H, W] that ``sampler.sample(shape, seed=seed)`` returns.
+    """The chains of the images [B, C, H, W] that ``sampler.sample`` returns for these arguments.
 
     ``columns``: >= 2, the number of steps shown. They are evenly spread over the trajectory and
     include the first step and the finished image. A shorter trajectory is shown completely.
@@ -45,7 +45,8 @@ def film_strip(
         raise ValueError(f"columns must be at least 2, got {columns}")
     count = len(sampler.timesteps)
     chosen = np.unique(np.linspace(0, count, min(columns, count + 1)).round().astype(int))[:-1]
-    kept = [s for k, s in enumerate(_steps(sampler, shape, seed)) if k in chosen or k == count - 1]
+    steps = sampler.iterate(shape, seed=seed, **model_kwargs)
+    kept = [s for k, s in enumerate(steps) if k in chosen or k == count - 1]
     end = kept[-1].x_s
     shown = kept if count - 1 in chosen else kept[:-1]
     return FilmStrip(
@@ -53,10 +54,6 @@ def film_strip(
         x=to_uint8(torch.stack([*(step.x_t for step in shown), end])).cpu(),
         x0=to_uint8(torch.stack([*(step.x0 for step in shown), end])).cpu(),
     )
-
-
-def _steps(sampler: Sampler, shape: Sequence[int], seed: int) -> Iterable[ReverseStep]:
-    return sampler.iterate(shape, seed=seed)
 
 
 def save_film_strip(path: str | Path, strip: FilmStrip, *, heading: str | None = None) -> None:
@@ -85,6 +82,7 @@ def reverse_variances(
     clip_x0: bool = True,
     avg_cov: bool = False,
     seed: int = 0,
+    **model_kwargs: Any,
 ) -> dict[int, float]:
     """t -> DDPM's reverse variance from t to the next smaller step, averaged over all of x_t.
 
@@ -94,6 +92,7 @@ def reverse_variances(
         timesteps: ascending, at least two. The smallest is left out: it leads to x_0, where no
             noise is added.
         variance, gamma, clip_x0, avg_cov: as in ``Sampler``.
+        model_kwargs: go to every call of the network.
     """
     if len(timesteps) < 2:
         raise ValueError(f"timesteps must be at least two, got {list(timesteps)}")
@@ -104,7 +103,7 @@ def reverse_variances(
         c = ReverseCoefficients.unstack(torch.from_numpy(column.copy()).to(x0).unbind())
         x = c.a * x0 + c.b * random.draw()
         n = torch.full((len(x),), int(t), dtype=torch.int64, device=x.device)
-        output, second = split_output(model(x, n), x, variance)
+        output, second = split_output(model(x, n, **model_kwargs), x, variance)
         options = {"variance": variance, "clip_x0": clip_x0, "avg_cov": avg_cov}
         found[int(t)] = float(reverse_moments(c, x, output, second, **options).variance.mean())
     return dict(sorted(found.items()))

@@ -36,6 +36,7 @@ class Source:
     """The images of one sampler by number: image i depends on the seed and i alone.
 
     Attributes:
+        given: the network's arguments for the images first..first + count - 1, such as labels.
         batch_size: images in a batch, rounded up to a multiple of ``multiple``.
         multiple: the sampler gets a multiple of this many images; surplus images are dropped.
     """
@@ -46,6 +47,7 @@ class Source:
     batch_size: int = 500
     multiple: int = 1
     progress: bool = False
+    given: Callable[[int, int], dict[str, Tensor]] = lambda first, count: {}
 
     def batches(self, first: int, count: int) -> Iterator[Tensor]:
         """Images first..first + count - 1 as uint8 batches [B, C, H, W] in the CPU's memory.
@@ -55,15 +57,16 @@ class Source:
         """
         if first % self.multiple:
             raise ValueError(f"first must be a multiple of {self.multiple}, got {first}")
-        left = count
+        left, made = count, _rounded_up(count, self.multiple)
         for batch in self.sampler.stream(
-            _rounded_up(count, self.multiple),
+            made,
             self.image_shape,
             seed=self.seed,
             batch_size=_rounded_up(self.batch_size, self.multiple),
             first=first,
             progress=self.progress,
             to_cpu=True,
+            **self.given(first, made),
         ):
             yield batch[:left]
             left -= len(batch[:left])
@@ -116,12 +119,16 @@ def slice_size(image_shape: Sequence[int]) -> int:
 
 
 def in_slices(network: Callable[..., Any], size: int) -> Callable[..., Any]:
-    """Call ``network`` with ``size`` images at a time; a batch must be a multiple of ``size``."""
+    """Call ``network`` with ``size`` images at a time; a batch must be a multiple of ``size``.
+
+    Named arguments are tensors with a row for each image, such as labels.
+    """
 
     # A compiled network then is one graph for a slice, not one for all slices of a batch.
     @partial(torch.compiler.disable, recursive=False)
-    def call(x: Tensor, n: Tensor) -> Any:
-        outputs = [network(*part) for part in zip(x.split(size), n.split(size), strict=True)]
+    def call(x: Tensor, n: Tensor, **rows: Tensor) -> Any:
+        parts = zip(*(one.split(size) for one in (x, n, *rows.values())), strict=True)
+        outputs = [network(x, n, **dict(zip(rows, r, strict=True))) for x, n, *r in parts]
         if isinstance(outputs[0], Tensor):
             return torch.cat(outputs)
         return tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))

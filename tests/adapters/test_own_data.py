@@ -1,6 +1,7 @@
 """The commands of docs/own_data.md, as they stand, with shorter settings."""
 
 import shlex
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -58,10 +59,11 @@ def shortened(module, words):
 def test_the_commands_of_the_page_train_sample_and_compare(tmp_path, monkeypatch):
     generator = np.random.default_rng(0)
     photos = tmp_path / "photos"
-    photos.mkdir()
     for i in range(24):
         pixels = generator.integers(0, 256, (9 + i % 5, 12 - i % 3, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(photos / f"{i:02d}.png")
+        path = photos / ("cats", "dogs")[i % 2] / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     used = set()
@@ -70,8 +72,8 @@ def test_the_commands_of_the_page_train_sample_and_compare(tmp_path, monkeypatch
         used.add(module)
         assert COMMANDS[module]([module, *shortened(module, words)]) == 0, command
     assert used == set(COMMANDS)
-    for label in ("sa2_lam1_seed0", "baseline_seed0"):
-        with np.load(Path("runs/folder_sn", label, "samples/ddim_25.npz")) as samples:
+    for name, label in product(("folder_sn", "folder_classes"), ("sa2_lam1", "baseline")):
+        with np.load(Path("runs", name, f"{label}_seed0", "samples/ddim_25.npz")) as samples:
             assert samples["arr_0"].shape == (12, 8, 8, 3)
     report = Path("runs/compare/folder/reports/folder/report.md").read_text()
     assert "Equal compute" in report

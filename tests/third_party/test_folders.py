@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -252,3 +253,52 @@ def test_a_large_photograph_is_reduced_while_it_is_decoded(tmp_path, monkeypatch
     one_line_error(lambda: ImageFolder(tmp_path, Preparation()), "512 x 512 pixels would take")
     monkeypatch.setattr("third_party.common.datasets.pixels.MEMORY", room - 1)
     one_line_error(lambda: ImageFolder(tmp_path, Preparation(size=16)), "store it smaller")
+
+
+# ------------------------------------------------------------------------------------------ crop
+
+
+def test_a_crop_is_a_square_somewhere_and_depends_on_seed_and_position_alone(tmp_path):
+    """Each image is a ramp along its longer side, so that a square tells where it was."""
+    ramp = np.tile(np.arange(0, 120, 10, dtype=np.uint8), (4, 1))
+    for i in range(6):
+        save(tmp_path / f"{i}.png", ramp if i % 2 else ramp.T)
+
+    def stream(**options):
+        data = get("folder", tmp_path, size=4, channels=1)
+        return BatchStream(data, 3, 1, **{"workers": 0, "crop": True} | options)
+
+    batches = list(itertools.islice(stream(), 60))
+    starts = [int(image.amin().add(1).mul(127.5).round()) for image in _each(batches)]
+    assert sorted(set(starts)) == list(range(0, 90, 10))
+    assert {image.unique().numel() for image in _each(batches)} == {4}
+    continued = stream(workers=2)
+    continued.position = 41
+    assert torch.equal(next(continued), batches[41])
+    parts = zip(*(stream(part=(rank, 3)) for rank in range(3)), strict=True)
+    for whole, part in zip(batches, parts, strict=False):
+        assert torch.equal(torch.cat(part), whole)
+    middle = set(map(int, next(stream(crop=False)).add(1).mul(127.5).round().amin((1, 2, 3))))
+    assert middle == {40}
+
+
+def test_images_in_memory_are_not_cropped():
+    with pytest.raises(ValueError, match=r"crop=True.*in memory"):
+        BatchStream(Images(torch.from_numpy(noise(3, 1, 4, 6))), 2, 0, crop=True)
+
+
+# ------------------------------------------------------------------------------ channels as found
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_as_found(tmp_path, caplog, channels):
+    caplog.set_level(logging.INFO)
+    for i in range(2):
+        save(tmp_path / f"{i}.png", noise(4, 4, *([3] if channels == 3 else [])))
+    data = get("folder", tmp_path, channels=0)
+    assert data.image_shape == (channels, 4, 4)
+    assert caplog.messages[-1].endswith(f"all are read as {'RGB' if channels == 3 else 'grey'}")
+    save(tmp_path / "other.png", noise(4, 4, *([] if channels == 3 else [3])))
+    one_line_error(
+        lambda: get("folder", tmp_path, channels=0), "(other.png)", "data.channels", "in colour"
+    )

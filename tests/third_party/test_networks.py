@@ -364,8 +364,13 @@ def test_single_head_attention_equals_its_definition():
     assert_close(net(x), x + net.proj_out(h), 1e-4)
 
 
-def test_labels_are_embedded_and_added():
-    plain, net = fill(tiny("UNetModel")), fill(tiny("UNetModel", num_classes=5))
+LABELLED = [("UNetModel", "UNetModel4Pretrained"), ("Model", "Model4Pretrained")]
+
+
+@pytest.mark.parametrize(("cls", "_"), LABELLED)
+def test_labels_are_embedded_and_added(cls, _):
+    plain, net = fill(tiny(cls)), fill(tiny(cls, num_classes=5))
+    assert set(net.state_dict()) - set(plain.state_dict()) == {"label_emb.weight"}
     x, t = randn(0, 1, 3, 8, 8).repeat(2, 1, 1, 1), torch.tensor([5, 5])
     with torch.no_grad():
         y = net(x, t, torch.tensor([1, 4]))
@@ -373,13 +378,15 @@ def test_labels_are_embedded_and_added():
         net.label_emb.weight[4] = 0
         assert_close(net(x, t, torch.tensor([1, 4]))[1], plain(x, t)[1], 1e-6)
         # An embedding added to the time's: the last layer's bias does the same.
-        plain.time_embed[2].bias += net.label_emb.weight[1]
+        last = plain.time_embed[2] if cls == "UNetModel" else plain.temb.dense[1]
+        last.bias += net.label_emb.weight[1]
         assert_close(net(x, t, torch.tensor([1, 1])), plain(x, t), 1e-5)
 
 
-def test_labels_reach_the_trunk_of_a_head_network():
-    trunk = fill(tiny("UNetModel", num_classes=5))
-    head = fill(tiny("UNetModel4Pretrained", num_classes=5))
+@pytest.mark.parametrize(("cls", "head_cls"), LABELLED)
+def test_labels_reach_the_trunk_of_a_head_network(cls, head_cls):
+    trunk = fill(tiny(cls, num_classes=5))
+    head = fill(tiny(head_cls, num_classes=5))
     assert not head.label_emb.weight.requires_grad
     x, t, y = randn(0, 2, 3, 8, 8), torch.tensor([5, 80]), torch.tensor([1, 4])
     with torch.no_grad():
@@ -516,6 +523,7 @@ def test_iddpm_takes_images_of_other_sizes():
         ("UNetModel", {"num_res_blocks": 0}, "num_res_blocks must be .* got 0"),
         ("UNetModel", {"model_channels": 16.0}, "model_channels must be an integer .* got 16.0"),
         ("UNetModel", {"num_classes": 0}, "num_classes must be .* got 0"),
+        ("Model", {"num_classes": 0}, "num_classes must be .* got 0"),
         (
             "UNetModel3OutChannels",
             {"out_channels": 2},
@@ -572,9 +580,10 @@ def test_bad_inputs(cls, shape, t_shape, message):
         (5, 3, r"y must have shape \[B\] = \[2\], got \[3\]"),
     ],
 )
-def test_bad_labels(num_classes, labels, message):
+@pytest.mark.parametrize("cls", ["UNetModel", "Model"])
+def test_bad_labels(cls, num_classes, labels, message):
     with torch.device("meta"):
-        net = tiny("UNetModel", num_classes=num_classes)
+        net = tiny(cls, num_classes=num_classes)
         y = None if labels is None else torch.empty(labels, dtype=torch.int64)
         with pytest.raises(ValueError, match=message):
             net(torch.empty(2, 3, 8, 8), torch.empty(2), y)

@@ -45,14 +45,14 @@ class DDPMDSM(Criterion):
         self.cum_alphas: FloatArray = self._schedule.cum_alphas
         self.cum_betas: FloatArray = self._schedule.cum_betas
 
-    def objective(self, v: Tensor) -> Tensor:
-        """The loss of each image of `v`, [B]."""
+    def objective(self, v: Tensor, **labels: Tensor) -> Tensor:
+        """The loss of each image of `v`, [B]; `labels` go to the network."""
         n, eps, xn = self._schedule.sample(v)
         # Looked up at each call, because a hook may have replaced `eps_model`.
         eps_model = DTWrapper(
             self.eps_model, "eps", self.rescale_timesteps, self.shift1, self._schedule.N
         )
-        dsm = sum_squares(eps - eps_model(xn, n))
+        dsm = sum_squares(eps - eps_model(xn, n, **labels))
         self._record("dsm", dsm)
         return dsm
 

@@ -141,11 +141,17 @@ def average_of(path: Path) -> Path:
 
 
 def is_complete(path: Path) -> bool:
-    """Whether a checkpoint has its averaged weights, and none of its files is cut.
+    """Whether a checkpoint of one network called `model` has all its files, and none is cut.
 
-    The files' content is not read.
+    The states of the optimiser belong to `resume.pth`; the host's checkpoints and converted weights
+    have none. The files' content is not read.
     """
-    return is_whole(average_of(path)) and all(map(is_whole, path.rglob("*.pth")))
+    weights = ("models_states/model.pth", "ema_models_states/model.pth")
+    training = ("optimizers_states/all.pth", "lr_schedulers_states/all.pth")
+    needed = ("it.pth", "best_val_loss.pth", *weights)
+    if (path / "resume.pth").exists():
+        needed += training
+    return all(map(is_whole, {*(path / name for name in needed), *path.rglob("*.pth")}))
 
 
 def newest_checkpoint(

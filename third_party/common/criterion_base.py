@@ -14,6 +14,9 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from .step_options import StepOptions
 
+# Images [B,C,H,W] in [-1, 1], alone or with their labels [B].
+Batch = Tensor | tuple[Tensor, Tensor]
+
 
 class Criterion(ABC):
     """Networks, their optimisers, and an objective.
@@ -40,8 +43,11 @@ class Criterion(ABC):
         self._parallel: list[DistributedDataParallel] = []
 
     @abstractmethod
-    def objective(self, v: Tensor) -> Tensor:
-        """The loss of each image of `v` [B,C,H,W] in [-1, 1], [B]."""
+    def objective(self, v: Tensor, **labels: Tensor) -> Tensor:
+        """The loss of each image of `v` [B,C,H,W] in [-1, 1], [B].
+
+        `labels` are for the network: nothing, or y [B].
+        """
 
     def configure(self, options: StepOptions) -> None:
         """Use `options` for all steps from now on."""
@@ -70,16 +76,19 @@ class Criterion(ABC):
         """Let the objective call `wrap(network)`; `models` keeps the networks themselves."""
         raise ValueError(f"{type(self).__name__} cannot run in several processes")
 
-    def update(self, data_loader: Iterator[Tensor]) -> None:
+    def update(self, data_loader: Iterator[Batch]) -> None:
         """Take the next batch and make one step of every optimiser and learning rate."""
         layout = torch.channels_last if self.options.channels_last else torch.preserve_format
-        v = next(data_loader).to(self.device, non_blocking=True, memory_format=layout)
+        batch = next(data_loader)
+        v, labels = (batch, {}) if isinstance(batch, Tensor) else (batch[0], {"y": batch[1]})
+        v = v.to(self.device, non_blocking=True, memory_format=layout)
+        labels = {name: y.to(self.device, non_blocking=True) for name, y in labels.items()}
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         if self.options.accumulate == 1:
-            self.statistics["loss"] = self._backward(v)
+            self.statistics["loss"] = self._backward(v, labels)
         else:
-            self._backward_in_parts(v.chunk(self.options.accumulate))
+            self._backward_in_parts(v, labels)
         self._apply_gradients()
         for lr_scheduler in self.lr_schedulers.values():
             lr_scheduler.step()
@@ -89,25 +98,28 @@ class Criterion(ABC):
         """Where the networks are."""
         return next(next(iter(self.models.values())).parameters()).device
 
-    def _backward(self, v: Tensor, share: float = 1.0) -> Tensor:
+    def _backward(self, v: Tensor, labels: dict[str, Tensor], share: float = 1.0) -> Tensor:
         """Add `share` of the gradient of the mean loss of `v`; return this mean, detached."""
         dtype = self.options.dtype
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            loss = self.objective(v).mean()  # looked up on self: a hook may have replaced it
+            # Looked up on self: a hook may have replaced it.
+            loss = self.objective(v, **labels).mean()
         scaled = loss * share
         (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
         return loss.detach()
 
-    def _backward_in_parts(self, parts: tuple[Tensor, ...]) -> None:
+    def _backward_in_parts(self, v: Tensor, labels: dict[str, Tensor]) -> None:
         """Add up the parts' gradients, reduce over processes at the last part; mean statistics."""
-        images = sum(map(len, parts))
+        parts = v.chunk(self.options.accumulate)
+        of_parts = {name: y.chunk(self.options.accumulate) for name, y in labels.items()}
         means: dict[str, Tensor] = {}
         for i, part in enumerate(parts):
-            share = len(part) / images
+            share = len(part) / len(v)
             with ExitStack() as stack:
                 for parallel in self._parallel if i < len(parts) - 1 else ():
                     stack.enter_context(parallel.no_sync())
-                self.statistics["loss"] = self._backward(part, share)
+                given = {name: ys[i] for name, ys in of_parts.items()}
+                self.statistics["loss"] = self._backward(part, given, share)
             for name, value in self.statistics.items():
                 means[name] = means.get(name, 0.0) + share * value
         self.statistics.update(means)

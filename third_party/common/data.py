@@ -14,16 +14,17 @@ import re
 import signal
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import count
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
+
+from .order import CROPS, InfiniteCoins, InfiniteShuffle, InfiniteUniforms, Part
 
 WORTH_WORKERS = 1000  # images; fewer are read faster than worker processes start
 
@@ -46,7 +47,7 @@ class Images:
     """A dataset held in memory: uint8 in 0..255, or floating point in [-1, 1], [M,C,H,W]."""
 
     images: Tensor
-    labels: Tensor | None = None  # [M], for evaluation; training does not use them
+    labels: Tensor | None = None  # [M]
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or len(self.images) == 0:
@@ -129,56 +130,6 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-class InfiniteShuffle(Sampler[int]):
-    """The numbers 0..length-1 in an endless sequence, each once an epoch, from the `start`-th on.
-
-    Epoch e is the permutation of NumPy's default generator seeded by (seed, e), so any place of the
-    sequence is found without drawing the places before it.
-    """
-
-    def __init__(self, length: int, seed: int, start: int = 0) -> None:
-        if length < 1:
-            raise ValueError(f"length={length!r}: must be at least 1")
-        if seed < 0 or start < 0:
-            raise ValueError(f"seed={seed!r}, start={start!r}: must not be negative")
-        self.length = length
-        self.seed = seed
-        self.start = start
-        self._cached: tuple[int, npt.NDArray[np.int64]] | None = None
-
-    def __iter__(self) -> Iterator[int]:
-        place = self.start
-        while True:
-            epoch, offset = divmod(place, self.length)
-            yield from self._epoch(epoch)[offset:].tolist()
-            place += self.length - offset
-
-    def take(self, start: int, count: int) -> npt.NDArray[np.int64]:
-        """`count` numbers of the sequence, from the `start`-th on."""
-        parts = []
-        while count > 0:
-            epoch, offset = divmod(start, self.length)
-            parts.append(self._epoch(epoch)[offset : offset + count])
-            start += len(parts[-1])
-            count -= len(parts[-1])
-        return np.concatenate(parts)
-
-    def _epoch(self, epoch: int) -> npt.NDArray[np.int64]:
-        if self._cached is None or self._cached[0] != epoch:
-            self._cached = (epoch, self._drawn(epoch))
-        return self._cached[1]
-
-    def _drawn(self, epoch: int) -> npt.NDArray[np.int64]:
-        return np.random.default_rng((self.seed, epoch)).permutation(self.length)
-
-
-class InfiniteCoins(InfiniteShuffle):
-    """For each place of an `InfiniteShuffle` of this length and seed, 0 or 1 at random."""
-
-    def _drawn(self, epoch: int) -> npt.NDArray[np.int64]:
-        return np.random.default_rng((self.seed, epoch, 1)).integers(2, size=self.length)
-
-
 class BatchStream(Iterator[Tensor]):
     """Batches of `dataset` on `device`; `position` counts the batches returned and can be set.
 
@@ -190,6 +141,8 @@ class BatchStream(Iterator[Tensor]):
               the rank-th
     flip      mirror each image, left to right, with probability 1/2; which ones depends only on the
               seed and the position
+    crop      take a square at a random place of each image, in place of the middle one. The dataset
+              is then asked for (i, place in [0, 1)), and places depend only on seed and position
     """
 
     def __init__(
@@ -202,17 +155,21 @@ class BatchStream(Iterator[Tensor]):
         workers: int | None = None,
         part: tuple[int, int] = (0, 1),
         flip: bool = False,
+        crop: bool = False,
     ) -> None:
         _check_batch_size(batch_size)
         check_world(batch_size, part[1])
         if isinstance(dataset, Tensor):
             dataset = Images(dataset)
+        if crop and isinstance(dataset, Images):
+            raise ValueError("crop=True: must be False for images in memory, which have one size")
         self.batch_size = batch_size
         self.part = part
         self.device = torch.device(device)
         self.workers = default_workers() if workers is None else workers
         self._shuffle = InfiniteShuffle(len(dataset), seed)  # type: ignore[arg-type]
         self._coins = InfiniteCoins(self._shuffle.length, seed) if flip else None
+        self._crop = crop
         self._images = dataset.images.to(self.device) if isinstance(dataset, Images) else None
         self._dataset = dataset
         self._loader: Iterator[Any] | None = None
@@ -233,18 +190,27 @@ class BatchStream(Iterator[Tensor]):
     def __next__(self) -> Tensor:
         batch = self._gather() if self._images is not None else self._load()
         if self._coins is not None:
-            coins = _Part(self._coins, self.batch_size, self.part).indices(self._position)
-            chosen = torch.from_numpy(coins).to(self.device, non_blocking=True).bool()
+            coins = torch.from_numpy(self.of_batch(self._coins))
+            chosen = coins.to(self.device, non_blocking=True).bool()
             batch = torch.where(chosen[:, None, None, None], batch.flip(3), batch)
         self._position += 1
         return to_unit_range(batch)
 
-    def _part(self, start: int) -> _Part:
-        return _Part(self._shuffle, self.batch_size, self.part, start)
+    def indices(self) -> npt.NDArray[np.int64]:
+        """Which images are in the next batch."""
+        return self.of_batch(self._shuffle)
+
+    def uniforms(self, stream: int) -> InfiniteUniforms:
+        """Numbers in [0, 1) for ``of_batch``, from this stream's seed."""
+        return InfiniteUniforms(self._shuffle.length, self._shuffle.seed, stream)
+
+    def of_batch(self, sequence: InfiniteShuffle) -> npt.NDArray[Any]:
+        """The values of a sequence that belong to the images of the next batch."""
+        return Part(sequence, self.batch_size, self.part).at(self._position)
 
     def _gather(self) -> Tensor:
-        indices = self._part(0).indices(self._position)
-        return self._images[torch.from_numpy(indices).to(self.device, non_blocking=True)]
+        indices = torch.from_numpy(self.indices())
+        return self._images[indices.to(self.device, non_blocking=True)]
 
     def _load(self) -> Tensor:
         first = self._loader is None
@@ -262,7 +228,7 @@ class BatchStream(Iterator[Tensor]):
         loader = DataLoader(
             self._dataset,
             batch_size=self.batch_size // self.part[1],
-            sampler=self._part(self._position),
+            sampler=self._sampler(),
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
             # Otherwise the loader would draw from the global generator. A continued run starts one
@@ -272,29 +238,13 @@ class BatchStream(Iterator[Tensor]):
         )
         return _plain_errors(loader)
 
-
-class _Part(Sampler[int]):
-    """The indices of one part of every batch, from the `start`-th batch on.
-
-    It holds no reference to the stream: the loader's workers end when nothing refers to them.
-    """
-
-    def __init__(
-        self, shuffle: InfiniteShuffle, batch_size: int, part: tuple[int, int], start: int = 0
-    ) -> None:
-        self.shuffle = shuffle
-        self.batch_size = batch_size
-        self.part = part
-        self.start = start
-
-    def indices(self, position: int) -> npt.NDArray[np.int64]:
-        """The indices of the images of this part of the `position`-th batch."""
-        rank, size = self.part[0], self.batch_size // self.part[1]
-        return self.shuffle.take(position * self.batch_size + rank * size, size)
-
-    def __iter__(self) -> Iterator[int]:
-        for position in count(self.start):
-            yield from self.indices(position).tolist()
+    def _sampler(self) -> Iterable[Any]:
+        """The images from this position on, with their places where they are cropped."""
+        where = (self.batch_size, self.part, self._position)
+        indices = Part(self._shuffle, *where)
+        if not self._crop:
+            return indices
+        return zip(indices, Part(self.uniforms(CROPS), *where), strict=True)
 
 
 def _outlive_signals(_: int) -> None:

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from sa_files.progress import bar_options
 
 from . import distributed, random_states
 from .checkpoints import Checkpoint, newest_checkpoint, prune, write_checkpoint
-from .criterion_base import Criterion
+from .criterion_base import Batch, Criterion
 from .ema import EMA
 from .window import Window
 
@@ -34,7 +34,7 @@ class Batches(Protocol):
 
     position: int
 
-    def __next__(self) -> Tensor: ...
+    def __next__(self) -> Batch: ...
 
 
 class TrainingDiverged(ValueError):

@@ -17,7 +17,10 @@ TYPES = ("eps", "x0", "eps_eps2", "eps_epsc", "eps_iddpm")
 
 
 class DTWrapper:
-    """A network as a function of (x_n, n); `typ` says what it predicts.
+    """A network as a function of (x_n, n), and of labels y if it has classes.
+
+    `typ` says what it predicts:
+
 
     eps        the noise                 x0         the image
     eps_eps2   the noise and its square  eps_epsc   the noise and its squared prediction error
@@ -26,7 +29,7 @@ class DTWrapper:
 
     def __init__(
         self,
-        model: Callable[[Tensor, Tensor], Tensor],
+        model: Callable[..., Tensor],
         typ: str,
         rescale_timesteps: bool = True,
         shift1: bool = False,
@@ -42,12 +45,13 @@ class DTWrapper:
         self.shift1 = shift1
         self.N = N
 
-    def __call__(self, xn: Tensor, n: Any) -> Tensor | tuple[Tensor, Tensor]:
+    def __call__(self, xn: Tensor, n: Any, **labels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """The network's output for `xn` [B,C,H,W] at step `n` (a number, or [B] of any kind).
 
-        If `typ` names two predictions, the two channel halves of the output.
+        `labels` are passed on: nothing, or y [B]. If `typ` names two predictions, the two channel
+        halves of the output.
         """
-        out = self.model(xn, self._times(xn, n))
+        out = self.model(xn, self._times(xn, n), **labels)
         if "_" not in self.typ:
             return out
         if out.shape[1] % 2:

@@ -43,14 +43,14 @@ class DTDSM(Criterion):
         self.schedule = schedule
         self.wrapper = wrapper
 
-    def terms(self, v: Tensor) -> dict[str, Tensor]:
+    def terms(self, v: Tensor, **labels: Tensor) -> dict[str, Tensor]:
         """The parts of the objective by name, each [B], before they are weighted."""
         n, eps, xn = self.schedule.sample(v)
-        return {"dsm": sum_squares(eps - self.wrapper(xn, n))}
+        return {"dsm": sum_squares(eps - self.wrapper(xn, n, **labels))}
 
-    def objective(self, v: Tensor) -> Tensor:
-        """The loss of each image of `v`, [B]."""
-        terms = self.terms(v)
+    def objective(self, v: Tensor, **labels: Tensor) -> Tensor:
+        """The loss of each image of `v`, [B]; `labels` go to the network."""
+        terms = self.terms(v, **labels)
         for name, values in terms.items():
             self._record(name, values)
         return self.combine(**terms)
@@ -87,10 +87,10 @@ class DTDSDM(DTDSM):
             raise ValueError(f"ratio={ratio!r}: must be a finite number >= 0 or 'adaptive'")
         self.ratio = ratio
 
-    def terms(self, v: Tensor) -> dict[str, Tensor]:
+    def terms(self, v: Tensor, **labels: Tensor) -> dict[str, Tensor]:
         """The parts of the objective by name, each [B], before they are weighted."""
         n, eps, xn = self.schedule.sample(v)
-        eps_pred, second = self.wrapper(xn, n)
+        eps_pred, second = self.wrapper(xn, n, **labels)
         return {
             "dsm": sum_squares(eps - eps_pred),
             "ddm": sum_squares(self.second_target(eps, eps_pred) - second),

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -18,7 +19,7 @@ from ..data import StoredImages
 from ._common import first_folder
 from ._registry import register
 from .listing import SUFFIXES as SUFFIXES
-from .listing import list_images
+from .listing import classes_of, list_images
 from .mapped import MappedArrays
 from .pixels import Preparation, read_image
 from .survey import survey
@@ -68,20 +69,24 @@ def folder(
     size: int | None = None,
     channels: int = 3,
     follow_links: bool = False,
+    labels: bool = False,
     cache_limit: int = 0,
 ) -> ImageFolder:
     """The images in the folder `root` itself and below it, at least 2; all headers are read first.
 
     size           height and width to which the middle square of each image is resized; None: the
                    images are not changed and must all have one size
-    channels       3: all are read as RGB; 1: as grey
+    channels       3: all are read as RGB; 1: as grey; 0: as found, all grey or all in colour
     follow_links   also read what links lead to outside `root`
+    labels         the sub-folders of `root` are the classes of the images in and below them
     """
     first_folder("folder", (root,), "give the folder that holds the images as the root")
     preparation = Preparation(size=size, channels=channels)
     found = ImageFolder(root, preparation, cache_limit=cache_limit, follow_links=follow_links)
     if len(found) < 2:
         raise ValueError(f"{root} holds one image, {found.path(0).name}: must hold at least 2")
+    if labels:
+        found.find_classes()
     survey(root, map(found.path, range(len(found))), preparation)
     return found
 
@@ -95,6 +100,9 @@ class ImageFolder(StoredImages):
                   they change, a new cache is made.
     follow_links  also read what links lead to outside the folder
     """
+
+    class_names: tuple[str, ...] | None = None
+    labels: Tensor | None = None  # [M], after `find_classes`
 
     def __init__(
         self,
@@ -121,17 +129,24 @@ class ImageFolder(StoredImages):
     def __len__(self) -> int:
         return len(self._names)
 
-    def __getitem__(self, i: int) -> Tensor:
-        if self._cache is not None:
+    def __getitem__(self, i: int | tuple[int, float]) -> Tensor:
+        """The i-th image; for (i, place), with the square at a place of `decode_image`."""
+        i, at = i if isinstance(i, tuple) else (i, None)
+        if self._cache is not None and at is None:
             return self._cache[i]
         path = self.path(range(len(self))[i])
-        image = read_image(path, self.preparation)
+        image = read_image(path, self.preparation, at)
         if tuple(image.shape) != self._shape:
             raise ValueError(
                 f"image {path} has the shape {tuple(image.shape)}, the first one {self._shape}: "
                 "all must have the same, or give a size"
             )
         return image
+
+    def find_classes(self) -> None:
+        """Set `class_names` and `labels` from the sub-folders, as ``listing.classes_of``."""
+        self.class_names, labels = classes_of(self.folder, self._names)
+        self.labels = torch.tensor(labels)
 
     def path(self, i: int) -> Path:
         """The file of the i-th image."""

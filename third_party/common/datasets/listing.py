@@ -61,6 +61,26 @@ def list_images(folder: Path, *, follow_links: bool) -> Names:
     return Names(names)
 
 
+def classes_of(folder: Path, names: Names) -> tuple[tuple[str, ...], list[int]]:
+    """The sub-folders of `folder` that hold images, sorted, and for each image which it is in.
+
+    Raises:
+        ValueError: an image is in no sub-folder, and is named.
+    """
+    tops = []
+    for name in names:
+        top, within, _ = os.fsdecode(name).partition(os.sep)
+        if not within:
+            raise ValueError(
+                f"{folder} holds {top} outside its sub-folders: with data.labels each image is in "
+                "one, which is its class"
+            )
+        tops.append(top)
+    classes = sorted(set(tops))
+    numbers = {top: number for number, top in enumerate(classes)}
+    return tuple(classes), [numbers[top] for top in tops]
+
+
 def _walk(folder: Path, follow_links: bool, left: list[str]) -> Iterator[bytes]:
     inside = os.path.realpath(folder)
     seen: set[tuple[int, int]] = set()

@@ -37,7 +37,7 @@ class Preparation:
     size       height and width of the result, by bilinear resizing with antialiasing (as
                torchvision's Resize does); None: not resized
     expected   width and height that every file must have; None: any
-    channels   3, or 1 for grey
+    channels   3, or 1 for grey; 0: as found, 1 for a grey image and 3 for one in colour
     """
 
     crop: tuple[int, int, int, int] | None = None
@@ -46,28 +46,31 @@ class Preparation:
     channels: int = 3
 
     def __post_init__(self) -> None:
-        check_choice("channels", self.channels, tuple(MODES))
+        check_choice("channels", self.channels, (0, *MODES))
         if self.size is not None and self.size < 1:
             raise ValueError(f"size={self.size!r}: must be at least 1, or None")
 
 
-def read_image(path: Path, preparation: Preparation) -> Tensor:
+def read_image(path: Path, preparation: Preparation, at: float | None = None) -> Tensor:
     """The prepared image of a file, uint8 [C,H,W]; ValueError with the file's name if it fails."""
     with reading(path, "cannot be used as an image") as file:
-        return decode_image(file, preparation)
+        return decode_image(file, preparation, at)
 
 
-def decode_image(file: BinaryIO, preparation: Preparation) -> Tensor:
-    """The prepared image, uint8 [C,H,W]; damaged bytes can raise any exception."""
+def decode_image(file: BinaryIO, preparation: Preparation, at: float | None = None) -> Tensor:
+    """The prepared image, uint8 [C,H,W]; damaged bytes can raise any exception.
+
+    at   where along the longer side the square is, in [0, 1); None: in the middle
+    """
     image = _upright(file, preparation)
     if image.mode != (mode := _working_mode(image, preparation)):
         image = image.convert(mode)  # transparency is dropped
     if preparation.crop is not None or preparation.size is not None:
-        part = preparation.crop or _middle_square(*image.size)
+        part = preparation.crop or _square(*image.size, at)
         image = image if part == (0, 0, *image.size) else image.crop(part)
     if preparation.size is not None:
         image = image.resize((preparation.size, preparation.size), Image.Resampling.BILINEAR)
-    return _tensor(image).expand(preparation.channels, -1, -1).contiguous()
+    return _tensor(image).expand(preparation.channels or -1, -1, -1).contiguous()
 
 
 def open_image(file: BinaryIO, preparation: Preparation) -> Image.Image:
@@ -121,7 +124,7 @@ def _upright(file: BinaryIO, preparation: Preparation) -> Image.Image:
 
 def _working_mode(image: Image.Image, preparation: Preparation) -> str:
     """Grey images stay grey until the end, when all channels become equal."""
-    return MODES[1] if image.mode in GREY else MODES[preparation.channels]
+    return MODES[1] if image.mode in GREY else MODES[preparation.channels or 3]
 
 
 def _memory(image: Image.Image, reduction: int) -> int:
@@ -143,10 +146,14 @@ def _tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(pixels)
 
 
-def _middle_square(width: int, height: int) -> tuple[int, int, int, int]:
+def _square(width: int, height: int, at: float | None) -> tuple[int, int, int, int]:
     side = min(width, height)
-    left, upper = (width - side) // 2, (height - side) // 2
+    left, upper = (_offset(longer - side, at) for longer in (width, height))
     return left, upper, left + side, upper + side
+
+
+def _offset(spare: int, at: float | None) -> int:
+    return spare // 2 if at is None else int(at * (spare + 1))
 
 
 def _sides(size: tuple[int, int]) -> str:

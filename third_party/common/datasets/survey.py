@@ -23,7 +23,8 @@ def survey(folder: Path, paths: Iterable[Path], preparation: Preparation) -> Non
     such as L for grey.
 
     Raises:
-        ValueError: a file is no image that can be used, or the sizes differ and none is given.
+        ValueError: a file is no image that can be used; the sizes differ and none is given; or some
+            images are grey and others in colour, and the channels are to be as found.
     """
     sizes, modes = _Shares(folder), _Shares(folder)
     for path in paths:
@@ -38,7 +39,13 @@ def survey(folder: Path, paths: Iterable[Path], preparation: Preparation) -> Non
             f"{told}. All must have one size (width x height), or give data.size (--size): the "
             "side of the squares to which they are cropped and resized"
         )
-    read = "RGB" if preparation.channels == 3 else "grey"
+    greys = modes.counts.keys() & set(GREY)
+    if preparation.channels == 0 and greys and greys != modes.counts.keys():
+        raise ValueError(
+            f"{told}. Some are grey and some in colour: give data.channels (--channels), 3 to "
+            "read all as RGB or 1 to read all as grey"
+        )
+    read = "grey" if preparation.channels == 1 or (preparation.channels == 0 and greys) else "RGB"
     square = f" at {preparation.size}x{preparation.size}" if preparation.size else ""
     is_mixed = len(sizes.counts) > 1 or len(modes.counts) > 1
     loses_colour = preparation.channels == 1 and not modes.counts.keys() <= set(GREY)

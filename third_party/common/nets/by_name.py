@@ -41,12 +41,17 @@ def build_network(
     trunk_channels: int,
     head_channels: int = 0,
     head_mode: str = "simple",
+    num_classes: int | None = None,
 ) -> nn.Module:
     """The network called ``name`` for images of ``image_shape`` (C, H, W).
+
+    ``num_classes``: rows of its label embedding; None: as in ``args``, by default no embedding.
 
     Raises:
         ValueError: the name is unknown, or the network does not accept an argument.
     """
+    if num_classes is not None:
+        args = {**args, "num_classes": num_classes}
     if name not in NETWORKS:
         raise ValueError(f"network.name must be one of {sorted(NETWORKS)}, got {name!r}")
     try:

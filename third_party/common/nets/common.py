@@ -196,6 +196,17 @@ def check_inputs(x: Tensor, timesteps: Tensor, in_channels: int) -> None:
         )
 
 
+def check_labels(x: Tensor, y: Tensor | None, num_classes: int | None) -> None:
+    """Raise ValueError unless y is [B] if the network has ``num_classes``, and None otherwise."""
+    if (y is None) != (num_classes is None):
+        raise ValueError(
+            "y must be given exactly where the network has num_classes, got "
+            f"num_classes={num_classes!r} and {'no y' if y is None else 'a y'}"
+        )
+    if y is not None and y.shape != x.shape[:1]:
+        raise ValueError(f"y must have shape [B] = [{x.shape[0]}], got {list(y.shape)}")
+
+
 def check_size(x: Tensor, factor: int) -> None:
     """Raise ValueError unless the height and width of x can be halved down to the last level."""
     if x.shape[2] % factor or x.shape[3] % factor:

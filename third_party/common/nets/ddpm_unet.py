@@ -191,7 +191,8 @@ class _Plan:
 class Model(nn.Module):
     """Noise network: x [B, in_channels, R, R], timesteps [B] -> [B, out_ch, R, R], R = resolution.
 
-    ``attn_resolutions`` are the sizes in pixels of the maps that get attention.
+    ``attn_resolutions`` are the sizes in pixels of the maps that get attention, ``num_classes``
+    adds a label embedding.
     """
 
     def __init__(
@@ -206,6 +207,7 @@ class Model(nn.Module):
         in_channels: int = 3,
         resolution: int,
         num_groups: int = 32,
+        num_classes: int | None = None,
     ) -> None:
         super().__init__()
         common.check_positive(
@@ -221,8 +223,11 @@ class Model(nn.Module):
             ch, widths, num_res_blocks, tuple(attn_resolutions), resolution, dropout, num_groups
         )
         self.plan.check()
-        self.in_channels, self.out_ch = in_channels, out_ch
+        self.in_channels, self.out_ch, self.num_classes = in_channels, out_ch, num_classes
         self.temb = TimeEmbedding(ch)
+        if num_classes is not None:
+            common.check_positive(num_classes=num_classes)
+            self.label_emb = nn.Embedding(num_classes, 4 * ch)
         self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
         self.down, skips = self.plan.down()
         self.mid = self.plan.mid()
@@ -230,10 +235,15 @@ class Model(nn.Module):
         self.norm_out = GroupNorm(num_groups, widths[0], eps=NORM_EPS)
         self.conv_out = nn.Conv2d(widths[0], out_ch, 3, padding=1)
 
-    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
-        """x [B, C, R, R], timesteps [B] -> [B, out_ch, R, R]."""
-        self._check_inputs(x, timesteps)
-        return self._output(self.features(x, self.temb(timesteps)))
+    def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
+        """x [B, C, R, R], timesteps [B], labels y [B] -> [B, out_ch, R, R]."""
+        self._check_inputs(x, timesteps, y)
+        return self._output(self.features(x, self.embed(timesteps, y)))
+
+    def embed(self, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
+        """The embedding [B, E] of time and, in a class-conditional network, of the labels y [B]."""
+        temb = self.temb(timesteps)
+        return temb if y is None else temb + self.label_emb(y)
 
     def features(self, x: Tensor, temb: Tensor) -> Tensor:
         """x [B, C, R, R], temb [B, E] -> the last features h [B, w, R, R], before the output."""
@@ -258,8 +268,9 @@ class Model(nn.Module):
     def _output(self, h: Tensor) -> Tensor:
         return self.conv_out(F.silu(self.norm_out(h)))
 
-    def _check_inputs(self, x: Tensor, timesteps: Tensor) -> None:
+    def _check_inputs(self, x: Tensor, timesteps: Tensor, y: Tensor | None) -> None:
         common.check_inputs(x, timesteps, self.in_channels)
+        common.check_labels(x, y, self.num_classes)
         side = self.plan.resolution
         if x.shape[2:] != (side, side):
             raise ValueError(
@@ -287,11 +298,11 @@ class Model4Pretrained(FrozenTrunk, Model):
         self.conv_out2 = nn.Conv2d(width, head_out_ch, 3, padding=1)
         self.freeze_trunk(("before_out", "norm_out2", "conv_out2"))
 
-    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
-        """x [B, C, R, R], timesteps [B] -> (eps, head) [B, C + head_out_ch, R, R]."""
-        self._check_inputs(x, timesteps)
+    def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
+        """x [B, C, R, R], timesteps [B], y [B] -> (eps, head) [B, C + head_out_ch, R, R]."""
+        self._check_inputs(x, timesteps, y)
         with torch.no_grad():
-            temb = self.temb(timesteps)
+            temb = self.embed(timesteps, y)
             h = self.features(x, temb)
             eps = self._output(h)[:, : self.in_channels]
         if self.before_out is not None:

@@ -351,13 +351,7 @@ class UNetModel(nn.Module):
         plan = self.plan
         common.check_inputs(x, timesteps, plan.in_channels)
         common.check_size(x, 2 ** (len(plan.widths) - 1))
-        if (y is None) != (plan.num_classes is None):
-            raise ValueError(
-                "y must be given exactly where the network has num_classes, got "
-                f"num_classes={plan.num_classes!r} and {'no y' if y is None else 'a y'}"
-            )
-        if y is not None and y.shape != x.shape[:1]:
-            raise ValueError(f"y must have shape [B] = [{x.shape[0]}], got {list(y.shape)}")
+        common.check_labels(x, y, plan.num_classes)
 
 
 class UNetModel3OutChannels(UNetModel):
