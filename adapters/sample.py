@@ -14,8 +14,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 
@@ -166,7 +166,8 @@ class Cell:
         """What it does, in one line."""
         n_images, args = self.experiment.config.sample.n_images, self.args
         cell = f"{n_images} images of {args.process}, {args.steps} steps, as {args.format}"
-        return f"{cell} in {args.out}: {n_images * args.steps:.3g} network evaluations in all"
+        calls = n_images * args.steps * self.experiment.calls_a_step
+        return f"{cell} in {args.out}: {calls:.3g} network evaluations in all"
 
     def source(self) -> Source:
         """The images of the cell."""
@@ -199,21 +200,14 @@ def sample(argv: Sequence[str]) -> None:
     distributed.start(device, backend="gloo", patience=PATIENCE)
     sink = cell.sink()
     with ExitStack() as stack, distributed.peers():
-        distributed.on_first(stack.enter_context, _claimed(args.out, cell))
+        claim = claimed(args.out, cell.identity(), option="--out")
+        distributed.on_first(stack.enter_context, claim)
         fill(sink, cell.source)
     if distributed.is_first():
         if isinstance(sink, MetricsFile):
             print(table(sink.result()))
         print(f"{sink.n_images} images in {args.out}")
     distributed.stop()
-
-
-@contextmanager
-def _claimed(folder: Path, cell: Cell) -> Iterator[None]:
-    with claimed(folder, cell.identity(), option="--out"):
-        for path in folder.rglob(".*.tmp"):  # left by processes that were killed while writing
-            path.unlink()
-        yield
 
 
 def _digest(weights: Path) -> str:

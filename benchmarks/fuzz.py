@@ -33,6 +33,9 @@ ADDRESS_SPACE = 4 * 2**30  # bytes more than the process has when it starts
 SECONDS, MEMORY = 5, 300  # for one file, s and MiB; and more for a large one:
 SECONDS_PER_MIB, MEMORY_PER_MIB = 1, 4
 PATIENCE = 4  # a process is ended after so many times the seconds of a file
+# Seconds of the clock for a file. The bounds above are seconds of the processor: those of the clock
+# grow without a limit on a busy machine. These are only for a process that waits for something.
+HANG = 600
 RSS = Path("/proc/self/clear_refs"), Path("/proc/self/status")  # Linux
 
 
@@ -178,8 +181,9 @@ def in_own_process(name: str, count: int, seed: int, work: int = 0) -> Tally:
     theirs.close()
     tally = Tally()
     with contextlib.suppress(EOFError):
-        while True:
+        while ours.poll(HANG):
             tally = ours.recv()
+        process.kill()
     process.join()
     if process.exitcode:
         tally.wrong.append(f"{tally.last}: the process died with exit code {process.exitcode}")

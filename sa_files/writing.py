@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")  # the name of a file that is being written
 
 
 @contextmanager
@@ -41,6 +44,17 @@ def write_atomically(
     """Write ``content``, text as UTF-8, as in ``written_atomically``."""
     with written_atomically(path, sync=sync) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what processes that were killed while writing have left; no other may be writing."""
+    for path in filter(is_unfinished, folder.rglob(".*.tmp")):
+        path.unlink(missing_ok=True)
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether ``path`` has the name of a file that ``written_atomically`` was writing."""
+    return _UNFINISHED.fullmatch(path.name) is not None
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

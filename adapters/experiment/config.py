@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,10 +26,12 @@ from configs.base import KEYS, base_config
 from configs.keys import Key, Keys, flat
 from sa_files.reading import UnreadableFile
 from sa_files.stored import read_json
-from sa_files.writing import write_atomically
+from sa_files.writing import is_unfinished, remove_unfinished, write_atomically
+
+logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
-CONFIG_COPY = ".config.json"  # of a run, for the case that the file is lost
+CONFIG_COPY = ".config.json"  # for the case that the file is lost
 LOCK_FILE = ".lock"
 T = TypeVar("T")
 # A killed run's loader processes keep its lock until they notice its end, at most 5 seconds.
@@ -182,8 +185,9 @@ def claimed(
     resolved = json.loads(json.dumps(config.to_dict()))
     _is_of_the_run(workdir, resolved, option)  # before anything is written into a foreign folder
     with reserved(workdir, option):
-        if not _is_of_the_run(workdir, resolved, option):
-            write_config(workdir / CONFIG_FILE, resolved)
+        if _is_of_the_run(workdir, resolved, option):
+            resolved = read_config(config_path(workdir), dict)
+        record(workdir, resolved)
         yield
 
 
@@ -195,7 +199,16 @@ def reserved(workdir: Path, option: str) -> Iterator[None]:
             raise ValueError(
                 f"another run is at work in {workdir}; wait until it ends, or give another {option}"
             )
+        remove_unfinished(workdir)
         yield
+
+
+def record(workdir: Path, resolved: dict[str, Any]) -> None:
+    """Write a folder's resolved configuration and its copy, unless they are there."""
+    if config_path(workdir).name == CONFIG_COPY:
+        logger.warning("%s was lost or damaged: taken from its copy", workdir / CONFIG_FILE)
+    for name in (CONFIG_COPY, CONFIG_FILE):
+        write_config(workdir / name, resolved)
 
 
 def write_config(path: Path, resolved: dict[str, Any]) -> None:
@@ -261,7 +274,8 @@ def _is_of_the_run(workdir: Path, resolved: dict[str, Any], option: str) -> bool
 
 def check_empty(workdir: Path, option: str = "--workdir") -> None:
     """ValueError if a folder without a configuration holds anything."""
-    if workdir.exists() and any(p.name != LOCK_FILE for p in workdir.iterdir()):
+    entries = workdir.iterdir() if workdir.exists() else ()
+    if any(path.name != LOCK_FILE and not is_unfinished(path) for path in entries):
         raise ValueError(
             f"{workdir} is not empty and holds no {CONFIG_FILE}; give another folder with {option}"
         )

@@ -20,12 +20,12 @@ from typing import Any
 from ml_collections import FrozenConfigDict
 
 from adapters.experiment.config import (
-    CONFIG_COPY,
     CONFIG_FILE,
     check_empty,
     config_path,
     flatten,
     read_config,
+    record,
     refuse_differing,
     reserved,
     with_defaults,
@@ -164,10 +164,7 @@ def claimed_run(workdir: Path, config: FrozenConfigDict) -> Iterator[None]:
     change_by(workdir, config)  # before anything is written into a foreign folder
     with reserved(workdir, "--workdir"):
         change_by(workdir, config).make()
-        if config_path(workdir).name == CONFIG_COPY:
-            logger.warning("%s was lost or damaged: taken from its copy", workdir / CONFIG_FILE)
-        for name in (CONFIG_COPY, CONFIG_FILE):
-            write_config(workdir / name, _resolved(config))
+        record(workdir, _resolved(config))
         yield
 
 

@@ -6,10 +6,13 @@ import csv
 import io
 from pathlib import Path
 
-from sa_files.reading import reading
+from sa_files.reading import UnreadableFile, reading
 from sa_files.writing import write_atomically
 
 CSV_FILE = "log.csv"
+# What is read of a log. A training that writes more becomes slow: each row writes the file anew.
+LONGEST_ROW = 2**16  # characters
+MOST_NUMBERS = 2**20
 
 
 class TrainingLog:
@@ -62,9 +65,14 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
     with reading(path, "is damaged: remove it, and it is written again") as file:
-        rows = list(csv.DictReader(io.StringIO(file.read().decode(), newline="")))
-        for row in rows:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        rows: list[dict[str, str]] = []
+        # A longer line becomes several rows, whose columns differ from the header's.
+        for row in csv.DictReader(iter(lambda: text.readline(LONGEST_ROW), "")):
             int(row["iteration"])
             if None in row or None in row.values():
-                raise ValueError(f"the columns of a row differ from the header: {row}")
+                raise UnreadableFile(f"the columns of a row differ from the header: {row}")
+            rows.append(row)
+            if len(rows) * len(row) > MOST_NUMBERS:
+                raise UnreadableFile(f"it has more than {MOST_NUMBERS} numbers")
         return rows

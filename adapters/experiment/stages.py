@@ -40,8 +40,10 @@ from third_party.common.checkpoints import (
     checkpoint_paths,
     copy_checkpoint,
     is_complete,
+    prune,
     read_state,
 )
+from third_party.common.classes import LabelledBatches
 from third_party.common.criterion_base import Criterion
 from third_party.common.data import BatchStream
 from third_party.common.ema import EMA
@@ -90,12 +92,14 @@ class TrainStage:
         return f"{self.method}{start}, {images}{term}"
 
     def is_done(self) -> bool:
-        """Whether the last checkpoint is there and whole."""
+        """Whether all files of the last checkpoint are there and whole."""
         return self.experiment.has(self.average_path) and is_complete(self._final_checkpoint)
 
     def run(self) -> None:
         """Train, starting from the newest checkpoint."""
         if self.is_done():
+            if distributed.is_first():  # an earlier command may have ended before this
+                prune(self._final_checkpoint.parent, None, upto=self.settings.iterations)
             return
         if self.trunk is not None and not self.trunk.is_done():
             raise ValueError(f"stage {self.name!r} needs the result of stage {self.trunk.name!r}")
@@ -116,7 +120,7 @@ class TrainStage:
 
     def average(self) -> tuple[nn.Module, str]:
         """The averaged network, in eval mode on the device, and its ``typ``."""
-        if not self.is_done():
+        if not self.experiment.has(self.average_path):
             raise ValueError(f"the result of stage {self.name!r} is needed first")
         network = self.experiment.network(self.method)
         network.load_state_dict(read_state(self.average_path))
@@ -139,14 +143,7 @@ class TrainStage:
         return Trainer(
             criterion,
             ema,
-            BatchStream(
-                experiment.dataset,
-                settings.batch_size,
-                experiment.config.seed,
-                device=experiment.device,
-                part=(distributed.rank(), distributed.world_size()),
-                flip=experiment.config.data.flip,
-            ),
+            self._batches(),
             self.folder,
             n_iters=settings.iterations,
             ckpt_every=settings.ckpt_every,
@@ -158,6 +155,24 @@ class TrainStage:
             progress=experiment.progress,
             keep=settings.keep or None,
         )
+
+    def _batches(self) -> BatchStream | LabelledBatches:
+        """The training images, with labels if the network takes them."""
+        experiment = self.experiment
+        images = BatchStream(
+            experiment.dataset,
+            self.settings.batch_size,
+            experiment.config.seed,
+            device=experiment.device,
+            part=(distributed.rank(), distributed.world_size()),
+            flip=experiment.config.data.flip,
+            crop=experiment.config.data.crop,
+        )
+        if experiment.classes is None:
+            return images
+        # A head is used for the classes alone.
+        drop = self.settings.label_drop if self.trunk is None else 0.0
+        return LabelledBatches(images, experiment.classes, drop)
 
     @property
     def _with_sa(self) -> bool:
@@ -231,7 +246,7 @@ class SampleStage:
     def plan(self) -> str:
         """What it does, in one line."""
         n_images, missing = self.experiment.config.sample.n_images, self.missing()
-        calls = sum(steps for _, steps in missing) * n_images
+        calls = sum(steps for _, steps in missing) * n_images * self.experiment.calls_a_step
         return f"{len(missing)} cells of {n_images} images, {calls:.3g} network evaluations"
 
     def missing(self) -> list[tuple[str, int]]:

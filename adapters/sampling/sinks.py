@@ -74,10 +74,9 @@ class PngFolder:
         self.n_images = n_images
 
     def missing(self) -> list[int]:
-        """The units with a missing image."""
-        there = {path.name for path in self.folder.glob("*.png")}
-        gone = {i // self.unit for i in range(self.n_images) if _png_name(i) not in there}
-        return sorted(gone)
+        """The units with an image that is missing or cut, as a power cut leaves it."""
+        names = enumerate(map(_png_name, range(self.n_images)))
+        return sorted({i // self.unit for i, name in names if not is_whole(self.folder / name)})
 
     def write(self, unit: int, images: Images) -> None:
         """Write a unit's images, each under its number."""

@@ -84,6 +84,8 @@ class Launched:
         code = 70
         try:
             os.setsid()
+            # A shell makes the programs that it starts in the background ignore it.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             output = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(output, 1)
             os.dup2(output, 2)

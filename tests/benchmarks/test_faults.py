@@ -52,30 +52,34 @@ def test_a_command_that_ends_otherwise_is_told(tmp_path, codes, said, complaint)
     assert not case.complaints or case.complaints[0].startswith(complaint)
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_a_result_that_is_lost_is_one_that_a_run_makes_again(tmp_path, seed):
-    made = ("metrics.json", "base/ckpts/9.ckpt/it.pth", "base/ckpts/10.ckpt/it.pth")
+def test_a_result_that_is_lost_is_one_that_a_run_makes_again(tmp_path):
+    last = ("base/ckpts/10.ckpt/it.pth", "base/ckpts/10.ckpt/resume.pth")
+    made = ("metrics.json", "00000000.png", "trainings/a/config.json", *last)
+    replaced = tuple(f"replaced/a/head/ckpts/{it}.ckpt/it.pth" for it in (4, 8))
     kept = ("given.pth", "base/log.csv", "base/ckpts/9.ckpt/it.pth", "head/ckpts/4.ckpt/it.pth")
-
-    def write(*names):
-        for name in names:
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).write_text("{}")
+    kept += ("gamma/state.pth", *replaced)
+    ended = Ended([0], "")
+    ended.kill = lambda: True
 
     class Written(Case):
         def launch(self, prepare=None):
-            write(*made, *kept[1:])
-            ended = Ended([0], "")
-            ended.kill = lambda: True
+            for name in (*made, *kept[1:]):
+                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (self.folder / name).write_text("{}")
             return ended
 
-    write("given.pth")
-    case = Written(Job("job", lambda folder: None), tmp_path, random.Random(seed), 0.0, 0)
-    assert next(KINDS["a result removed or emptied"](case))
-    left = {name: content for name, content in case.job.results(tmp_path).items() if content}
-    assert left.keys() >= set(kept)
-    assert len({*made, *kept} - left.keys()) == 1
-    assert (tmp_path / "base/ckpts/10.ckpt/it.pth").exists()
+    found = set()
+    for seed in range(30):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        (folder / "given.pth").write_text("{}")
+        case = Written(Job("job", lambda folder: None), folder, random.Random(seed), 0.0, 0)
+        assert next(KINDS["a result removed or emptied"](case))
+        left = {name: content for name, content in case.job.results(folder).items() if content}
+        found |= {*made, *kept} - left.keys()
+        assert len(left) == len(made) + len(kept) - 1
+        assert (folder / last[1]).exists()  # without it, the checkpoint is a whole one of the host
+    assert found == set(made)
 
 
 def test_each_kind_has_jobs_and_each_job_has_faults(tmp_path, monkeypatch):

@@ -148,6 +148,14 @@ def test_a_loader_that_works_too_long_is_found_out(monkeypatch):
     assert found["hangs"] == ["empty: the process died with exit code -27"]
 
 
+def test_a_loader_that_waits_for_something_is_ended_by_the_clock(monkeypatch):
+    wait = lambda path: path.read_bytes() or time.sleep(600)  # noqa: E731
+    monkeypatch.setitem(LOADERS, "waits", Loader("x", lambda p: p.write_bytes(b"1"), wait))
+    monkeypatch.setattr(fuzz, "HANG", 1)
+    (wrong,) = in_own_process("waits", 1, 0).wrong
+    assert wrong.endswith("the process died with exit code -9")
+
+
 def test_a_long_run_counts_its_cases_and_measures_memory():
     tally = in_own_process("Fashion-MNIST, gz", 60, seed=1)
     assert tally.wrong == []

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from adapters.experiment import stages
+from adapters.experiment import logs, stages
 from adapters.experiment.run import run
 from adapters.hosts import SN_DPM
 from tests.commands import words
@@ -184,6 +184,12 @@ def test_a_start_that_failed_blocks_nothing(tmp_path):
         patch.setattr(stages.TrainStage, "run", lambda self: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             sn_dpm(folder)
+    for name in ("config.json", ".config.json"):  # killed while it wrote its first file
+        (folder / name).replace(folder / f".{name}.0123456789abcdef.tmp")
+    assert sn_dpm(folder, "--stage=base", "--dry_run") == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages.TrainStage, "run", lambda self: None)
+        assert sn_dpm(folder, "--stage=base") == 0
     (folder / "base").mkdir()
     (folder / "base" / "log.csv").write_text("iteration,loss\n1,0.5\n")
     assert sn_dpm(folder, "--config.base.lr=0.01", "--stage=base") == 0
@@ -261,7 +267,19 @@ def hollow(path):
 
 
 @pytest.mark.parametrize(
-    "damage", [hollow, lambda path: cut(path / MODEL), lambda path: empty(path / "resume.pth")]
+    "damage",
+    [
+        hollow,
+        lambda path: cut(path / MODEL),
+        lambda path: empty(path / "resume.pth"),
+        *(
+            (lambda path, name=name: lose(path / name))
+            for name in (
+                *("it.pth", "best_val_loss.pth", "models_states/model.pth", MODEL),
+                *("optimizers_states/all.pth", "lr_schedulers_states/all.pth"),
+            )
+        ),
+    ],
 )
 def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(finished, copy, damage, capsys):
     damage(copy / FINAL)
@@ -269,6 +287,46 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(finished, copy, 
     assert "set aside as 2.ckpt.damaged, going on from 1.ckpt" in capsys.readouterr().err
     shutil.rmtree(copy / (FINAL + ".damaged"))
     assert contents(copy) == contents(finished)
+
+
+def test_weights_alone_are_enough_for_images(finished, copy):
+    """Somebody who needs the space may keep the averages only."""
+    for name in ("base", "head"):
+        shutil.rmtree(copy / name / FINAL_HEAD / "models_states")
+    lose(copy / "samples/ddim_2.npz")
+    assert sn_dpm(copy, "--stage=sample,evaluate") == 0
+    name = "samples/ddim_2.npz"
+    assert contents(copy)[name] == contents(finished)[name]
+
+
+def test_what_a_killed_command_left_behind_is_removed(finished, copy):
+    left = [copy / "base/ckpts/0.ckpt", copy / "base/ckpts/1.ckpt.tmp"]
+    for path in left:
+        shutil.copytree(copy / "base/ckpts/1.ckpt", path)
+    (left[0] / "interim").touch()
+    left.append(copy / ".metrics.json.0123456789abcdef.tmp")
+    left[-1].touch()
+    assert sn_dpm(copy) == 0
+    assert not any(path.exists() for path in left)
+    assert contents(copy) == contents(finished)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("iteration,loss\n" + "1,2\n" * 50, "it has more than 64 numbers"),
+        ("iteration" + "," * 5000 + "\n", "invalid literal for int"),  # one row, cut in two
+        ("iteration,loss\n1\n", "the columns of a row differ from the header"),
+    ],
+)
+def test_a_log_is_read_up_to_a_bound(tmp_path, monkeypatch, text, said):
+    monkeypatch.setattr(logs, "MOST_NUMBERS", 64)
+    monkeypatch.setattr(logs, "LONGEST_ROW", 1000)
+    (tmp_path / "log.csv").write_text(text)
+    with pytest.raises(ValueError, match=f"log.csv is damaged: .*{said}"):
+        logs.read_rows(tmp_path / "log.csv")
+    (tmp_path / "log.csv").write_text("iteration,loss\n1,0.5\n")
+    assert logs.read_rows(tmp_path / "log.csv") == [{"iteration": "1", "loss": "0.5"}]
 
 
 def test_an_only_checkpoint_that_is_damaged_is_told(copy, capsys):
