@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from ml_collections import FrozenConfigDict
 
-from adapters.comparison.cost import plan_table, plan_text
+from adapters.comparison.cost import kind_of, plan_table, plan_text
 from adapters.comparison.engine import (
     Outcome,
     Progress,
@@ -44,6 +44,7 @@ from adapters.experiment.config import (
 from adapters.shell.command import EXIT_FAILED, exit_code, keep_freed_memory
 from adapters.shell.locks import locked
 from adapters.shell.options import own_options
+from sa_files.writing import remove_unfinished
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ def compare(argv: Sequence[str]) -> bool:
     if not args.report_only:
         print(plan_table(plan), flush=True)
         with _claimed(line.workdir):
+            plan.restore()
             failures = list(_computed(make_plan, plan, workers, args.scheduler))
     path = write_report(plan, f"python -m {MODULE} {shlex.join(argv[1:])}", failures)
     print(path.read_text().split("## Pictures")[0])
@@ -105,7 +107,7 @@ def _computed(
         outcomes = in_local_processes(make_plan, plan, workers)
     else:
         outcomes = in_this_process(plan)
-    progress = Progress(plan.in_order())
+    progress = Progress(plan.in_order(), kind_of)
     for outcome in outcomes:
         failed = outcome is not None and bool(outcome.error)
         logger.log(logging.ERROR if failed else logging.INFO, "%s", progress.tell(outcome))
@@ -122,6 +124,7 @@ def _claimed(store: Path) -> Iterator[None]:
                 f"another command is at work in {store}; wait until it ends (several machines "
                 "share one command: --scheduler)"
             )
+        remove_unfinished(store)
         yield
 
 

@@ -1,4 +1,4 @@
-"""Compute metrics of images against a reference, in one pass over each:
+"""Compute metrics of images against a reference, in one pass over each.
 
     python -m adapters.evaluate IMAGES --against REFERENCE --features inception,pixels --out FILE
     python -m adapters.evaluate IMAGES --features inception --save_stats FILE.npz
@@ -47,7 +47,8 @@ MODULE = "adapters.evaluate"
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
-    parser = OwnOptions(MODULE, description=__doc__)
+    usage = f"python -m {MODULE} IMAGES [--against REFERENCE] [--save_stats FILE] [OPTIONS]"
+    parser = OwnOptions(MODULE, usage=usage, description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("images", metavar="IMAGES", help="a folder, an .npz, tar shards, or a dataset")
     add("--against", metavar="REFERENCE", help="images or statistics to compare with")

@@ -131,7 +131,8 @@ def table(results: dict[Variant, tuple[list[float], float]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    usage = "python -m benchmarks.training [OPTIONS]"
+    parser = argparse.ArgumentParser(usage=usage, description=__doc__.splitlines()[0])
     parser.add_argument("--network", choices=sorted(NETWORKS), default="cifar10")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, help="default: 8 on a CPU, 128 elsewhere")

@@ -41,7 +41,7 @@ def plan_text(plan: Plan) -> str:
 def _table(plan: Plan, costs: Sequence[str], cost: Callable[[float], list[str]]) -> str:
     kinds: dict[str, list[Task]] = {}
     for task in plan.in_order():
-        kinds.setdefault(_kind(task), []).append(task)
+        kinds.setdefault(kind_of(task), []).append(task)
     kinds["all"] = plan.in_order()
     rows = []
     for kind, tasks in kinds.items():
@@ -89,7 +89,8 @@ def _any_experiment(plan: Plan):
     return plan.store.experiment(line, plan.store.grid.seeds[0], None)
 
 
-def _kind(task: Task) -> str:
+def kind_of(task: Task) -> str:
+    """The row of a task in ``plan_table``."""
     if isinstance(task, StageTask):
         if isinstance(task.stage, GammaStage):
             return "Gamma"

@@ -9,25 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
 import os
-import signal
 import threading
 import time
 import traceback
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import torch
 
 from adapters.comparison.plan import Plan
 from adapters.comparison.tasks import Task
-from adapters.shell.command import keep_freed_memory
+from adapters.shell.processes import Pool, ended, new_pool
 from adapters.shell.signals import caught
 
 logger = logging.getLogger(__name__)
@@ -116,61 +116,36 @@ def in_local_processes(make_plan: MakePlan, plan: Plan, workers: int) -> Iterato
     Each process has a pool of its own: the death of a process breaks its pool.
     """
     queue, threads = Queue(plan.in_order()), max(1, (os.cpu_count() or 1) // workers)
-    idle = [_new_pool(make_plan, threads) for _ in range(min(workers, len(queue.waiting)))]
-    at_work: dict[Future[Outcome], tuple[ProcessPoolExecutor, str]] = {}
-    others = multiprocessing.active_children()
-    try:
+    count = min(workers, len(queue.waiting))
+    idle = [new_pool(threads, _prepare, make_plan) for _ in range(count)]
+    at_work: dict[Future[Outcome], tuple[Pool, str]] = {}
+    pools = chain(idle, (pool for pool, _ in at_work.values()))
+    with ended(pools, is_idle=lambda: not at_work):
         while True:
             while idle and (task := queue.take()) is not None:
                 pool = idle.pop()
                 at_work[pool.submit(_in_worker, task.name)] = pool, task.name
             if not at_work:
                 return
-            ended, _ = wait(at_work, timeout=HEARTBEAT, return_when=FIRST_COMPLETED)
-            if not ended:
+            done, _ = wait(at_work, timeout=HEARTBEAT, return_when=FIRST_COMPLETED)
+            if not done:
                 yield None
-            for future in ended:
+            for future in done:
                 pool, name = at_work.pop(future)
                 try:
                     outcome = future.result()
                 except BrokenProcessPool:
                     outcome = Outcome(name, error="its process ended, killed or out of memory")
-                    pool = _new_pool(make_plan, threads)
+                    pool = new_pool(threads, _prepare, make_plan)
                 idle.append(pool)
                 yield from queue.ended(outcome)
-    finally:
-        # After a signal: a worker that gets SIGTERM saves what it can. Idle ones end by themselves.
-        for child in multiprocessing.active_children() if at_work else ():
-            if child not in others:
-                child.terminate()
-        for pool in [*idle, *(pool for pool, _ in at_work.values())]:
-            pool.shutdown()
-
-
-def _new_pool(make_plan: MakePlan, threads: int) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(1, context, _start_worker, (make_plan, threads))
 
 
 _TASKS: dict[str, Task] = {}  # of a worker
 
 
-def _start_worker(make_plan: MakePlan, threads: int) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the command, which sends SIGTERM
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # between two tasks; see _in_worker
-    threading.Thread(target=_end_with_the_command, daemon=True).start()
-    torch.set_num_threads(threads)
-    keep_freed_memory()
+def _prepare(make_plan: MakePlan) -> None:
     _TASKS.update({task.name: task for task in make_plan().in_order()})
-
-
-def _end_with_the_command() -> None:
-    """End this worker at once if its command was killed: the next command may be at work."""
-    command = multiprocessing.parent_process()
-    if command is not None:
-        command.join()
-        os._exit(1)
 
 
 def _in_worker(name: str) -> Outcome:
@@ -274,15 +249,23 @@ def _tasks_of(make_plan: MakePlan) -> dict[str, Task]:
 class Progress:
     """Says what ended, how far the plan is, and how long the rest may take.
 
-    The rest is estimated from network evaluations. What is shown as left never grows: if the
-    estimate does, the last one stands with "more than".
+    The rest is estimated from the seconds that a network evaluation took in tasks of each kind, of
+    ``kind_of``: one in a training takes longer than one in sampling. Nothing is said before every
+    kind that is left was measured. What is shown as left never grows: if the estimate does, the
+    last one stands with "more than".
     """
 
-    def __init__(self, tasks: Sequence[Task], clock: Callable[[], float] = time.monotonic) -> None:
-        left = [task for task in tasks if not task.is_done()]
-        self._cost = {task.name: task.evaluations for task in left}
-        self._total, self._count = len(tasks), len(tasks) - len(left)
-        self._all, self._made = sum(self._cost.values()), 0.0
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        kind_of: Callable[[Task], str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._left = {task.name: task for task in tasks if not task.is_done()}
+        self._total, self._count = len(tasks), len(tasks) - len(self._left)
+        self._kind_of = kind_of
+        self._seconds: dict[str, float] = defaultdict(float)  # by kind, of tasks that are done
+        self._evaluations: dict[str, float] = defaultdict(float)
         self._clock, self._began = clock, clock()
         self._shown = float("inf")  # seconds left, as last shown
 
@@ -290,23 +273,36 @@ class Progress:
         """One line; None is a heartbeat."""
         if outcome is None:
             return f"[{self._count}/{self._total}] at work; {self._times()}"
-        self._made += self._cost.get(outcome.task, 0.0)
+        task = self._left.pop(outcome.task)
         if outcome.is_left_out:
             return f"left out: {outcome.task}: a task that it needs has failed"
         if outcome.error:
             return f"failed: {outcome.task}: {outcome.error}"
         self._count += 1
-        ended = f"[{self._count}/{self._total}] {outcome.task}: {outcome.seconds:.1f} s"
-        return f"{ended}; {self._times()}"
+        if outcome.seconds:  # 0: another worker had done it
+            self._seconds[self._kind_of(task)] += outcome.seconds
+            self._evaluations[self._kind_of(task)] += task.evaluations
+        done = f"[{self._count}/{self._total}] {outcome.task}: {outcome.seconds:.1f} s"
+        return f"{done}; {self._times()}"
 
     def _times(self) -> str:
         elapsed = self._clock() - self._began
-        text = f"{_clock_time(elapsed)} elapsed"
-        if not self._made or not self._all:
+        text, work = f"{_clock_time(elapsed)} elapsed", self._work_left()
+        if work is None:
             return text
-        left = elapsed * (self._all - self._made) / self._made
+        left = elapsed * work / sum(self._seconds.values())  # workers share it as they did so far
         grew, self._shown = left > self._shown, min(left, self._shown)
         return f"{text}, {'more than' if grew else 'about'} {_clock_time(self._shown)} left"
+
+    def _work_left(self) -> float | None:
+        """Seconds of one worker; None before every kind that is left was measured."""
+        seconds = 0.0
+        for task in self._left.values():
+            kind = self._kind_of(task)
+            if not (self._seconds[kind] and self._evaluations[kind]):
+                return None
+            seconds += task.evaluations * self._seconds[kind] / self._evaluations[kind]
+        return seconds if any(self._seconds.values()) else None
 
 
 def _clock_time(seconds: float) -> str:

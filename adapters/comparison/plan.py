@@ -47,6 +47,12 @@ class Plan:
         seeds = {t.name: _seed_of(t) for t in tasks}
         return sorted(tasks, key=lambda t: (seeds[t.name], rank[type(t)], len(t.needs)))
 
+    def restore(self) -> None:
+        """Restore what the stages that are done have lost besides their results."""
+        for task in self.tasks.values():
+            if isinstance(task, StageTask) and task.is_done():
+                task.run()
+
     def _cell(self, cell: Cell) -> CellTask:
         base = self._base(cell.line.training, cell.seed)
         needs = get_process(cell.process).needs

@@ -85,9 +85,11 @@ class StageTask:
         return self.stage.is_done()
 
     def run(self) -> None:
-        """Run the stage, from where it was interrupted."""
+        """Run the stage, from where it was interrupted; of a done one, restore what is lost."""
         experiment = self.stage.experiment
-        write_config(experiment.workdir / CONFIG_FILE, experiment.config.to_dict())
+        path = experiment.workdir / CONFIG_FILE
+        if not (self.is_done() and is_whole(path)):
+            write_config(path, experiment.config.to_dict())
         if self.start is not None:
             self.stage.take_over(self.start.stage)
         if self.init is not None:
@@ -307,6 +309,7 @@ class GapTask:
             seed=self.seed,
             batch_size=settings.batch_size,
             clip_x0=experiment.config.sample.clip_x0,
+            **experiment.labels_of(store.dataset, slice(count)),
         )
         content = io.BytesIO()
         np.savez(content, **{f.name: getattr(curve, f.name) for f in fields(curve)})

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ml_collections import FrozenConfigDict
+
 from adapters.experiment.experiment import Experiment
 
 WITHOUT_ROOT = ("digits", "fashion")  # packages of Python or Debian may hold them
@@ -20,11 +22,16 @@ def check_evaluation(experiment: Experiment) -> None:
         raise ValueError(f"evaluate.splits must be <= sample.n_images = {n_images}, got {splits}")
 
 
+def check_data(data: FrozenConfigDict) -> None:
+    """ValueError unless ``root`` of the section ``data`` exists; nothing is read."""
+    if data.name not in WITHOUT_ROOT and not Path(data.root).expanduser().exists():
+        raise ValueError(
+            f"data.root must hold the images of {data.name}, got {data.root}, which does not exist"
+        )
+
+
 def cautions(experiment: Experiment, stages: Iterable[str]) -> Iterator[str]:
     """What is possible in these stages but rarely meant, each in one line."""
-    data = experiment.config.data
-    if data.name not in WITHOUT_ROOT and not Path(data.root).expanduser().exists():
-        yield f"data.root: there is no {data.root}, where the images of {data.name} are expected"
     for name in [stage for stage in stages if stage in ("base", "head")]:
         settings = experiment.config[name]
         left = settings.ema**settings.iterations

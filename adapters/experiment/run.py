@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import torch
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from adapters.experiment.checks import cautions, check_evaluation
+from adapters.experiment.checks import cautions, check_data, check_evaluation
 from adapters.experiment.config import CommandLine, read_command_line
 from adapters.experiment.experiment import Experiment
 from adapters.experiment.folder import OVERVIEW_FILE, change_by, claimed_run
@@ -21,6 +24,8 @@ from adapters.experiment.stages import EvaluateStage, SampleStage, TrainStage
 from adapters.experiment.tables import against
 from adapters.hosts import Adapter
 from adapters.shell.command import EXIT_FAILED, exit_code
+from adapters.shell.processes import ended, new_pool, torch_threads
+from sa_files import progress
 from third_party.common import distributed
 
 logger = logging.getLogger(__name__)
@@ -61,10 +66,14 @@ def run(adapter: Adapter, argv: Sequence[str] | None = None) -> int:
 
     1 means that the disk is full or another process has stopped: the same command continues.
     """
-    level = logging.INFO if distributed.is_first() else logging.WARNING
-    logging.basicConfig(level=level, format="%(message)s", force=True)
+    _log_as("")
     words = sys.argv if argv is None else argv
     return exit_code(adapter.module, lambda: _run(adapter, words), failed=EXIT_FAILED)
+
+
+def _log_as(prefix: str) -> None:
+    level = logging.INFO if distributed.is_first() else logging.WARNING
+    logging.basicConfig(level=level, format=f"{prefix}%(message)s", force=True)
 
 
 @dataclass(frozen=True)
@@ -87,11 +96,25 @@ class Run:
         """The names of the chosen stages."""
         return [stage.name for stage in self.chosen]
 
+    @property
+    def is_done(self) -> bool:
+        """Whether no chosen stage has work left."""
+        return all(stage.is_done() for stage in self.chosen)
+
+    @property
+    def title(self) -> str:
+        """What its tables are headed by: "B", or such as "SA-2"."""
+        sa = self.experiment.config.sa
+        if not sa.lam:
+            return "B"
+        return f"SA-{sa.K}" + ("" if sa.lam == 1 else f", lambda {sa.lam:g}")
+
 
 def _run(adapter: Adapter, argv: Sequence[str]) -> None:
     line = read_command_line(argv, adapter.stages, adapter.module)
     device = distributed.local_device(line.device)
-    runs = [Run.of(adapter, one, device) for one in _with_baseline(line)]
+    lines = _with_baseline(line)
+    runs = [Run.of(adapter, one, device) for one in lines]
     for run in runs:
         if "evaluate" in run.names:
             check_evaluation(run.experiment)
@@ -99,8 +122,7 @@ def _run(adapter: Adapter, argv: Sequence[str]) -> None:
         for run in runs if distributed.is_first() else ():
             _print_plan(run)
         return
-    for run in runs:
-        _ = run.experiment.dataset  # raises for a missing dataset before anything is written
+    _ = runs[-1].experiment.dataset  # raises for a missing dataset before anything is written
     distributed.start(device)
     with ExitStack() as stack, distributed.peers():
         for caution in cautions(runs[-1].experiment, runs[-1].names):
@@ -109,7 +131,11 @@ def _run(adapter: Adapter, argv: Sequence[str]) -> None:
             experiment = run.experiment
             claim = claimed_run(experiment.workdir, adapter.recorded(experiment.config))
             distributed.on_first(stack.enter_context, claim)
-        _run_all(runs)
+        if len(runs) == 2 and (threads := _threads_for_two(runs)):
+            with torch_threads(threads):
+                _run_two(lines[0], runs, threads)
+        else:
+            _run_all(runs)
         if len(runs) == 2 and distributed.is_first():
             print(_answer(adapter, *runs))
 
@@ -125,6 +151,54 @@ def _with_baseline(line: CommandLine) -> list[CommandLine]:
     if line.workdir == default_workdir(line.config).absolute():
         workdir = default_workdir(config).absolute()
     return [replace(line, config=config, workdir=workdir), line]
+
+
+def _threads_for_two(runs: Sequence[Run]) -> int:
+    """Half the threads of PyTorch for each of two runs on a CPU; 0 where a run gets all of them.
+
+    Two small networks at a time are faster than one after the other. The number of threads decides
+    the last bits of a training, so both have it also where they do not run at the same time.
+    """
+    on_cpu = runs[0].experiment.device.type == "cpu"
+    return torch.get_num_threads() // 2 if on_cpu and distributed.world_size() == 1 else 0
+
+
+def _run_two(line: CommandLine, runs: Sequence[Run], threads: int) -> None:
+    """Run B, of this line, in a new process, and SA here; one after the other if one is done."""
+    if any(run.is_done for run in runs):
+        _run_all(runs)
+        return
+    (b, sa), pool = runs, new_pool(threads)
+    futures: list[Future[int]] = []
+    with ended([pool], is_idle=lambda: all(future.done() for future in futures)):
+        futures.append(pool.submit(_run_in_process, b.experiment.adapter, line))
+        with _speaking_as(sa.title):
+            _run_all([sa])
+        try:
+            code = futures[0].result()
+        except BrokenProcessPool as error:
+            raise OSError("the process of B ended, killed or out of memory") from error
+    if code:
+        raise SystemExit(code)  # the process has said why
+
+
+def _run_in_process(adapter: Adapter, line: CommandLine) -> int:
+    """The exit code of a run whose folder the command has claimed."""
+    run = Run.of(adapter, line, "cpu")
+    with _speaking_as(run.title):
+        module = f"{run.title}: {adapter.module}"
+        return exit_code(module, lambda: _run_all([run]), failed=EXIT_FAILED)
+
+
+@contextmanager
+def _speaking_as(title: str) -> Iterator[None]:
+    """Within the block, log and progress are lines that begin with the title."""
+    _log_as(f"{title}: ")
+    try:
+        with progress.named(title):
+            yield
+    finally:
+        _log_as("")
 
 
 def _run_all(runs: Sequence[Run]) -> None:
@@ -145,14 +219,13 @@ def _answer(adapter: Adapter, b: Run, sa: Run) -> str:
     found = [run.stages["evaluate"] for run in (b, sa)]
     if not all(isinstance(stage, EvaluateStage) and stage.is_done() for stage in found):
         return ""
-    loss, config = sa.experiment.loss, sa.experiment.config
-    title = f"SA-{loss.K}" + ("" if config.sa.lam == 1 else f", lambda {config.sa.lam:g}")
-    table = against(found[0].metrics(), found[1].metrics(), line=title)
+    table = against(found[0].metrics(), found[1].metrics(), line=sa.title)
     pictures = "\n".join(f"  {run.experiment.workdir / OVERVIEW_FILE}" for run in (b, sa))
+    seed = sa.experiment.config.seed + 1
     return (
         f"{table}\nPictures:\n{pictures}\n"
-        f"Next: the same with --config.seed={config.seed + 1}, or what SA will do for your images "
-        "and steps, without training: python -m adapters.predict --help"
+        f"Next: the same with --config.seed={seed}, or what SA will do for "
+        "your images and steps, without training: python -m adapters.predict --help"
     )
 
 
@@ -165,9 +238,13 @@ def _print_plan(run: Run) -> None:
     experiment = run.experiment
     change = change_by(experiment.workdir, experiment.adapter.recorded(experiment.config))
     experiment.replaced = frozenset(change.paths)
+    if not run.is_done:
+        check_data(experiment.config.data)
     print(f"{experiment.config.name} in {experiment.workdir} on {experiment.device}")
     if change.paths:
         print(f"  replaced  {change}")
+    if experiment.classes is not None:
+        print(f"  classes   {experiment.classes}")
     for stage in run.chosen:
         print(f"  {stage.name:<9} {'done ' if stage.is_done() else 'to do'}  {stage.plan()}")
     for caution in cautions(experiment, run.names):

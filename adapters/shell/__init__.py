@@ -1,4 +1,5 @@
 """What every command does around its work: options, exit codes, configuration files, locks.
 
-In order of reading: ``command``, ``options``, ``config_file``, ``signals``, ``locks``.
+In order of reading: ``command``, ``options``, ``config_file``, ``signals``, ``locks``,
+``processes``.
 """

@@ -7,11 +7,12 @@ import ctypes
 import errno
 import os
 import platform
+import select
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from signal import SIGINT, SIGTERM
+from signal import SIGINT, SIGPIPE, SIGTERM
 from typing import Any, NoReturn
 
 from adapters.shell import signals
@@ -20,7 +21,9 @@ from sa_files.reading import one_line
 # All exit codes; docs/reliability.md says how a batch script can use them.
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
-EXIT_BY_SIGNAL = 128  # plus the signal's number, as shells count: 130 SIGINT, 143 SIGTERM
+# Plus the signal's number, as shells count: 130 SIGINT, 141 SIGPIPE, 143 SIGTERM.
+EXIT_BY_SIGNAL = 128
+_STDOUT = 1
 CONTINUES = "; the same command continues it"
 # These come back until somebody changes the files: a folder where a file belongs, a name too long.
 LASTING = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG)
@@ -35,12 +38,22 @@ class OwnOptions(argparse.ArgumentParser):
     """
 
     def __init__(self, module: str, **options: Any) -> None:
-        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        options.setdefault("formatter_class", _LineForEach)
         super().__init__(prog=f"python -m {module}", allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         """Raise an error; argparse would print a long message."""
         raise ValueError(message)
+
+
+class _LineForEach(argparse.RawDescriptionHelpFormatter):
+    """Help with an option in a line."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=100)
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return "N" if action.type is int else "X"
 
 
 def exit_code(
@@ -54,8 +67,9 @@ def exit_code(
 
     Returns:
         0: done, or help was shown; 2: a ValueError, or an OSError that does not pass by itself;
-        ``failed``: another OSError; 130: stopped by SIGINT; 143: by SIGTERM. Any other exception is
-        a bug and keeps its traceback.
+        ``failed``: another OSError; 130: stopped by SIGINT; 143: by SIGTERM; 141, without a line:
+        nobody reads the output any more, as after ``| head``. A SystemExit's own code. Any other
+        exception is a bug and keeps its traceback.
 
     Args:
         failed: EXIT_FAILED if the command can be repeated after an OSError; the message says so.
@@ -63,21 +77,39 @@ def exit_code(
     """
     try:
         with signals.caught():
-            work()
+            code = _code_of(work)
+            sys.stdout.flush()
     except ValueError as error:
         return _tell(module, error, EXIT_BAD_INPUT)
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _output_is_unread():
+            return EXIT_BY_SIGNAL + SIGPIPE
         code = EXIT_BAD_INPUT if error.errno in LASTING else failed
         return _tell(module, error, code, continues if code == EXIT_FAILED else "")
-    except SystemExit as end:  # of argparse, after --help
-        if end.code:
-            raise
     except KeyboardInterrupt as stop:
         number = signals.received() or SIGINT  # no signal: another process passed the stop on
         what = "terminated" if number == SIGTERM else "interrupted"
         said = f"{what}: {stop}" if stop.args else what
         return _tell(module, said, EXIT_BY_SIGNAL + number, continues)
+    return code
+
+
+def _code_of(work: Callable[[], None]) -> int:
+    try:
+        work()
+    except SystemExit as end:  # of argparse, after --help; or of a part that has said why
+        return int(end.code or 0)
     return 0
+
+
+def _output_is_unread() -> bool:
+    """Whether standard output is a pipe without a reader; what is left for it is then dropped."""
+    poll = select.poll()
+    poll.register(_STDOUT, 0)
+    unread = any(event & select.POLLERR for _, event in poll.poll(0))
+    if unread:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
+    return unread
 
 
 def keep_freed_memory() -> bool:

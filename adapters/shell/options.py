@@ -7,9 +7,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from adapters.shell.command import OwnOptions
+from adapters.shell.command import OwnOptions, exit_code
 from configs.base import KEYS
 from configs.keys import Keys, flat
+
+EVERYWHERE = """\
+as python -m adapters.sn_dpm --help explains:
+  --config FILE.py, --workdir FOLDER, --dry_run, --device NAME, --noprogress
+"""
 
 
 def own_options(
@@ -18,27 +23,29 @@ def own_options(
     keys: Keys = KEYS,
     example: str = "--config configs/digits.py --dry_run",
 ) -> OwnOptions:
-    """A parser of one command's own options; its help shows those of all such commands too.
+    """A parser of one command's own options; its help names those of all such commands too.
 
     ``parse_known_args(argv[1:])`` returns their values, and the rest for ``read_command_line``.
     """
-    shared = shared_options(module).format_help()
-    parser = OwnOptions(
-        module,
-        usage=f"python -m {module} --config FILE.py [--config.KEY=VALUE ...] [OPTIONS]",
-        description=description,
-        epilog=shared.replace("options:", "with every configuration:")
-        + f"\nexample:\n  python -m {module} {example}",
-    )
-    parser.add_argument("--help_keys", action=_HelpKeys, keys=keys)
-    return parser
+    return _options(module, description, keys, example, EVERYWHERE)
 
 
 def stage_options(module: str, keys: Keys = KEYS) -> OwnOptions:
     """Those of a command without options of its own."""
-    return own_options(
-        module, "Run the stages of an experiment; a stage whose result exists is done.", keys
+    description = "Run the stages of an experiment; a stage whose result exists is done."
+    shared = shared_options(module).format_help().replace("options:", "with every configuration:")
+    return _options(module, description, keys, "--config configs/digits.py --dry_run", shared)
+
+
+def _options(module: str, description: str, keys: Keys, example: str, shared: str) -> OwnOptions:
+    parser = OwnOptions(
+        module,
+        usage=f"python -m {module} --config FILE.py [--config.KEY=VALUE ...] [OPTIONS]",
+        description=description,
+        epilog=f"{shared}\nexample:\n  python -m {module} {example}",
     )
+    parser.add_argument("--help_keys", action=_HelpKeys, keys=keys)
+    return parser
 
 
 def shared_options(module: str) -> OwnOptions:
@@ -79,4 +86,4 @@ def keys_text(keys: Keys) -> str:
 def help_first(module: str) -> None:
     """Show the help of a host's command and exit, if asked: before PyTorch takes its seconds."""
     if {"-h", "--help"} & set(sys.argv[1:]):
-        stage_options(module).parse_args(["--help"])
+        sys.exit(exit_code(module, lambda: stage_options(module).parse_args(["--help"])))

@@ -75,6 +75,19 @@ def caught() -> Iterator[None]:
 
 
 @contextmanager
+def ignored(number: int) -> Iterator[None]:
+    """Within the block a signal is ignored, also by the processes that are started, for good."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+@contextmanager
 def held() -> Iterator[Callable[[], bool]]:
     """Within the block, a signal only makes the yielded function return True.
 

@@ -82,9 +82,10 @@ def negative_elbo(
     Each term is an unbiased estimate of its expectation, as the KL divergences are exact given x_t.
 
     Args:
-        model, variance, steps, trajectory, gamma, predicts, clip_x0, avg_cov, probes, way,
-            model_kwargs: as in ``Sampler`` with forward "ddpm". ("ddim" with eta 0 has no bound: it
-            is a point mass. "lanczos" has no diagonal, from which a bound could be made.)
+        model, variance, steps, trajectory, gamma, predicts, clip_x0, avg_cov, model_kwargs: as in
+            ``Sampler`` with forward "ddpm". ("ddim" with eta 0 has no bound: it is a point mass.
+            "lanczos" has no diagonal, from which a bound could be made.)
+        probes, way: as in ``Sampler``, for variance "probes".
         x0: images [B, ...], 8-bit values v as v / 127.5 - 1, float32 or float64, on the network's
             device. x_t is made in this dtype; the network gets it in its parameters' type, as in
             ``Sampler``.

@@ -160,6 +160,21 @@ def test_what_a_cell_lost_is_made_again(finished, tmp_path):
     assert json.loads(third.read_text())["metrics"] == json.loads(before[third])["metrics"]
 
 
+def test_what_a_done_training_lost_besides_its_result_is_restored(finished, tmp_path):
+    folder = tmp_path / "grid"
+    shutil.copytree(finished, folder, copy_function=shutil.copy2)
+    lost = sorted((folder / "trainings").rglob("config.json"))
+    before = {path: path.read_bytes() for path in lost}
+    for path in lost:
+        path.unlink()
+    ckpts = next((folder / "trainings").rglob("base/ckpts"))
+    shutil.copytree(next(ckpts.iterdir()), ckpts / "1.ckpt.tmp")
+    (folder / "cells" / ".cell.json.0123456789abcdef.tmp").touch()
+    assert compare(folder) == 0
+    assert {path: path.read_bytes() for path in lost} == before
+    assert not list(folder.rglob("*.tmp"))
+
+
 def test_a_grown_grid_reuses_what_is_there(finished, tmp_path):
     folder = tmp_path / "grid"
     shutil.copytree(finished, folder, copy_function=shutil.copy2)
@@ -369,8 +384,9 @@ def test_the_plan_is_told_first_and_then_each_task(tmp_path, capsys):
     assert compare(tmp_path / "grid", *few) == 0
     told = capsys.readouterr()
     assert told.out.splitlines()[2].split("|")[2:4] == [" tasks ", " to do "]
-    said = re.findall(r"^\[(\d)/4\] .* elapsed, (?:about|more than) .* left$", told.err, re.M)
-    assert said == list("1234")
+    said = re.findall(r"^\[(\d)/4\] .* elapsed(, (?:about|more than) .* left)?$", told.err, re.M)
+    assert [number for number, _ in said] == list("1234")
+    assert [bool(left) for _, left in said] == [False, False, True, True]  # cells were timed
 
 
 def test_the_fitted_constant_is_the_best_that_was_tried(finished):

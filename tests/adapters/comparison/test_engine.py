@@ -240,7 +240,7 @@ def test_an_absent_scheduler_is_told(tmp_path, monkeypatch):
 def test_progress_counts_up_and_what_is_left_never_grows(tmp_path):
     plan = Plan(tmp_path, cells=4)
     now = [0.0]
-    progress = Progress(plan.in_order(), clock=lambda: now[0])
+    progress = Progress(plan.in_order(), lambda task: "any", clock=lambda: now[0])
     assert progress.tell(None) == "[0/6] at work; 0:00:00 elapsed"
     now[0] = 10
     said = progress.tell(Outcome("base", 10))
@@ -248,10 +248,25 @@ def test_progress_counts_up_and_what_is_left_never_grows(tmp_path):
     now[0] = 40
     assert progress.tell(None) == "[1/6] at work; 0:00:40 elapsed, more than 0:00:50 left"
     now[0] = 42
-    assert progress.tell(Outcome("cell1", 2)).endswith("0:00:42 elapsed, more than 0:00:50 left")
+    assert progress.tell(Outcome("cell1", 32)).endswith("0:00:42 elapsed, more than 0:00:50 left")
     assert (
         progress.tell(Outcome("cell0", error="ValueError: no")) == "failed: cell0: ValueError: no"
     )
     assert progress.tell(Outcome("last", is_left_out=True)).startswith("left out: last")
-    said = progress.tell(Outcome("cell2", 1))
-    assert said == "[3/6] cell2: 1.0 s; 0:00:42 elapsed, about 0:00:08 left"
+    said = progress.tell(Outcome("cell2", 3))
+    assert said == "[3/6] cell2: 3.0 s; 0:00:42 elapsed, about 0:00:14 left"
+
+
+def test_the_rest_is_told_from_the_times_of_each_kind_once_all_are_measured(tmp_path):
+    """Two workers: a training of 20 seconds, cells of 4; another worker had done cell2."""
+    plan, now = Plan(tmp_path, cells=5), [20.0]
+    kind_of = lambda task: task.name[:4]  # noqa: E731
+    tasks = [task for task in plan.in_order() if task.name != "last"]
+    progress = Progress(tasks, kind_of, clock=lambda: now[0])
+    now[0] += 20
+    assert progress.tell(Outcome("base", 20)) == "[1/6] base: 20.0 s; 0:00:20 elapsed"
+    now[0] += 2
+    progress.tell(Outcome("cell0", 4))
+    progress.tell(Outcome("cell1", 4))
+    said = progress.tell(Outcome("cell2", 0))
+    assert said == "[4/6] cell2: 0.0 s; 0:00:22 elapsed, about 0:00:06 left"  # 8 x 22 / 28

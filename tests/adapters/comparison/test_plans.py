@@ -20,12 +20,11 @@ PLANS += [("sn_dpm", path.stem) for path in sorted(EXPERIMENTS)]
 @pytest.mark.parametrize(("command", "name"), PLANS)
 def test_a_dry_run_stays_below_3_gb(command, name, tmp_path):
     arguments = [f"--config=configs/{name}.py", f"--workdir={tmp_path / 'run'}", "--device=cpu"]
+    section = "config.experiment.data" if command == "compare" else "config.data"
+    arguments.append(f"--{section}.root={tmp_path}")
     if name.startswith("folder"):  # its plan reads the images' headers
-        (tmp_path / "images").mkdir()
         for file in ("a.png", "b.png"):
-            Image.new("RGB", (40, 30)).save(tmp_path / "images" / file)
-        section = "config.experiment.data" if command == "compare" else "config.data"
-        arguments.append(f"--{section}.root={tmp_path / 'images'}")
+            Image.new("RGB", (40, 30)).save(tmp_path / file)
     process = subprocess.Popen(
         [sys.executable, "-m", f"adapters.{command}", *arguments, "--dry_run"],
         cwd=CONFIGS.parent,

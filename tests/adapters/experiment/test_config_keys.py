@@ -109,6 +109,17 @@ TOGETHER = [
     ({"schedule": {"N": 20}}, "N=20"),
     ({"network": {"args": {"channel_mult": (1, 1, 1, 1, 1)}}}, "must fit images of (C, H, W) = "),
     ({"sample": {"processes": ("npr_ddpm",)}}, "sample.processes: 'npr_ddpm' needs 'epsc'"),
+    ({"base": {"label_drop": 0.1}}, "base.label_drop needs data.labels = True, got False"),
+    ({"sample": {"classes": "even"}}, "sample.classes needs data.labels = True, got False"),
+    (
+        {"data": {"labels": True}, "sample": {"guidance": 1.0}},
+        "sample.guidance needs base.label_drop > 0",
+    ),
+    (
+        {"data": {"labels": True}, "sample": {"classes": "cat"}},
+        "sample.classes must be data, even or a class's name, got 'cat'; the classes are 10: 0 (1",
+    ),
+    ({"data": {"crop": True}}, "data.crop takes data.name = 'folder' with data.size > 0"),
 ]
 
 
@@ -133,10 +144,11 @@ def test_the_plan_warns_of_an_average_that_is_longer_than_the_training(tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_plan_tells_of_data_that_are_not_there(tmp_path, capsys):
+def test_the_plan_refuses_a_root_that_is_not_there(tmp_path, capsys):
     line = ["sn_dpm", *words("cifar10.py", data={"root": tmp_path / "none"}), "--dry_run"]
-    assert run(SN_DPM, line) == 0
-    assert f"data.root: there is no {tmp_path / 'none'}" in capsys.readouterr().out
+    assert run(SN_DPM, [*line, f"--workdir={tmp_path / 'run'}"]) == 2
+    one_line(capsys, "data.root must hold the images of cifar10, got", tmp_path / "none")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_page_of_the_keys_is_what_help_keys_shows():

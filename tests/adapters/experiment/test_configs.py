@@ -101,7 +101,8 @@ def test_every_experiment_loads_and_its_names_resolve(name, method):
 
 
 def test_there_is_a_file_for_each_data():
-    assert {path.stem for path in FILES} == {*FACTS, "digits", "fashion", "folder"}
+    ours = {"digits", "digits_classes", "fashion", "folder"}
+    assert {path.stem for path in FILES} == {*FACTS, *ours}
 
 
 def test_the_names_of_the_first_release_are_the_default():

@@ -109,3 +109,22 @@ def test_a_size_is_refused_where_the_images_have_one(tmp_path, capsys):
     assert run(SN_DPM, command) == 2
     one_line(capsys, "dataset 'digits' has no option 'size'")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency:UserWarning")
+def test_a_mixed_folder_is_read_as_pytorch_fid_reads_it_but_for_orientation(tmp_path):
+    """Grey among colour, transparency and palettes are equal; a turned photo is upright here."""
+    from pytorch_fid.fid_score import ImagePathDataset
+
+    noise = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype=np.uint8)
+    picture, exif = Image.fromarray(noise), Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    for i, mode in enumerate(("RGB", "L", "LA", "RGBA", "P", "1")):
+        picture.convert(mode).save(tmp_path / f"{i}.png")
+    picture.convert("RGB").save(tmp_path / "turned.jpg", exif=exif)
+    (ours,) = open_images(str(tmp_path)).uint8_batches(10)
+    theirs = ImagePathDataset(sorted(tmp_path.iterdir()))
+    *same, turned = (torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in theirs)
+    assert torch.equal(ours[:-1], torch.stack(same))
+    assert torch.equal(ours[-1], turned.rot90(-1, (1, 2)))
+    assert not torch.equal(ours[-1], turned)
