@@ -29,7 +29,14 @@ DIFFUSERS = ["diffusers>=0.30", "accelerate>=1.0"]
 LUCIDRAINS = ["denoising-diffusion-pytorch>=2.3"]
 JAX = ["jax>=0.4.30"]
 CLUSTER = ["distributed>=2024.8.0"]
-DOCS = [*DIFFUSERS, *LUCIDRAINS, "furo>=2024.8.6", "myst-parser>=4", "sphinx>=8"]
+DOCS = [
+    *DIFFUSERS,
+    *LUCIDRAINS,
+    "furo>=2024.8.6",
+    "latex2mathml>=3.77",
+    "myst-parser>=4",
+    "sphinx>=8",
+]
 TESTS = [
     *ADAPTERS,
     *CLUSTER,

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from docutils.nodes import SkipNode, math_block
+from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -16,6 +18,7 @@ project = "sa_plugin"
 release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
+html_math_renderer = "mathml"
 html_title = f"sa_plugin {release}"
 myst_enable_extensions = ["dollarmath"]  # $...$ and $$...$$ are formulas
 myst_heading_anchors = 3  # links to a heading, as GitHub has them
@@ -55,7 +58,16 @@ def name_aliases(
     return tuple(re.sub(wrapped, r"\1", text) if text else text for text in (signature, returns))
 
 
+def write_formula(writer: Any, node: Any) -> None:
+    """A formula as MathML, which browsers show by themselves: the site loads no script for it."""
+    is_block = isinstance(node, math_block)
+    text = convert(node.astext(), display="block" if is_block else "inline")
+    writer.body.append(f"<div>{text}</div>" if is_block else text)
+    raise SkipNode
+
+
 def setup(app: Sphinx) -> None:
+    app.add_html_math_renderer("mathml", (write_formula, None), (write_formula, None))
     # Before napoleon, which makes marks of its own of the sections.
     app.connect("autodoc-process-docstring", escape_formulas, priority=100)
     app.connect("autodoc-process-signature", name_aliases)
