@@ -68,7 +68,7 @@ class NetworkCall:
             check_choice("autocast", autocast, tuple(AUTOCAST))
         self.model = model
         self._channels_last = channels_last
-        self._autocast = None if autocast is None else AUTOCAST[autocast]
+        self.autocast = None if autocast is None else AUTOCAST[autocast]
         self._compile = compile
         self._compiled: dict[str, Callable[..., Any]] = {}  # by device type
         module = module_of(model)
@@ -78,15 +78,15 @@ class NetworkCall:
     def __call__(self, x: Tensor, n: Tensor, **kwargs: Any) -> Any:
         """The network's output, in the network's own dtype."""
         network = self._graph(x.device.type) if self._compile else self.model
-        if self._autocast is None:
+        if self.autocast is None:
             return network(self._cast(x), n, **kwargs)
-        with torch.autocast(x.device.type, dtype=self._autocast):
+        with torch.autocast(x.device.type, dtype=self.autocast):
             return network(x, n, **kwargs)
 
     @property
     def chain_dtype(self) -> torch.dtype:
         """The dtype of a chain without ``x_init``: float64 for a float64 network, else float32."""
-        if self._autocast is not None:
+        if self.autocast is not None:
             return torch.float32
         return torch.promote_types(self._own_dtype() or torch.float32, torch.float32)
 

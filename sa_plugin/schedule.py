@@ -165,7 +165,10 @@ def _check_steps(N: int) -> None:
 
 def _check_betas(betas: FloatArray) -> None:
     if betas.ndim != 1 or betas.size < 2 or betas[0] != 0:
-        raise ValueError("a schedule needs betas[0] = 0 and at least one step; use from_betas")
+        raise ValueError(
+            f"betas must be [N+1] with betas[0] = 0, got shape {betas.shape} that begins with "
+            f"{betas.ravel()[:1]}; for the betas of steps 1..N use from_betas"
+        )
     inside = (betas[1:] > 0) & (betas[1:] < 1)
     if not inside.all():  # NaN lands here too
         n = int(np.argmin(inside)) + 1

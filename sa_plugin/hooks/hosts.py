@@ -254,7 +254,7 @@ class VPSDE(Host):
         """u of the rows at steps n, counted from the images' own."""
         u = self._u(time).to(n.device)
         own = self.steps(None, time, self.N).to(n.device)
-        return tiled(u, n) + (n - tiled(own, n)) / self.N
+        return tiled(u, n) + (n - tiled(own, n)).double() / self.N
 
 
 HOSTS: tuple[Host, ...] = (ExtendedAnalyticDPM(), AnalyticDPM())

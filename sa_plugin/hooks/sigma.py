@@ -115,7 +115,7 @@ class SigmaSALoss:
                 noise that is not standard normal.
         """
         check_shape_of("noisy", noisy, y.shape)
-        if sigma.numel() != len(y):
+        if sigma.numel() != len(y) or sigma.shape[:1] != y.shape[:1]:
             raise ValueError(
                 f"sigma must hold one value for each of {len(y)} images, got shape "
                 f"{tuple(sigma.shape)}"

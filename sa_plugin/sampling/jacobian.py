@@ -30,9 +30,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils._pytree import tree_map_only
 
 from sa_plugin._checks import check_choice, check_output, check_shape_of, check_steps, check_whole
-from sa_plugin._execution import module_of
+from sa_plugin._execution import NetworkCall, module_of
 from sa_plugin._tensors import Coefficients
 from sa_plugin.prediction import PREDICTS, to_eps
 from sa_plugin.schedule import NoiseSchedule
@@ -78,10 +80,11 @@ class Remainder:
             raise ValueError(f"x must be floating point, got {x.dtype}")
         check_derivable(model)
         self.way = way
-        self._model, self._kwargs = model, kwargs
-        self._x = x.detach()
-        self._n = check_steps(n, len(x), schedule.N).to(x.device)
-        self._a, self._b = Coefficients(schedule)(self._n, x)
+        with torch.inference_mode(False):
+            self._model, self._kwargs = model, tree_map_only(Tensor, _usable, kwargs)
+            self._x = _usable(x).detach()
+            self._n = _usable(check_steps(n, len(x), schedule.N).to(x.device))
+            self._a, self._b = Coefficients(schedule)(self._n, self._x)
         self._predicts = predicts
         self._output: Tensor | None = None
         self._graph: tuple[Tensor, Tensor] | None = None
@@ -119,7 +122,9 @@ class Remainder:
         return self._product(self.way, v)
 
     def _product(self, way: str, v: Tensor) -> Tensor:
-        return {"jvp": self._forward, "vjp": self._backward, "difference": self._difference}[way](v)
+        made = {"jvp": self._forward, "vjp": self._backward, "difference": self._difference}[way]
+        with torch.inference_mode(False):
+            return made(_usable(v))
 
     def _first(self, x: Tensor) -> Tensor:
         output = self._model(x, self._n, **self._kwargs)
@@ -170,13 +175,20 @@ class Remainder:
         return (ahead - behind) / (2 * h)
 
     def _precision(self) -> torch.dtype:
-        """The coarsest of the types of x, of the weights, and of an autocast around the call."""
+        """The coarsest of the types of x, of the weights and of autocast."""
         module, kind = module_of(self._model), self._x.device.type
         types = [self._x.dtype, *({p.dtype for p in module.parameters()} if module else ())]
         if torch.is_autocast_enabled(kind):
             types.append(torch.get_autocast_dtype(kind))
+        if isinstance(self._model, NetworkCall) and self._model.autocast is not None:
+            types.append(self._model.autocast)
         floats = [dtype for dtype in types if dtype.is_floating_point and dtype.itemsize > 1]
         return max(floats, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def _usable(x: Tensor) -> Tensor:
+    """A copy of what was made in inference mode, which autograd does not take."""
+    return x.clone() if x.is_inference() else x
 
 
 @cache
@@ -212,7 +224,8 @@ def check_derivable(model: Callable[..., Any]) -> None:
     module = module_of(model)
     for name, part in () if module is None else module.named_modules():
         is_norm = isinstance(part, nn.modules.batchnorm._BatchNorm)
-        is_dropout = isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0
+        drops = getattr(part, "p" if isinstance(part, _DropoutNd) else "dropout", 0)
+        is_dropout = isinstance(part, _DropoutNd | nn.MultiheadAttention | nn.RNNBase) and drops > 0
         if part.training and (is_norm or is_dropout):
             raise ValueError(
                 f"the network's {type(part).__name__} {name!r} is in training mode; the covariance "
@@ -406,7 +419,9 @@ def root_times(
     if beside:
         off = torch.diag_embed(torch.stack(beside, 1).double(), offset=1)
         T = T + off + off.mT
-    values, vectors = torch.linalg.eigh(T)
+    finite = T.isfinite().all(2).all(1)
+    length = torch.where(finite[:, None], length, torch.nan)  # the solver may fail at a NaN
+    values, vectors = torch.linalg.eigh(torch.where(finite[:, None, None], T, 0.0))
     roots = variance(values.clamp_min(0)).sqrt()
     weights = (vectors * (roots * vectors[:, 0]).unsqueeze(1)).sum(2).to(z.dtype)
     total = sum(weights[:, k : k + 1] * v for k, v in enumerate(basis))

@@ -313,7 +313,7 @@ class Sampler:
                 if is_random and self._variance in DERIVED:
                     moments, noise = self._derived(c, x, n, draw(k).to(x), signs, kwargs)
                     first_bad.note(t, moments.eps, noise)
-                    x_s = moments.mean + noise
+                    x_s = moments.mean + noise.to(x)
                 else:
                     variance = "small" if self._variance in DERIVED else self._variance
                     output, second = split_output(self._network(x, n, **kwargs), x, variance)

@@ -88,7 +88,7 @@ def arguments_of(
     found |= {key: value for key, value in theirs.items() if key in own}
     found["forward"] = given.get("forward") or _forward(names, theirs)
     if found["timestep_spacing"] == "linspace" and names[0] not in (*DDPM, *DDIM):
-        found["trajectory"] = "linear"  # the same timesteps; each step ends at the next one
+        found["trajectory"] = "linear"  # from T - 1 to 0; each step ends at the next one
     if names[0] in DDPM and "variance" not in given:
         if theirs["variance_type"] not in VARIANCES:
             raise ValueError(

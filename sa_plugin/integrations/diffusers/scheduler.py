@@ -31,7 +31,13 @@ from sa_plugin.integrations.diffusers.models import (
 from sa_plugin.prediction import to_eps, to_x0
 from sa_plugin.sampling.reverse import ReverseCoefficients, moments_of
 from sa_plugin.sampling.trajectory import resolve_trajectory
-from sa_plugin.sampling.variance import COVARIANCES, NEEDS_SECOND, check_gamma, check_variance
+from sa_plugin.sampling.variance import (
+    COVARIANCES,
+    DERIVED,
+    NEEDS_SECOND,
+    check_gamma,
+    check_variance,
+)
 
 SPACINGS = ("leading", "linspace", "trailing")
 
@@ -53,7 +59,8 @@ class OptimalVarianceScheduler(SchedulerMixin, ConfigMixin):
     """DDPM and DDIM with the optimal reverse variances, for the pipelines of diffusers.
 
     ``OptimalVarianceScheduler.from_config(pipeline.scheduler.config, variance="analytic",
-    gamma=gamma)`` replaces a scheduler; see ``from_config``. The last step to x_0 adds no noise.
+    gamma=gamma)`` replaces a scheduler; see ``from_config``. The last step to x_0 adds no noise;
+    ``DDPMScheduler``'s does unless its timestep is 0.
 
     Args:
         num_train_timesteps, beta_start, beta_end, beta_schedule: as in ``DDPMScheduler``.
@@ -64,8 +71,9 @@ class OptimalVarianceScheduler(SchedulerMixin, ConfigMixin):
         thresholding, dynamic_thresholding_ratio, sample_max_value: instead of clipping, divide x_0
             by a quantile of its size where that exceeds 1 (arXiv 2205.11487, section 2.3).
         variance, forward, eta, gamma, avg_cov, clip_sigma_idx, clip_pixel: as in ``Sampler``.
-            "npr", "sn" and "iddpm" need a model output of 2C channels. At steps that hold nothing
-            of x_0 (cum_alpha below 1e-12) its covariance cannot be had, and "small" is used.
+            "npr", "sn", "ocm" and "iddpm" need a model output of 2C channels; "probes" and
+            "lanczos" are refused. At steps that hold nothing of x_0 (cum_alpha below 1e-12) its
+            covariance cannot be had, and "small" is used.
         timestep_spacing, steps_offset: as in ``DDIMScheduler``.
         trajectory: a kind of ``choose_timesteps``, or an ascending list of steps in 1..T. It
             replaces ``timestep_spacing``. "linear" if neither is given.
@@ -107,6 +115,11 @@ class OptimalVarianceScheduler(SchedulerMixin, ConfigMixin):
         sample_max_value: float = 1.0,
     ) -> None:
         check_variance(variance, forward, eta)
+        if variance in DERIVED:
+            raise ValueError(
+                f"variance {variance!r} needs the network's derivative, and a scheduler has no "
+                "network; Sampler(unet_model(unet, scheduler), ...) takes it"
+            )
         check_non_negative("clip_pixel", clip_pixel)
         check_positive("clip_sample_range", clip_sample_range)
         if variance == "analytic" and gamma is None:
@@ -163,7 +176,9 @@ class OptimalVarianceScheduler(SchedulerMixin, ConfigMixin):
         From a scheduler of diffusers it takes the forward process, the prediction type, clipping or
         thresholding, the spacing of the timesteps and the last step. ``forward`` is "ddpm" for
         DDPMScheduler, ancestral ones and "sde" algorithms, else "ddim"; a solver's order and its
-        other options go. DDPMScheduler's ``variance_type`` becomes ``variance``; "small" else.
+        other options go. A spacing is DDIM's of that name: with "linspace", DPM-Solver, DEIS and
+        UniPC would stop above timestep 0. DDPMScheduler's ``variance_type`` becomes ``variance``;
+        "small" else.
 
         Raises:
             TypeError: an argument that neither this class nor ``config`` has.

@@ -282,6 +282,12 @@ def test_continuous_times_have_neighbours_one_step_of_the_grid_apart(host, numpy
     torch.testing.assert_close(slope, expected, rtol=1e-6, atol=1e-6)
 
 
+def test_neighbours_in_double_precision():
+    u = torch.tensor([0.35, 0.999], dtype=torch.float64)
+    before = VPSDE(1000).times(None, torch.tensor([349, 998]), 1000, u)
+    torch.testing.assert_close(before, u - 0.001, rtol=1e-15, atol=0)
+
+
 @pytest.mark.parametrize("noise", ["shared", "chain"])
 @pytest.mark.parametrize("backprop", ["all", "one"])
 def test_continuous_times_on_the_grid_are_those_of_steps(noise, backprop):

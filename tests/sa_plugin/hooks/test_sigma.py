@@ -88,6 +88,10 @@ def test_bad_options_are_refused(options):
     ((Y, Y, SIGMA), "noise recovered from the network's input has mean square 0, not 1"),
     ((Y, Y[:4], SIGMA), "noisy must have shape"),
     ((Y, Y + NOISE, torch.ones(1)), "sigma must hold one value for each of 8 images, got shape"),
+    (
+        (Y[:1], Y[:1] + NOISE[:1], torch.tensor(1.0)),
+        r"one value for each of 1 images, got shape \(\)",
+    ),
 )
 def test_bad_calls_are_refused(arguments):
     SigmaSALoss()(Denoises(), *arguments)

@@ -116,6 +116,19 @@ def test_negative_eigenvalues_count_as_zero():
     close(found, (values.clamp_min(0) + 1).sqrt() * z, 1e-12)
 
 
+def test_an_image_that_is_not_finite_spoils_no_other():
+    """The third product is not; LAPACK takes no such matrix."""
+    values = torch.tensor([4.0, 4.0, 0.25, 0.25, 9.0], dtype=torch.float64)
+    z, spoils = normal(4, 2, 5), iter([1, 1, torch.nan])
+
+    def times(v):
+        return values * v * torch.tensor([[next(spoils)], [1]])
+
+    found = root_times(times, z, 3, lambda found: found)
+    assert found[0].isnan().all()
+    close(found[1], values.sqrt() * z[1], 1e-12)
+
+
 def test_the_covariance_of_a_mixture_depends_on_x():
     data = Mixture(normal(5, 3, 4), 0.02 + 0.1 * normal(6, 3, 4) ** 2, SCHEDULE)
     x = normal(7, 6, 4)
@@ -164,6 +177,20 @@ def test_it_takes_the_first_way_that_has_rules_and_says_which(network, way):
     b = torch.from_numpy(SCHEDULE.cum_betas[STEPS])[:, None].sqrt()
     close(found, V - b * 2 * X * V, 1e-8)
     close(matrix.output, X**2, 1e-15)
+
+
+@pytest.mark.parametrize("predicts", ["eps", "v"])
+@pytest.mark.parametrize("way", ["vjp", "jvp"])
+def test_inference_mode_takes_no_way_away(predicts, way):
+    network = small_network(torch.float64)
+
+    def product(y):
+        options = {"way": way, "predicts": predicts, "y": y + 1}
+        return covariance_times(network, SCHEDULE, 1 * X, 1 * STEPS, 1 * V, **options)
+
+    known = product(torch.arange(B))
+    with torch.inference_mode():
+        assert torch.equal(product(torch.arange(B)), known)
 
 
 def small_network(dtype):
@@ -239,6 +266,7 @@ class Ours(nn.Module):
     ({"v": V[:, :3]}, "v must have shape"),
     ({"model": Ours(nn.BatchNorm1d(D))}, "BatchNorm1d 'part' is in training mode"),
     ({"model": Ours(nn.Dropout(0.1))}, "Dropout 'part' is in training mode"),
+    ({"model": Ours(nn.MultiheadAttention(D, 2, 0.1))}, "Attention 'part' is in training mode"),
     ({"model": lambda x, n: NoForward.apply(x), "way": "jvp"}, "way 'jvp': .*jvp function"),
     (
         {"model": distances, "way": "jvp"},

@@ -454,6 +454,12 @@ class TestFromTheDerivative:
         for other in others:
             torch.testing.assert_close(other, expected, rtol=1e-5, atol=1e-6)
 
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+    def test_dtype_follows_x_init(self, variance, dtype):
+        sampler = Sampler(lambda x, n: 0.1 * x, LINEAR, variance=variance, **self.OPTIONS)
+        chain = sampler.iterate((2, 3), x_init=normal(0, 2, 3).to(dtype))
+        assert {step.x_s.dtype for step in chain} == {dtype}
+
     def test_calls_without_noise_need_no_derivative(self, variance):
         calls = []
 
@@ -463,6 +469,20 @@ class TestFromTheDerivative:
 
         Sampler(network, LINEAR, variance=variance, trajectory=[3, 50, 100]).sample((2, 3))
         assert calls == [(100, True), (50, True), (3, False)]
+
+
+def test_a_difference_is_as_wide_as_the_samplers_autocast_is_coarse():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(12, 64), torch.nn.Tanh(), torch.nn.Linear(64, 12))
+    network.forward = lambda x, n: network[2](network[1](network[0](x)))
+    options = {"steps": 3, "variance": "probes", "clip_x0": False}
+
+    def images(**more):
+        return Sampler(network, LINEAR, **options, **more).sample((8, 12))
+
+    exact = images(way="jvp", autocast="bf16")
+    off = (images(way="difference", autocast="bf16") - exact).norm() / exact.norm()
+    assert off < 0.01
 
 
 @refuses(
