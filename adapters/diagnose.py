@@ -128,10 +128,11 @@ def _of_run(own: argparse.Namespace, argv: Sequence[str]) -> Subject:
         network, typ = experiment.network(method), get_method(method).typ
         network.load_state_dict(read_fitting(own.weights, network))
         network = network.to(experiment.device).eval()
+    shape = experiment.image_shape
     images = experiment.dataset
     if own.images is not None:
-        images = open_images(own.images, data_root=line.config.data.root)
-    _check_shape(images, experiment.image_shape)
+        images = _images_of(own.images, shape, data_root=line.config.data.root)
+    _check_shape(images, shape)
     return Subject(
         experiment.wrapper(network, typ),
         experiment.loss,
@@ -148,7 +149,9 @@ def _of_diffusers(own: argparse.Namespace, rest: Sequence[str]) -> Subject:
     """A diffusers UNet2DModel with the scheduler that is saved beside it."""
     parser = OwnOptions(MODULE, add_help=False)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    device = parser.parse_args(list(rest)).device
+    parser.add_argument("--dry_run", action="store_true")
+    parser.add_argument("--noprogress", action="store_false", dest="progress")
+    given = parser.parse_args(list(rest))
     if own.images is None or own.weights is not None:
         raise ValueError("--diffusers needs --images, and its weights are its own")
     unet_folder, scheduler_folder = _folders(own.diffusers)
@@ -161,12 +164,16 @@ def _of_diffusers(own: argparse.Namespace, rest: Sequence[str]) -> Subject:
     local = {"local_files_only": True}
     unet = UNet2DModel.from_pretrained(unet_folder, use_safetensors=True, **local)
     scheduler = DDPMScheduler.from_pretrained(scheduler_folder, **local)
-    images = open_images(own.images)
     size = unet.config.sample_size
     if isinstance(size, int):
-        _check_shape(images, (unet.config.in_channels, size, size))
-    model = unet_model(unet.to(device).eval(), scheduler)
-    return Subject(model, SALoss(noise_schedule(scheduler)), images)
+        shape = (unet.config.in_channels, size, size)
+        images = _images_of(own.images, shape)
+        _check_shape(images, shape)
+    else:
+        images = open_images(own.images)
+    model = unet_model(unet.to(given.device).eval(), scheduler)
+    loss = SALoss(noise_schedule(scheduler))
+    return Subject(model, loss, images, progress=given.progress, dry_run=given.dry_run)
 
 
 def _folders(folder: Path) -> tuple[Path, Path]:
@@ -179,6 +186,13 @@ def _folders(folder: Path) -> tuple[Path, Path]:
         f"--diffusers must be a pipeline's folder, or a UNet2DModel's with scheduler_config.json "
         f"in it or in scheduler/ beside it, got {folder}"
     )
+
+
+def _images_of(source: str, shape: tuple[int, ...], **where: Any) -> ImageDataset:
+    """The images of a source; files are cropped and resized to a square network's shape."""
+    channels, height, width = shape
+    size = height if height == width else 0
+    return open_images(source, size=size, channels=channels, **where)
 
 
 def _check_shape(images: ImageDataset, shape: tuple[int, ...]) -> None:

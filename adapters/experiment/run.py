@@ -9,21 +9,22 @@ from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol
+from functools import cache, partial
+from typing import Any, Protocol
 
 import torch
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from adapters.experiment.checks import cautions, check_data, check_evaluation
 from adapters.experiment.config import CommandLine, read_command_line
-from adapters.experiment.experiment import Experiment
+from adapters.experiment.experiment import Experiment, load_dataset
 from adapters.experiment.folder import OVERVIEW_FILE, change_by, claimed_run
 from adapters.experiment.gamma_stage import GammaStage
 from adapters.experiment.identity import default_workdir
 from adapters.experiment.stages import EvaluateStage, SampleStage, TrainStage
 from adapters.experiment.tables import against
 from adapters.hosts import Adapter
-from adapters.shell.command import EXIT_FAILED, exit_code
+from adapters.shell.command import EXIT_FAILED, exit_code, one_line_warnings
 from adapters.shell.processes import ended, new_pool, torch_threads
 from sa_files import progress
 from third_party.common import distributed
@@ -68,7 +69,8 @@ def run(adapter: Adapter, argv: Sequence[str] | None = None) -> int:
     """
     _log_as("")
     words = sys.argv if argv is None else argv
-    return exit_code(adapter.module, lambda: _run(adapter, words), failed=EXIT_FAILED)
+    with one_line_warnings(adapter.module):
+        return exit_code(adapter.module, lambda: _run(adapter, words), failed=EXIT_FAILED)
 
 
 def _log_as(prefix: str) -> None:
@@ -85,9 +87,11 @@ class Run:
     chosen: list[Stage]
 
     @classmethod
-    def of(cls, adapter: Adapter, line: CommandLine, device: str) -> Run:
-        """The run of a command line."""
-        experiment = Experiment(adapter, line.config, line.workdir, device, line.progress)
+    def of(cls, adapter: Adapter, line: CommandLine, device: str, **options: Any) -> Run:
+        """The run of a command line; ``options``: the experiment's, such as ``load``."""
+        experiment = Experiment(
+            adapter, line.config, line.workdir, device, line.progress, **options
+        )
         stages = stages_of(experiment)
         return cls(experiment, stages, [stages[n] for n in line.stages or stages if n in stages])
 
@@ -114,7 +118,9 @@ def _run(adapter: Adapter, argv: Sequence[str]) -> None:
     line = read_command_line(argv, adapter.stages, adapter.module)
     device = distributed.local_device(line.device)
     lines = _with_baseline(line)
-    runs = [Run.of(adapter, one, device) for one in lines]
+    images = cache(partial(load_dataset, line.config.data))  # both runs have the same
+    options: dict[str, Any] = {"load": lambda _, **of: images(**of)}
+    runs = [Run.of(adapter, one, device, **options) for one in lines]
     for run in runs:
         if "evaluate" in run.names:
             check_evaluation(run.experiment)
@@ -195,7 +201,7 @@ def _speaking_as(title: str) -> Iterator[None]:
     """Within the block, log and progress are lines that begin with the title."""
     _log_as(f"{title}: ")
     try:
-        with progress.named(title):
+        with progress.named(title), one_line_warnings(title):
             yield
     finally:
         _log_as("")

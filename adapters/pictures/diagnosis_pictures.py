@@ -15,12 +15,13 @@ LINES = {"error": "error, E|e|²", "bias": "bias, E|b|²"}
 
 def plot_diagnosis(path: str | Path, found: Diagnosis) -> None:
     """Measured points with two standard errors; predictions dashed (B) and dotted (SA)."""
-    figure = Figure(figsize=(10, 4.2), dpi=150, layout="constrained")
+    figure = Figure(figsize=(10, 5), dpi=150, layout="constrained")
     by_step, of_samples = figure.subplots(1, 2)
     _draw_steps(by_step, found)
     _draw_samples(of_samples, found)
     for axes in (by_step, of_samples):
-        axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "ncols": 3}
+        axes.legend(frameon=False, fontsize=8, labelcolor=INK, **below)
     write_figure(path, figure)
 
 

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from adapters.diagnose import main
 from adapters.experiment.run import stages_of
@@ -122,6 +123,20 @@ def test_a_diffusers_network(part, pipeline, tmp_path):
         n_images=12,
     )
     np.testing.assert_allclose(errors_of(tmp_path), expected.measured["error"], rtol=1e-4)
+
+
+def test_a_folder_is_read_in_the_networks_shape(pipeline, tmp_path, capsys):
+    """Colour files of mixed sizes, for a grey network of 8x8; the plan of it writes nothing."""
+    (tmp_path / "photos").mkdir()
+    for i in range(12):
+        Image.new("RGB", (20 + i, 30), (9 * i, 80, 7)).save(tmp_path / f"photos/{i}.png")
+    own = [*OWN, f"--diffusers={pipeline[0]}/pipeline", f"--images={tmp_path / 'photos'}"]
+    own += [f"--out={tmp_path / 'out'}", "--device=cpu"]
+    assert main(["diagnose", *own, "--dry_run"]) == 0
+    assert "network evaluations" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    assert main(["diagnose", *own, "--noprogress"]) == 0
+    assert len(errors_of(tmp_path / "out")) == 3
 
 
 @pytest.mark.parametrize(
