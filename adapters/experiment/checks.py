@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ml_collections import FrozenConfigDict
@@ -30,7 +31,7 @@ def check_data(data: FrozenConfigDict) -> None:
         )
 
 
-def cautions(experiment: Experiment, stages: Iterable[str]) -> Iterator[str]:
+def cautions(experiment: Experiment, stages: Sequence[str]) -> Iterator[str]:
     """What is possible in these stages but rarely meant, each in one line."""
     for name in [stage for stage in stages if stage in ("base", "head")]:
         settings = experiment.config[name]
@@ -40,3 +41,10 @@ def cautions(experiment: Experiment, stages: Iterable[str]) -> Iterator[str]:
                 f"{name}.ema = {settings.ema:g} leaves {left:.0%} of the initial weights in the "
                 f"average after {settings.iterations} iterations: lower it, or train longer"
             )
+    features, images = experiment.config.evaluate.features, experiment.config.sample.n_images
+    values = math.prod(experiment.image_shape)
+    if "evaluate" in stages and "pixels" in features and images <= values:
+        yield (
+            f"evaluate.features = pixels: images of {values} values need more than "
+            f"sample.n_images = {images}; the distance of fewer is biased upwards"
+        )

@@ -228,8 +228,9 @@ def _answer(adapter: Adapter, b: Run, sa: Run) -> str:
     table = against(found[0].metrics(), found[1].metrics(), line=sa.title)
     pictures = "\n".join(f"  {run.experiment.workdir / OVERVIEW_FILE}" for run in (b, sa))
     seed = sa.experiment.config.seed + 1
+    limits = "".join(f"warning: {one}\n" for one in cautions(sa.experiment, sa.names))
     return (
-        f"{table}\nPictures:\n{pictures}\n"
+        f"{table}\n{limits}Pictures:\n{pictures}\n"
         f"Next: the same with --config.seed={seed}, or what SA will do for "
         "your images and steps, without training: python -m adapters.predict --help"
     )

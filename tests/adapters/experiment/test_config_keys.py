@@ -133,13 +133,16 @@ def test_keys_that_exclude_each_other_are_told_in_the_plan(sections, said, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_plan_warns_of_an_average_that_is_longer_than_the_training(tmp_path, capsys):
-    line = ["sn_dpm", *words("digits.py", base={"iterations": 6, "ema": 0.9999}), "--dry_run"]
+def test_the_plan_warns_of_a_long_average_and_of_few_images_for_pixels(tmp_path, capsys):
+    sections = {"base": {"iterations": 6, "ema": 0.9999}, "sample": {"n_images": 64}}
+    line = ["sn_dpm", *words("digits.py", **sections), "--dry_run"]
     assert run(SN_DPM, [*line, f"--workdir={tmp_path / 'run'}"]) == 0
     said = [x.strip() for x in capsys.readouterr().out.splitlines() if "warning" in x]
     assert said == [
         "warning: base.ema = 0.9999 leaves 100% of the initial weights in the average after 6 "
-        "iterations: lower it, or train longer"
+        "iterations: lower it, or train longer",
+        "warning: evaluate.features = pixels: images of 64 values need more than sample.n_images "
+        "= 64; the distance of fewer is biased upwards",
     ]
     assert list(tmp_path.iterdir()) == []
 
