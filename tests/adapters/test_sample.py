@@ -341,7 +341,7 @@ def test_two_processes_and_ten_kills(tmp_path, weights):
     start = one.wait_for_images()
     per_unit = (one.finish() - start) / (options["n"] / 64)
     whole = contents(tmp_path / "one")
-    assert len(whole) == options["n"] + 1
+    assert len(whole) == options["n"] + 2  # config.json and its copy
     Command(tmp_path / "two", weights, processes=2, batch=64, **options).finish()
     assert contents(tmp_path / "two") == whole
     moments, hits, progress = random.Random(0), 0, set()

@@ -31,7 +31,7 @@ def start(folder, *more):
     return subprocess.Popen(
         command_of("-m", "adapters.sn_dpm", *BOTH, *more, f"--workdir={folder / 'sa'}"),
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "2"},
+        env=os.environ | {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
