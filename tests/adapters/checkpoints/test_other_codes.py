@@ -110,8 +110,9 @@ def test_prefixes_of_wrappers(prefix, ema, tmp_path):
 
 
 def test_a_milestone_of_denoising_diffusion_pytorch_is_another_network(tmp_path, capsys):
-    lucid = pytest.importorskip("denoising_diffusion_pytorch")
-    ema_pytorch = pytest.importorskip("ema_pytorch")
+    import denoising_diffusion_pytorch as lucid
+    import ema_pytorch
+
     diffusion = lucid.GaussianDiffusion(
         lucid.Unet(dim=8, dim_mults=(1, 2), flash_attn=False), image_size=8, timesteps=10
     )
@@ -138,7 +139,8 @@ def written(path: Path, header: dict[str, Any] | bytes, content: bytes) -> Path:
 
 
 def test_safetensors(ema, tmp_path):
-    package = pytest.importorskip("safetensors.torch")
+    import safetensors.torch as package
+
     state = {k: t.half() if "conv" in k else t.bfloat16() for k, t in ema.items()}
     package.save_file(state, tmp_path / "x.safetensors", metadata={"format": "pt"})
     found = read_published(tmp_path / "x.safetensors").state()
@@ -194,7 +196,8 @@ OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_
 
 
 def diffusers_network(**changes: Any) -> nn.Module:
-    diffusers = pytest.importorskip("diffusers")
+    import diffusers
+
     torch.manual_seed(0)
     network = diffusers.UNet2DModel(**{**SETTINGS, **changes}).eval()
     for parameter in network.parameters():  # the norms and biases too, which begin at 1 and 0
