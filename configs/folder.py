@@ -34,5 +34,5 @@ def get_config(method: str = "sn") -> ConfigDict:
     config.head.update(iterations=1000, batch_size=32, lr=5e-4, ema=0.995, ckpt_every=500, keep=2)
     config.gamma.update(n_images=100, batch_size=100)
     config.sample.update(n_images=1000, batch_size=100, steps=(10, 25))
-    config.evaluate.features = ("pixels",)
+    config.evaluate.features = ("thumbnails",)
     return config

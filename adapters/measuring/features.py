@@ -18,6 +18,8 @@ from adapters.measuring.extractor import Extracted, Extractor
 
 CACHE = "cache"  # folder of the classifiers' weights, beside runs or in a grid's store
 
+THUMBNAIL = 8  # pixels of a side
+
 # (folder of weights, device, folder of datasets) -> extractor
 Builder = Callable[[Path | None, torch.device, Path | None], Extractor]
 
@@ -25,6 +27,16 @@ Builder = Callable[[Path | None, torch.device, Path | None], Extractor]
 def pixels(cache_dir: Path | None, device: torch.device, root: Path | None) -> Extractor:
     """The flattened images themselves, D = C H W; their moments take D^2 numbers."""
     return Extractor("pixels", lambda x: Extracted(x.flatten(1)))
+
+
+def thumbnails(cache_dir: Path | None, device: torch.device, root: Path | None) -> Extractor:
+    """The images averaged to at most 8x8, D <= 64 C: quick, and blind to what is finer."""
+
+    def extract(x: torch.Tensor) -> Extracted:
+        size = [min(THUMBNAIL, side) for side in x.shape[2:]]
+        return Extracted(torch.nn.functional.adaptive_avg_pool2d(x, size).flatten(1))
+
+    return Extractor("thumbnails", extract)
 
 
 def digit_classifier(cache_dir: Path | None, device: torch.device, root: Path | None) -> Extractor:
@@ -51,6 +63,7 @@ def inception_tf(cache_dir: Path | None, device: torch.device, root: Path | None
 
 EXTRACTORS: dict[str, Builder] = {
     "pixels": pixels,
+    "thumbnails": thumbnails,
     "digit_classifier": digit_classifier,
     "fashion_classifier": fashion_classifier,
     "inception": inception,

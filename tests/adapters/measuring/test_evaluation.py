@@ -169,6 +169,15 @@ class TestRegistry:
         assert torch.equal(pixels.extract(x).features, x.reshape(2, 60))
         assert pixels.extract(x).logits is None
 
+    def test_thumbnails_are_averages_and_small_images_themselves(self):
+        (thumbnails,) = build_extractors(["thumbnails"])
+        x = torch.randn(2, 3, 32, 16, dtype=torch.float64)
+        expected = x.reshape(2, 3, 8, 4, 8, 2).mean((3, 5)).flatten(1)
+        torch.testing.assert_close(thumbnails.extract(x).features, expected)
+        assert thumbnails.metric_names[0] == "frechet_thumbnails"
+        small = torch.randn(2, 1, 4, 8)
+        assert torch.equal(thumbnails.extract(small).features, small.flatten(1))
+
     def test_refuses_unknown_and_repeated_names(self):
         with pytest.raises(
             ValueError, match=r"among \['digit_classifier', 'fashion_classifier', 'inception', "
