@@ -22,7 +22,7 @@ from torch import Tensor
 
 from adapters.checkpoints.layouts import read_published
 from adapters.comparison.tasks import DAMAGED, as_result
-from adapters.experiment.config import check_holds, claimed
+from adapters.experiment.config import CONFIG_COPY, check_holds, claimed
 from adapters.experiment.logs import read_rows
 from adapters.experiment.tables import read_metrics
 from adapters.measuring.classifiers import Classifier, read_cache
@@ -233,7 +233,7 @@ _RUN = FrozenConfigDict({"name": "x", "sa": {"K": 2, "lam": 1.0}})
 
 def _write_config(path: Path) -> None:
     with claimed(path.parent, _RUN):
-        pass
+        (path.parent / CONFIG_COPY).unlink()  # else it takes the place of a damaged file
 
 
 def _picture(suffix: str) -> Loader:

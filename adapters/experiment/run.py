@@ -131,12 +131,12 @@ def _run(adapter: Adapter, argv: Sequence[str]) -> None:
     _ = runs[-1].experiment.dataset  # raises for a missing dataset before anything is written
     distributed.start(device)
     with ExitStack() as stack, distributed.peers():
-        for caution in cautions(runs[-1].experiment, runs[-1].names):
-            logger.info("warning: %s", caution)
         for run in runs:
             experiment = run.experiment
             claim = claimed_run(experiment.workdir, adapter.recorded(experiment.config))
             distributed.on_first(stack.enter_context, claim)
+        for caution in cautions(runs[-1].experiment, runs[-1].names):
+            logger.info("warning: %s", caution)
         if len(runs) == 2 and (threads := _threads_for_two(runs)):
             with torch_threads(threads):
                 _run_two(lines[0], runs, threads)

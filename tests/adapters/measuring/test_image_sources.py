@@ -41,7 +41,7 @@ def train(folder, workdir, *arguments, **data):
 
 
 def evaluate(*arguments):
-    return main(["evaluate", *map(str, arguments), "--features=pixels"])
+    return main(["evaluate", *map(str, arguments), "--features=thumbnails"])
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -55,8 +55,8 @@ def test_grey_images_are_trained_and_evaluated_by_one_rule(tmp_path, channels):
     measured = json.loads(out.read_text())
     assert measured == pytest.approx({key: trained[key] for key in measured}, rel=1e-6)
     assert evaluate(folder, "--against", samples, "--out", out) == 0
-    assert json.loads(out.read_text())["frechet_pixels"] == pytest.approx(
-        measured["frechet_pixels"], rel=1e-6
+    assert json.loads(out.read_text())["frechet_thumbnails"] == pytest.approx(
+        measured["frechet_thumbnails"], rel=1e-6
     )
 
 

@@ -121,7 +121,7 @@ def test_the_command_equals_the_files_metrics(tmp_path, weights, capsys):  # noq
     assert metrics == pytest.approx(expected, rel=1e-9)
     assert f"| frechet_pixels | {metrics['frechet_pixels']:.6g} |" in shown
     assert "150 images in" in shown
-    assert set(contents(tmp_path / "a")) == {"config.json", "metrics.json"}
+    assert set(contents(tmp_path / "a")) == {"config.json", ".config.json", "metrics.json"}
 
 
 def test_the_command_continues(tmp_path, weights, monkeypatch, capsys):  # noqa: F811
