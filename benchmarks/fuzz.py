@@ -29,6 +29,7 @@ from benchmarks.damage import OUTSIDE, bombs, hostile, inside
 from benchmarks.loaders import LOADERS, Loader, fingerprint
 from benchmarks.work import work_bomb
 
+_MMAP_MAX = -4  # an option of mallopt; 2**16 is its default
 ADDRESS_SPACE = 4 * 2**30  # bytes more than the process has when it starts
 SECONDS, MEMORY = 5, 300  # for one file, s and MiB; and more for a large one:
 SECONDS_PER_MIB, MEMORY_PER_MIB = 1, 4
@@ -168,6 +169,7 @@ def _child(name: str, count: int, work: int, seed: int, answer: Connection) -> N
     # What the parent has freed but kept would be used first, and would hide an increase.
     with contextlib.suppress(AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
+        ctypes.CDLL(None).mallopt(_MMAP_MAX, 2**16)  # undoes ``keep_freed_memory`` of the parent
     for tally in run_loader(name, count, work, seed):
         answer.send(tally)
 

@@ -15,6 +15,7 @@ import signal
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .order import CROPS, InfiniteCoins, InfiniteShuffle, InfiniteUniforms, Part
 
+_HAS_WAIT = hasattr(signal, "sigwaitinfo")  # not on macOS
 WORTH_WORKERS = 1000  # images; fewer are read faster than worker processes start
 
 
@@ -253,9 +255,25 @@ def _outlive_signals(_: int) -> None:
     Terminals and batch systems signal all processes of a job.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    if _HAS_WAIT:
         threading.Thread(target=_end_for_the_run_alone, daemon=True).start()
+
+
+@contextmanager
+def _sigterm_blocked() -> Iterator[None]:
+    """Within the block SIGTERM waits; processes that start there block it for good.
+
+    They inherit it, and so does each thread of theirs: PyTorch starts some before the worker's init
+    function, and one that does not block the signal would get it.
+    """
+    if not _HAS_WAIT:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_for_the_run_alone() -> None:
@@ -266,7 +284,8 @@ def _end_for_the_run_alone() -> None:
 
 def _plain_errors(loader: DataLoader[Any]) -> Iterator[Any]:
     """The loader's batches; a worker's ValueError is raised with its message only."""
-    batches = iter(loader)
+    with _sigterm_blocked():
+        batches = iter(loader)
     try:
         yield from batches
         return

@@ -17,6 +17,7 @@ from adapters.experiment.run import run
 from adapters.hosts import SN_DPM
 from adapters.shell import signals
 from adapters.shell.command import exit_code
+from adapters.shell.processes import torch_threads
 from sa_plugin.sampling.gamma import estimate_gamma
 from sa_plugin.schedule import NoiseSchedule
 from tests.children import ROOT, finish, start
@@ -191,7 +192,8 @@ def test_a_checkpoint_that_is_kept_is_not_interim(tmp_path):
 def test_a_loader_s_process_outlives_a_signal_to_all(number):
     before = multiprocessing.active_children()
     stream = BatchStream(Files(), 5, 3, workers=1)
-    next(stream)
+    with torch_threads(2):  # then PyTorch starts threads in the process, too, and before its init
+        next(stream)
     (worker,) = (child for child in multiprocessing.active_children() if child not in before)
     subprocess.run(["kill", f"-{int(number)}", str(worker.pid)], check=True)
     for _ in range(20):  # more than it has read ahead
