@@ -33,4 +33,5 @@ for stack in (True, False):
         n = torch.tensor([1 if dist.get_rank() == 0 else 9])
         loss(model, torch.zeros(1, 1, 4, 4), n=n, anchor=n).total.backward()
 dist.barrier()  # reached by both, or by none within the time
+del model, loss  # nothing may hold the group's threads when the process ends
 dist.destroy_process_group()
