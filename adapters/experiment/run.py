@@ -142,8 +142,9 @@ def _run(adapter: Adapter, argv: Sequence[str]) -> None:
                 _run_two(lines[0], runs, threads)
         else:
             _run_all(runs)
-        if len(runs) == 2 and distributed.is_first():
-            print(_answer(adapter, *runs))
+        said = _answer(*runs) if len(runs) == 2 else _table(runs[0])
+        if said and distributed.is_first():
+            print(said)
 
 
 def _with_baseline(line: CommandLine) -> list[CommandLine]:
@@ -220,7 +221,14 @@ def _run_all(runs: Sequence[Run]) -> None:
             _run_one(stage)
 
 
-def _answer(adapter: Adapter, b: Run, sa: Run) -> str:
+def _table(run: Run) -> str:
+    """The metrics of a run; "" if they were not asked for."""
+    stage = run.stages["evaluate"]
+    asked = stage in run.chosen and isinstance(stage, EvaluateStage)
+    return stage.table_path.read_text() if asked else ""
+
+
+def _answer(b: Run, sa: Run) -> str:
     """Both runs in one table, where their pictures are, and what to run next; "" if unmeasured."""
     found = [run.stages["evaluate"] for run in (b, sa)]
     if not all(isinstance(stage, EvaluateStage) and stage.is_done() for stage in found):

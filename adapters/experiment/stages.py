@@ -314,7 +314,7 @@ class SampleStage:
 
 
 class EvaluateStage:
-    """Metrics of every cell: ``metrics.json``, ``table.md``, plots, and the table printed."""
+    """Metrics of every cell: ``metrics.json``, ``table.md`` and plots."""
 
     name = "evaluate"
 
@@ -338,7 +338,7 @@ class EvaluateStage:
         return all(map(self.experiment.has, (self.table_path, *plots)))
 
     def run(self) -> None:
-        """Measure the cells that are missing; always print the table."""
+        """Measure the cells that are missing."""
         stored = self._stored()
         if self.path.exists() and not stored:
             logger.warning("%s is damaged: its cells are measured again", self.path)
@@ -347,8 +347,7 @@ class EvaluateStage:
                 stored[process] = stored.get(process, {}) | cells
             write_json(self.path, stored)
         metrics = self.metrics()
-        table = report.markdown(metrics)
-        write_atomically(self.table_path, table)
+        write_atomically(self.table_path, report.markdown(metrics))
         for name in report.headline_metrics(metrics):
             lines = {
                 get_process(process).title: {int(s): cell[name] for s, cell in cells.items()}
@@ -356,7 +355,6 @@ class EvaluateStage:
             }
             reference = data_value(name, next(iter(next(iter(metrics.values())).values())))
             plot_metric(self._plot(name), lines, metric=name, reference=reference)
-        print(table)
 
     def metrics(self) -> report.Metrics:
         """The metrics of this configuration's cells, which must be there."""

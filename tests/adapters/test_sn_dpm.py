@@ -72,6 +72,7 @@ def test_the_baseline_is_run_beside_it_once_and_compared(finished, tmp_path, cap
     assert "one seed: nothing is told apart from chance alone" in said
     assert str(baseline / "samples.png") in said
     assert "adapters.predict" in said
+    assert "**frechet_pixels" not in said  # the tables of each run are in its folder
     times = [(run / "metrics.json").stat().st_mtime_ns for run in (baseline, workdir)]
     assert sn_dpm(workdir, "--config.baseline=True") == 0  # both are there: only said again
     assert [(run / "metrics.json").stat().st_mtime_ns for run in (baseline, workdir)] == times
