@@ -29,7 +29,6 @@ from benchmarks.damage import OUTSIDE, bombs, hostile, inside
 from benchmarks.loaders import LOADERS, Loader, fingerprint
 from benchmarks.work import work_bomb
 
-_MMAP_MAX = -4  # an option of mallopt; 2**16 is its default
 ADDRESS_SPACE = 4 * 2**30  # bytes more than the process has when it starts
 SECONDS, MEMORY = 5, 300  # for one file, s and MiB; and more for a large one:
 SECONDS_PER_MIB, MEMORY_PER_MIB = 1, 4
@@ -157,7 +156,13 @@ def _peak() -> float:
 
 
 def _reset_peak() -> float:
-    """Reset the peak; the resident memory now, MiB."""
+    """Reset the peak; the resident memory now, MiB.
+
+    Memory that is freed but kept, by this process or by its parent before the fork, would be used
+    first, and would hide an increase: it is given back.
+    """
+    with contextlib.suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
     RSS[0].write_text("5")
     return _status("VmRSS")
 
@@ -166,10 +171,6 @@ def _child(name: str, count: int, work: int, seed: int, answer: Connection) -> N
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # a handler would wait for the end of a hash
     bound = int(_status("VmSize") * 2**20) + ADDRESS_SPACE
     resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
-    # What the parent has freed but kept would be used first, and would hide an increase.
-    with contextlib.suppress(AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
-        ctypes.CDLL(None).mallopt(_MMAP_MAX, 2**16)  # undoes ``keep_freed_memory`` of the parent
     for tally in run_loader(name, count, work, seed):
         answer.send(tally)
 
