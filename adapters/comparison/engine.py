@@ -20,7 +20,6 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
-from itertools import chain
 from typing import Any
 
 import torch
@@ -119,8 +118,7 @@ def in_local_processes(make_plan: MakePlan, plan: Plan, workers: int) -> Iterato
     count = min(workers, len(queue.waiting))
     idle = [new_pool(threads, _prepare, make_plan) for _ in range(count)]
     at_work: dict[Future[Outcome], tuple[Pool, str]] = {}
-    pools = chain(idle, (pool for pool, _ in at_work.values()))
-    with ended(pools, is_idle=lambda: not at_work):
+    with ended(lambda: [*idle, *(pool for pool, _ in at_work.values())], lambda: not at_work):
         while True:
             while idle and (task := queue.take()) is not None:
                 pool = idle.pop()

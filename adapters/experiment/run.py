@@ -177,7 +177,7 @@ def _run_two(line: CommandLine, runs: Sequence[Run], threads: int) -> None:
         return
     (b, sa), pool = runs, new_pool(threads)
     futures: list[Future[int]] = []
-    with ended([pool], is_idle=lambda: all(future.done() for future in futures)):
+    with ended(lambda: [pool], is_idle=lambda: all(future.done() for future in futures)):
         futures.append(pool.submit(_run_in_process, b.experiment.adapter, line))
         with _speaking_as(sa.title):
             _run_all([sa])

@@ -56,10 +56,10 @@ def _end_with_the_command() -> None:
 
 
 @contextmanager
-def ended(pools: Iterable[Pool], is_idle: Callable[[], bool]) -> Iterator[None]:
+def ended(pools: Callable[[], Iterable[Pool]], is_idle: Callable[[], bool]) -> Iterator[None]:
     """At the end of the block the processes end; unless idle, they are told to save and stop.
 
-    ``pools``: read at the end of the block.
+    Both functions are called at the end of the block.
     """
     others = multiprocessing.active_children()
     try:
@@ -69,7 +69,7 @@ def ended(pools: Iterable[Pool], is_idle: Callable[[], bool]) -> Iterator[None]:
         for child in () if is_idle() else multiprocessing.active_children():
             if child not in others:
                 child.terminate()
-        for pool in pools:
+        for pool in pools():
             pool.shutdown()
 
 

@@ -156,6 +156,18 @@ def test_a_killed_process_loses_its_task_alone(tmp_path):
     assert [one.task for one in in_local_processes(again, again, 2)] == ["cell0", "last"]
 
 
+def test_an_interrupt_while_tasks_are_at_work_ends_their_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr("adapters.comparison.engine.HEARTBEAT", 0.1)
+    plan = Plan(tmp_path, seconds=60)
+    found = in_local_processes(plan, plan, 2)
+    while not lines(tmp_path).count("cell0"):
+        next(found)
+    worker = pid_of(tmp_path, "cell0")
+    with pytest.raises(KeyboardInterrupt):
+        found.throw(KeyboardInterrupt)
+    assert not Path(f"/proc/{worker}").exists()
+
+
 COMMAND = """
 import sys
 from pathlib import Path
