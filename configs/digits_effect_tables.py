@@ -41,7 +41,7 @@ def get_config():
         "shifted": sampling("shifted q 1/3", correction="shifted", q=1 / 3),
         "spectral_best": sampling("spectral best q", correction="spectral"),
         "shifted_best": sampling("shifted best q", correction="shifted"),
-        "scaled": sampling("eps scaled by a fitted constant", eps_scale=0.0),
+        "scaled": sampling("epsilon scaling, fitted constant", eps_scale=0.0),
         "norms": sampling("eps scaled by step", correction="norms"),
     }
     steps = (5, 10, 25, 50, 100)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 import torch
@@ -111,6 +111,12 @@ class SALoss:
             variance, no further call. Only with "all": under "one" the other rows have no gradient.
         extra_precision: of the calls without a graph under ``backprop="one"``: "same", or "bf16" by
             autocast, whose rounding enters the gradient (docs/training.md).
+        input_perturbation: gamma >= 0. The network gets every x_s made with eps_s + gamma xi_s and
+            still predicts eps_s (arXiv 2301.11706). The xi_s are standard normal, one for each row,
+            drawn after all else; 0 draws none. L_simple's minimiser is then the exact network for
+            noise of variance (1 + gamma^2) cum_beta, divided by sqrt(1 + gamma^2). For Gaussian
+            data of variance s, with a = cum_alpha and b = cum_beta, it is
+            sqrt(b) x / (a s + (1 + gamma^2) b) in place of sqrt(b) x / (a s + b).
 
     Raises:
         ValueError: a bad argument, named with its value and what is allowed.
@@ -130,10 +136,12 @@ class SALoss:
     stratified: bool = False
     reuse: bool = False
     extra_precision: str = "same"
+    input_perturbation: float = 0.0
 
     def __post_init__(self) -> None:
         check_whole("K", self.K, 1, self.schedule.N)
         check_non_negative("lam", self.lam)
+        check_non_negative("input_perturbation", self.input_perturbation)
         for name, allowed in CHOICES.items():
             check_choice(name, getattr(self, name), allowed)
         if self.antithetic and self.stratified:
@@ -182,7 +190,7 @@ class SALoss:
         n = self._steps(B, generator) if n is None else check_steps(n, B, N)  # t
         window = self._window(n, anchor, generator)  # steps s and weights tau_s / K, [K, B]
         eps = self._noises(window, x0, noise, generator)  # [K, B, C, H, W]
-        x = self._noised(x0, window.steps, eps)
+        x = self._noised(x0, window.steps, self._perturbed(eps, generator))
         call = PlainCall(eps_model, x[0], n.to(x0.device, non_blocking=True), model_kwargs)
         e = _errors(self._ask(call, x[1:], window.steps), eps)
         simple, sa = self._terms(window, e)
@@ -211,6 +219,8 @@ class SALoss:
             noise: [K-1, B, C, H, W], the noises of the other positions, ascending.
             eps_model, x0, n, anchor, generator, model_kwargs: as for a call of the loss.
         """
+        if eps_pred is not None and self.input_perturbation:
+            raise ValueError("eps_pred must be None with input_perturbation, which changes x_n")
         n = check_steps(n, len(x0), self.schedule.N)
         time = n.to(x0.device, non_blocking=True)
         call = PlainCall(eps_model, self._noised(x0, time, eps), time, model_kwargs)
@@ -239,7 +249,11 @@ class SALoss:
         window = self._window(check_steps(n, len(x0), self.schedule.N), anchor, generator)
         levels = call.levels
         eps = self._noises(window, x0, noise, generator, eps, levels)
-        others = self._noised(x0, window.steps[1:], eps[1:], levels)
+        inputs = self._perturbed(eps, generator)
+        others = self._noised(x0, window.steps[1:], inputs[1:], levels)
+        if self.input_perturbation:
+            own = self._noised(x0, window.steps[0], inputs[0], levels)
+            call = replace(call, x=own.to(call.x.dtype))
         answers = self._ask(call, others, window.steps)
         return Asked(answers[0].first(), self, window, eps, answers)
 
@@ -306,6 +320,12 @@ class SALoss:
         """ValueError for noise that is not finite; called in the first evaluation alone."""
         check_finite(name, noise)
         self._noise_seen.add(name)
+
+    def _perturbed(self, eps: Tensor, generator: torch.Generator | None) -> Tensor:
+        """eps + gamma xi [K, B, ...], with which the network's inputs are made."""
+        if not self.input_perturbation:
+            return eps
+        return eps + self.input_perturbation * draw(len(eps), eps[0], generator)
 
     def _noised(
         self, x0: Tensor, steps: Tensor, eps: Tensor, levels: Levels | None = None

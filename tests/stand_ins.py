@@ -395,15 +395,16 @@ def original(kind, model, **habits):
     return OriginalExtended(kind, model, **habits)
 
 
-def port(kind, model, rescale_timesteps=True, shift1=False):
+def port(kind, model, rescale_timesteps=True, shift1=False, schedule=PORT):
     """The port of the criterion of this kind."""
     states = {"model": model}, {"all": torch.optim.Adam(model.parameters(), lr=0.05)}, {}
     if kind == "analytic":
-        return DDPMDSM(PORT.betas, rescale_timesteps, *states, shift1=shift1)
+        perturbation = schedule.input_perturbation
+        return DDPMDSM(PORT.betas, rescale_timesteps, *states, shift1, False, perturbation)
     wrapper = DTWrapper(model, kind, rescale_timesteps, shift1, PORT.N)
     if kind == "eps":
-        return DTDSM(PORT, wrapper, *states)
-    return {"eps_eps2": DTDSDM, "eps_epsc": DTDSDMErr}[kind](PORT, 1.0, wrapper, *states)
+        return DTDSM(schedule, wrapper, *states)
+    return {"eps_eps2": DTDSDM, "eps_epsc": DTDSDMErr}[kind](schedule, 1.0, wrapper, *states)
 
 
 def seed(number: int = 0) -> None:

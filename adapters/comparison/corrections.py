@@ -1,4 +1,4 @@
-"""What a cell does to its network while sampling: eps scaled by a constant, and a correction.
+"""What a cell does to its network while sampling: epsilon scaling, and a correction.
 
     spectral, shifted   sa_plugin.effect.correction.SpectralShrinkage and ShiftedNoise
     norms               EpsilonScaling with the factors of NormMatching
@@ -8,7 +8,7 @@ The factors of ``norms`` are found on images that are not those of the tables.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from sa_plugin.effect.correction import (
     NormMatching,
     ShiftedNoise,
     SpectralShrinkage,
+    linear_factors,
 )
 from sa_plugin.sampling.gamma import Gamma
 from third_party.common.data import to_unit_range
@@ -45,11 +46,18 @@ class Network:
     gamma: Gamma | None
 
 
-def scaled(experiment: Experiment, factor: float) -> Wrap:
-    """Multiply the predicted noise by a constant, but no second output."""
-    if factor == 1:
+def scaled(
+    experiment: Experiment, eps_scale: float, eps_line: Sequence[float] | None = None
+) -> Wrap:
+    """Epsilon scaling (arXiv 2308.15321): multiply the predicted noise, but no second output.
+
+    By a constant, or at the step n by 1 / (k n + c_0) with ``eps_line`` = (k, c_0).
+    """
+    schedule = experiment.schedule
+    factors = eps_scale if eps_line is None else linear_factors(schedule, *eps_line)
+    if eps_line is None and eps_scale == 1:
         return lambda network: network
-    return lambda network: EpsilonScaling(network, experiment.schedule, factor, second="shifted")
+    return lambda network: EpsilonScaling(network, schedule, factors, second="shifted")
 
 
 def corrected(

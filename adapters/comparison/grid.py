@@ -16,6 +16,7 @@ from adapters.experiment.identity import training_name
 from adapters.hosts import get_process
 
 CORRECTIONS = ("spectral", "shifted", "norms")
+FITTED = (0, "line")  # the values of eps_scale that ask for a fit
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,11 @@ class Grid:
         self._check_gap()
         self._check_eps_scale()
         for name, sampling in config.samplings.items():
+            scale = sampling.eps_scale
+            if scale != "line" and (isinstance(scale, str) or not 0 <= scale < math.inf):
+                raise ValueError(
+                    f"samplings.{name}.eps_scale must be >= 0 or 'line', got {scale!r}"
+                )
             if sampling.correction not in ("", *CORRECTIONS):
                 raise ValueError(
                     f"samplings.{name}.correction must be one of {CORRECTIONS} or empty, got "
@@ -156,13 +162,13 @@ class Grid:
         return self.config.trainings[training].get("init", "")
 
     def _steps(self) -> tuple[int, ...]:
-        """The steps of all columns, and those of the fitted constant if there is one."""
-        fitted = any(self.eps_scale(line) == 0 for part in self.parts for line in part.lines)
+        """The steps of all columns, and those of the fitted epsilon scaling if there is one."""
+        fitted = any(self.eps_scale(line) in FITTED for part in self.parts for line in part.lines)
         extra = (self.config.eps_scale.steps,) if fitted else ()
         return tuple(sorted({s for part in self.parts for s in part.steps} | set(extra)))
 
-    def eps_scale(self, line: Line) -> float:
-        """The factor of the predicted noise; 0 for the fitted constant."""
+    def eps_scale(self, line: Line) -> float | str:
+        """The factor of the predicted noise; 0 for a fitted constant, "line" for a fitted line."""
         return self.config.samplings[line.sampling].eps_scale
 
     def correction(self, line: Line) -> dict[str, str | float] | None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sa_plugin._checks import check_choice
+from sa_plugin._checks import check_choice, real_array
 from sa_plugin.effect.gains import check_gains, check_variances, exact_gains, inflated_gains
 from sa_plugin.sampling.reverse import ReverseCoefficients, reverse_moments
 from sa_plugin.sampling.trajectory import resolve_trajectory
@@ -123,7 +123,7 @@ def predicted_frechet(sample_variances: ArrayLike, variances: ArrayLike) -> floa
         ValueError: arrays of different shapes, or values that are negative or not finite.
     """
     s = check_variances(variances)
-    v = np.asarray(sample_variances, dtype=np.float64)
+    v = real_array("sample_variances", sample_variances)
     if v.shape != s.shape:
         raise ValueError(f"sample_variances must have shape {s.shape}, got {v.shape}")
     if not (np.isfinite(v) & (v >= 0)).all():

@@ -11,7 +11,7 @@ variance (1 + q) s. It is derived in docs/why_sa_works.md. The two wrappers do t
   of the data inflated about mu by sqrt(1 + q), for data and networks of any kind.
 
 ``EpsilonScaling`` is their neighbour in the literature (arXiv 2308.15321): eps times a number for
-each step, a constant or what ``NormMatching`` finds.
+each step, a constant, ``linear_factors`` or what ``NormMatching`` finds.
 
 A wrapper takes (x [B, C, H, W], n int64 [B] in 1..N, ...) like the network that it wraps, and
 returns what that network returns: eps, or the pair (eps, second output).
@@ -35,7 +35,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from sa_plugin._checks import check_choice, check_steps
+from sa_plugin._checks import check_choice, check_steps, real_array
 from sa_plugin._execution import module_of
 from sa_plugin._tensors import DeviceTables, expand
 from sa_plugin.effect.chains import best_strength
@@ -43,7 +43,7 @@ from sa_plugin.effect.spectrum import Spectrum
 from sa_plugin.schedule import FloatArray, NoiseSchedule
 
 SECONDS = ("own", "shifted")
-SECOND_IS = ("eps2", "epsc")
+SECOND_IS = ("eps2", "epsc", "ocm")
 
 
 class _Correction(ABC):
@@ -335,6 +335,11 @@ class EpsilonScaling(_Correction):
         return self._tables.get("factors", own)[n]
 
 
+def linear_factors(schedule: NoiseSchedule, k: float, c_0: float) -> FloatArray:
+    """Factors 1 / (k n + c_0) of the steps n, [N+1]: the linear schedule of arXiv 2308.15321."""
+    return np.append(1.0, 1 / (k * np.arange(1, schedule.N + 1) + c_0))
+
+
 class NormMatching(EpsilonScaling):
     """Finds factors for ``EpsilonScaling`` while a chain is sampled with it.
 
@@ -415,7 +420,7 @@ def _table(name: str, value: float | ArrayLike, N: int, *, least: str) -> FloatA
     Raises:
         ValueError: another shape, or an entry that is not finite or not ``least``, "> 0" or ">= 0".
     """
-    values = _float64(value)
+    values = real_array(name, value)
     if values.shape not in ((), (N + 1,)):
         raise ValueError(
             f"{name} must be a number or a table of shape {(N + 1,)} (entry 0 unused), got "
@@ -451,13 +456,7 @@ def _shift(
 
 def _mean_of(mean: float | Tensor | ArrayLike) -> FloatArray:
     """A number [] or an image [C, H, W] in float64, or ValueError."""
-    values = _float64(mean)
+    values = real_array("mean", mean)
     if values.ndim not in (0, 3) or not np.isfinite(values).all():
         raise ValueError(f"mean must be a number or [C, H, W], and finite, got {values.shape}")
     return values
-
-
-def _float64(value: float | Tensor | ArrayLike) -> FloatArray:
-    if isinstance(value, Tensor):
-        value = value.detach().cpu().double().numpy()
-    return np.asarray(value, dtype=np.float64)

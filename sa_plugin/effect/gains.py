@@ -5,6 +5,9 @@ step, its gain c_n (a = cum_alpha, b = cum_beta)::
 
     f(x, n) = c_n (x - sqrt(a_n) mu),   e_n = c_n (sqrt(a_n) (x_0 - mu) + sqrt(b_n) eps_n) - eps_n.
 
+With the loss's ``input_perturbation`` gamma, x_n is made with eps_n + gamma xi_n. The plain loss's
+minimiser is then c_n = sqrt(b_n) / (a_n s + (1 + gamma^2) b_n): it takes b_n for larger.
+
 The expected SA loss is a quadratic form in c_1, ..., c_N, so its minimiser solves a linear system.
 Steps within a window meet in it, so its matrix has K - 1 diagonals on either side. Only second
 moments enter: for other data with these variances it is the best linear network. Derived in
@@ -20,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from sa_plugin._checks import check_non_negative, check_whole
+from sa_plugin._checks import check_non_negative, check_whole, real_array
 from sa_plugin._tensors import Coefficients
 from sa_plugin.loss import SALoss
 from sa_plugin.noise import NOISES
@@ -88,7 +91,7 @@ def gaussian_gains(loss: SALoss, variances: ArrayLike) -> FloatArray:
     expected gradient, so it comes to rest at the same gains.
 
     Args:
-        loss: its schedule, K, lam, weighting, window and noise count.
+        loss: its schedule, K, lam, weighting, window, noise and input_perturbation count.
         variances: s > 0 along each direction, [D], in squared units of x_0.
 
     Raises:
@@ -117,7 +120,7 @@ def check_variances(variances: ArrayLike, name: str = "variances") -> FloatArray
     Leave out directions in which the data do not vary: there the exact network's images do not
     either, and no strength changes that.
     """
-    values = np.asarray(variances, dtype=np.float64)
+    values = real_array(name, variances)
     if values.ndim != 1 or values.size == 0:
         raise ValueError(f"{name} must have shape [D], at least one, got {values.shape}")
     wrong = ~(np.isfinite(values) & (values > 0))
@@ -129,7 +132,7 @@ def check_variances(variances: ArrayLike, name: str = "variances") -> FloatArray
 
 def check_gains(gains: ArrayLike, N: int, name: str = "gains") -> FloatArray:
     """Gains as float64 [N+1, D] (row 0 unused), or ValueError unless finite."""
-    values = np.asarray(gains, dtype=np.float64)
+    values = real_array(name, gains)
     if values.ndim != 2 or len(values) != N + 1 or values.size == 0:
         raise ValueError(
             f"{name} must have shape [{N + 1}, D] (row 0 unused), as N = {N}, got {values.shape}"
@@ -144,7 +147,7 @@ def _check_strengths(q: ArrayLike, N: int) -> FloatArray:
     """q as a column: [1, 1] for a number, [N+1, 1] with entry 0 zero for one a step."""
     if np.ndim(q) == 0:
         check_non_negative("q", q)
-    values = np.array(q, dtype=np.float64)
+    values = real_array("q", q)
     if values.ndim == 0:
         return values.reshape(1, 1)
     if values.shape != (N + 1,):
@@ -165,15 +168,19 @@ def _normal_equations(loss: SALoss) -> tuple[FloatArray, FloatArray, FloatArray]
 
     Two rows n, m of a window with weights w and noises of covariance R add, for E e_n e_m,
     w_n w_m (c_n c_m (sqrt(a_n a_m) s + sqrt(b_n b_m) R) - (c_n sqrt(b_n) + c_m sqrt(b_m)) R).
+    In the square of one row, the input's noise has the variance 1 + gamma^2.
     """
+    added = loss.input_perturbation**2
     N = loss.schedule.N
     signal, sigma = np.sqrt(loss.schedule.cum_alphas), np.sqrt(loss.schedule.cum_betas)
     fixed, by_variance = np.zeros((N + 1, loss.K)), np.zeros((N + 1, loss.K))
-    fixed[:, 0], by_variance[:, 0], right = sigma**2 / N, signal**2 / N, sigma / N  # L_simple
+    fixed[:, 0], by_variance[:, 0] = (1 + added) * sigma**2 / N, signal**2 / N  # L_simple
+    right = sigma / N
     for n, m, weight, R in _pairs(loss) if loss.lam > 0 else ():
         np.add.at(right, n, weight * sigma[n] * R)
         lower = n >= m  # the other half is its mirror image
         n, m, weight, R = n[lower], m[lower], weight[lower], R[lower]
+        R = R + added * (n == m)
         np.add.at(fixed, (m, n - m), weight * sigma[n] * sigma[m] * R)
         np.add.at(by_variance, (m, n - m), weight * signal[n] * signal[m])
     return fixed, by_variance, right

@@ -53,7 +53,7 @@ def predict(
     """Samples of the networks that the plain loss and ``loss`` train on Gaussian data.
 
     Args:
-        loss: its schedule, K, lam, weighting, window and noise count.
+        loss: what counts for ``gaussian_gains``.
         variances: s > 0 along each direction, [D]; ``spectrum.variances[spectrum.variances > 0]``.
         steps, forward, variance, trajectory, avg_cov: as for ``Sampler``, which here does not clip.
 

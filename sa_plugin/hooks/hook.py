@@ -50,11 +50,11 @@ def attach(criterion: Any, loss: SALoss, host: Owner | None = None) -> Any:
 
     Raises:
         ValueError: a host that is not known, another schedule, a second attach, a frozen noise
-            network, or ``reuse`` with a host whose loss is not that of eps. At the call: an
-            objective that does not call its network exactly once with (x_n, time); an SA term
-            without a gradient; with ``stack``, outputs that are not a row for every input. At the
-            first call: steps outside 1..N, times between steps, or recovered noise that is not
-            standard normal.
+            network, a host that perturbs its inputs itself, or ``reuse`` or ``input_perturbation``
+            with a host whose loss is not that of eps alone. At the call: an objective that does not
+            call its network exactly once with (x_n, time); an SA term without a gradient; with
+            ``stack``, outputs that are not a row for every input. At the first call: steps outside
+            1..N, times between steps, or recovered noise that is not standard normal.
     """
     if _hooked(criterion):
         raise ValueError("an SA loss is attached to this criterion already; detach() it first")

@@ -85,19 +85,24 @@ class Host(Owner):
         return [*([] if hasattr(owner, self.network) else [self.network]), *super().missing(owner)]
 
     def check(self, owner: Any, loss: SALoss) -> None:
-        """ValueError for another schedule, a frozen network, or ``reuse`` without a loss of eps."""
+        """ValueError for another schedule, a frozen network, or options that the host rules out."""
         super().check(owner, loss)
+        if own := getattr(getattr(owner, "schedule", owner), "input_perturbation", 0):
+            raise ValueError(
+                f"the criterion's own input_perturbation must be 0, got {own}: give it to SALoss"
+            )
         if loss.lam > 0 and self.is_frozen(owner):
             raise ValueError(
                 f"the noise network of this {type(owner).__name__} is frozen, only a head is "
                 "trained: the SA term would change nothing; attach to the noise network's own "
                 "training"
             )
-        if loss.reuse and self.predicts(owner) != "eps":
-            raise ValueError(
-                "reuse takes a host whose own loss is the squared error of eps, got one whose "
-                f"network predicts {self.predicts(owner)!r}"
-            )
+        for name in ("reuse", "input_perturbation"):
+            if getattr(loss, name) and self.predicts(owner) != "eps":
+                raise ValueError(
+                    f"{name} takes a host whose own loss is the squared error of eps, got one "
+                    f"whose network predicts {self.predicts(owner)!r}"
+                )
 
     @abstractmethod
     def steps(self, criterion: Any, time: Any, N: int) -> Tensor:
@@ -136,6 +141,15 @@ class ExtendedAnalyticDPM(Host):
         if isinstance(like, np.ndarray):
             return n.cpu().numpy().astype(like.dtype)
         return n.to(like.dtype) if isinstance(like, Tensor) else n
+
+    def check(self, owner: Any, loss: SALoss) -> None:
+        """ValueError also for ``input_perturbation`` where a second output learns."""
+        super().check(owner, loss)
+        if loss.input_perturbation and "_" in str(owner.wrapper.typ):
+            raise ValueError(
+                f"input_perturbation must be 0 for a network that predicts {owner.wrapper.typ!r}, "
+                f"whose second output is of x_n itself, got {loss.input_perturbation}"
+            )
 
     def predicts(self, criterion: Any) -> str:
         return str(criterion.wrapper.typ).split("_")[0]

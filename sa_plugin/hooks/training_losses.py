@@ -43,14 +43,17 @@ class GuidedDiffusion(Owner):
         return np.append(0.0, owner.betas)
 
     def check(self, owner: Any, loss: SALoss) -> None:
-        """ValueError for other types or another schedule, sums over dimensions, or ``reuse``."""
+        """ValueError for other types or another schedule, sums, or options that need its loss."""
         super().check(owner, loss)
         for name, allowed in {"model_mean_type": tuple(PREDICTS), "loss_type": LOSSES}.items():
             check_choice(name, _name(getattr(owner, name)), allowed)
         if loss.reduction != "mean":
             raise ValueError(f"reduction must be the host's, 'mean', got {loss.reduction!r}")
-        if loss.reuse:
-            raise ValueError("reuse must be False: the host's loss may be another than that of eps")
+        for name, off in {"reuse": False, "input_perturbation": 0}.items():
+            if getattr(loss, name):
+                raise ValueError(
+                    f"{name} must be {off}: the host's loss may be another than that of eps"
+                )
 
     def predicts(self, owner: Any) -> str:
         """What the first channels of the network's output are."""

@@ -92,8 +92,9 @@ class SADiffusion(_Host):
         super().__init__(model, **options)
         schedule = NoiseSchedule.from_betas(self.betas.double().numpy())
         self.sa_loss = SALoss(schedule, K, lam, reduction="mean", **(sa_options or {}))
-        if self.sa_loss.reuse:
-            raise ValueError("sa_options: reuse must be False, for L_simple is the host's own")
+        for name, off in {"reuse": False, "input_perturbation": 0}.items():
+            if getattr(self.sa_loss, name):
+                raise ValueError(f"sa_options: {name} must be {off}: L_simple is the host's own")
         snr = torch.from_numpy(schedule.cum_alphas[1:] / schedule.cum_betas[1:])
         own = {"pred_noise": torch.ones_like(snr), "pred_x0": snr, "pred_v": snr / (snr + 1)}
         weight = (self.loss_weight.double() / own[self.objective]).float()

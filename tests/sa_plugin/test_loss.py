@@ -94,6 +94,10 @@ def test_lambda_zero_is_the_plain_loss_with_one_call(options):
 # -- draws
 
 
+def seeded(number):
+    return torch.Generator().manual_seed(number)
+
+
 def drawn(loss, batch, seed=0, times=1):
     generator, x0 = torch.Generator().manual_seed(seed), torch.zeros(batch, 1)
     return [loss(lambda x, n: x, x0, generator=generator).n for _ in range(times)]
@@ -234,6 +238,67 @@ def test_gradients_per_sample_by_torch_func(options):
     torch.testing.assert_close(per_sample.mean(), model.scale.grad[0])
 
 
+# -- input perturbation
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"K": 1, "lam": 0},
+        {},
+        {"window": "paper", "stack": False},
+        {"backprop": "one"},
+        {"reuse": True},
+    ],
+    ids=str,
+)
+def test_input_perturbation_is_the_loss_at_a_higher_noise_level(options):
+    """Exact where eps = xi / gamma: the sum is then eps's multiple, as in any other noise."""
+    gamma, a, b = 0.4, SHORT.cum_alphas, SHORT.cum_betas
+    c, power = (1 + gamma**2) ** -0.5, a + (1 + gamma**2) * b
+    noisier = NoiseSchedule.from_alphas_cumprod((a / power)[1:])
+    n, x0 = torch.tensor([3, 9, 30]), images(5, 3, *IMAGE)
+    options = {"K": 3, "lam": 0.7, **options}
+    xi = torch.randn(options["K"], *x0.shape, generator=seeded(7), dtype=x0.dtype)
+    given = {"n": n, "anchor": n}
+    model, other = Toy(), Toy()
+    loss = SALoss(SHORT, **options, input_perturbation=gamma)
+    found = loss(model, x0, noise=xi / gamma, generator=seeded(7), **given)
+    own, *others = xi / gamma
+    more = {"noise": torch.stack(others) if others else None, "generator": seeded(7)}
+    of_loop = loss.sa_term(Toy(), x0, n, own, anchor=n, **more)
+
+    def scaled(x, n):
+        return other(over(torch.from_numpy(power**0.5)[n], x) * x, n) / c
+
+    plain = SALoss(noisier, **options)(scaled, x0, noise=xi / gamma / c, **given)
+    close = {"rtol": 1e-11, "atol": 1e-11}
+    wanted = c**2 * plain.simple_per_sample, c**2 * plain.sa_per_sample
+    torch.testing.assert_close((found.simple_per_sample, found.sa_per_sample), wanted, **close)
+    torch.testing.assert_close(of_loop, wanted, **close)
+    torch.testing.assert_close(found.total, c**2 * plain.total, **close)
+    found.total.backward()
+    (c**2 * plain.total).backward()
+    torch.testing.assert_close(model.scale.grad, other.scale.grad, **close)
+
+
+def test_input_perturbation_is_drawn_last_and_in_every_row():
+    x0, seen, gamma = images(0, 5, *IMAGE), [], 0.3
+    for input_perturbation in (0.0, gamma):
+        generator = seeded(0)
+        loss = SALoss(SHORT, K=3, backprop="one", input_perturbation=input_perturbation)
+        calls = []
+        loss(lambda x, n: calls.append((x, n)) or x, x0, generator=generator)  # noqa: B023
+        if not seen:
+            xi = torch.randn(3, *x0.shape, generator=generator, dtype=x0.dtype)
+        rows, own = calls
+        seen.append([torch.cat(parts) for parts in zip(own, rows, strict=True)])
+    (plain, steps), (perturbed, again) = seen
+    assert torch.equal(steps, again)
+    b = over(torch.tensor(SHORT.cum_betas)[steps], plain)
+    torch.testing.assert_close(perturbed - plain, gamma * b.sqrt() * xi.flatten(0, 1))
+
+
 # -- refusals and warnings
 
 
@@ -254,6 +319,7 @@ def test_gradients_per_sample_by_torch_func(options):
     ({"extra_precision": "fp8"}, r"extra_precision must be one of \('same', 'bf16'\), got"),
     ({"extra_precision": "bf16"}, r"extra_precision='bf16' needs backprop='one'"),
     ({"reduction": "none"}, r"reduction must be one of \('sum', 'mean'\), got 'none'"),
+    ({"input_perturbation": -0.1}, r"input_perturbation must be a finite number >= 0, got -0\.1"),
     ({"weighting": "tau"}, r"weighting must be one of .*'theorem1'.*got 'tau'"),
 )
 def test_bad_options_are_refused(options):
@@ -261,7 +327,7 @@ def test_bad_options_are_refused(options):
 
 
 def bad_images(said):
-    return f"x0 must be floating-point images.* one, got {said}"
+    return f"x0 must hold at least 1 floating-point images.*, got {said}"
 
 
 @refuses(
@@ -277,6 +343,7 @@ def bad_images(said):
     ({"eps_model": lambda x, n: x[:, :1]}, r"input's shape .*got \(4, 1, 3, 3\).*EpsModel"),
     ({"eps_model": lambda x, n: (x, x)}, r"must return real tensors of .*got tuple; .*EpsModel"),
     ({"x0": torch.zeros(2, 3, 4, 4, dtype=torch.uint8)}, bad_images("torch.uint8")),
+    ({"x0": [0.5]}, bad_images("list")),
     ({"x0": torch.zeros(3)}, bad_images(r"torch.float32 \(3,\)")),
     ({"x0": torch.zeros(0, 1, 8, 8)}, bad_images(r"torch.float32 \(0, 1, 8, 8\)")),
     ({"x0": torch.zeros(2, 0)}, bad_images(r"torch.float32 \(2, 0\)")),
@@ -290,6 +357,12 @@ def test_bad_calls_are_refused(changed):
 def test_bad_steps_of_a_loop_are_refused(n):
     x0 = images(0, 2, *IMAGE)
     SALoss(LINEAR).sa_term(Toy(), x0, torch.tensor(n), x0)
+
+
+@refuses((0.1, "eps_pred must be None with input_perturbation"))
+def test_a_prediction_at_another_input_is_refused(gamma):
+    x0 = images(0, 2, *IMAGE)
+    SALoss(LINEAR, input_perturbation=gamma).sa_term(Toy(), x0, torch.tensor([3, 4]), x0, x0)
 
 
 @refuses((torch.nan, "eps must be finite"))

@@ -17,11 +17,12 @@ from ..common.wrapper import DTWrapper
 class DDPMDSM(Criterion):
     """|eps - eps_pred|^2 at one random step an image (arXiv 2006.11239, equation 14).
 
-    betas              [N+1], betas[0] = 0; kept together with `cum_alphas` and `cum_betas`
-    rescale_timesteps  `eps_model` receives the time n times 1000/N rather than n
-    models             the one network, under any name; the objective calls `eps_model`
-    shift1             `eps_model` receives n - 1: checkpoints of the DDIM line
-    stratified         how steps are drawn, see `Schedule`
+    betas               [N+1], betas[0] = 0; kept together with `cum_alphas` and `cum_betas`
+    rescale_timesteps   `eps_model` receives the time n times 1000/N rather than n
+    models              the one network, under any name; the objective calls `eps_model`
+    shift1              `eps_model` receives n - 1: checkpoints of the DDIM line
+    stratified          how steps are drawn, see `Schedule`
+    input_perturbation  how x_n is made, see `Schedule`
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class DDPMDSM(Criterion):
         lr_schedulers: Mapping[str, LRScheduler],
         shift1: bool = False,
         stratified: bool = False,
+        input_perturbation: float = 0.0,
     ) -> None:
         super().__init__(models, optimizers, lr_schedulers)
         if len(self.models) != 1:
@@ -40,7 +42,8 @@ class DDPMDSM(Criterion):
         (self.eps_model,) = self.models.values()
         self.rescale_timesteps = rescale_timesteps
         self.shift1 = shift1
-        self._schedule = Schedule(betas, stratified)
+        self._schedule = Schedule(betas, stratified, input_perturbation)
+        self.input_perturbation = input_perturbation
         self.betas: FloatArray = self._schedule.betas
         self.cum_alphas: FloatArray = self._schedule.cum_alphas
         self.cum_betas: FloatArray = self._schedule.cum_betas
@@ -87,6 +90,7 @@ def build_criterion(
         lr_schedulers,
         shift1,
         schedule.stratified,
+        schedule.input_perturbation,
     )
     criterion.grad_clip = grad_clip
     return criterion

@@ -24,12 +24,19 @@ VP_BETA_MIN, VP_BETA_MAX = 0.1, 20.0
 class Schedule:
     """Tables of a forward process given by `betas` ([N+1], betas[0] = 0, the others in [0, 1)).
 
-    stratified  `sample` draws one step from each of B equal parts of 1..N; each step alone is
-                uniform. False: B independent steps, as in the hosts
+    stratified          `sample` draws one step from each of B equal parts of 1..N; each step alone
+                        is uniform. False: B independent steps, as in the hosts
+    input_perturbation  gamma >= 0: `sample` makes x_n with eps + gamma xi, xi ~ N(0, I), and
+                        returns eps (arXiv 2301.11706). 0: as in the hosts
     """
 
-    def __init__(self, betas: npt.ArrayLike, stratified: bool = False) -> None:
+    def __init__(
+        self, betas: npt.ArrayLike, stratified: bool = False, input_perturbation: float = 0.0
+    ) -> None:
+        if not 0 <= input_perturbation < float("inf"):
+            raise ValueError(f"input_perturbation={input_perturbation!r}: must be finite and >= 0")
         self.stratified = stratified
+        self.input_perturbation = input_perturbation
         self.betas: FloatArray = np.array(betas, dtype=np.float64)
         _check_betas(self.betas)
         self.alphas: FloatArray = 1.0 - self.betas
@@ -65,7 +72,8 @@ class Schedule:
     def sample(self, x0: Tensor) -> tuple[IntArray, Tensor, Tensor]:
         """Draw a step and a noise for each image of `x0` [B,...]: (n [B] in 1..N, eps, x_n).
 
-        n comes from NumPy's global state, eps from PyTorch's generator of the device of `x0`.
+        n comes from NumPy's global state, eps from PyTorch's generator of the device of `x0`; xi of
+        the input perturbation is drawn after eps, and not at all where that is 0.
         """
         if not x0.is_floating_point():
             raise ValueError(f"x0 has dtype {x0.dtype}: must be floating point, in [-1, 1]")
@@ -73,7 +81,10 @@ class Schedule:
         eps = torch.randn_like(x0)
         signal = per_image(np.sqrt(self.cum_alphas[n]), x0)
         noise = per_image(np.sqrt(self.cum_betas[n]), x0)
-        return n, eps, signal * x0 + noise * eps
+        if self.input_perturbation == 0:
+            return n, eps, signal * x0 + noise * eps
+        xi = torch.randn_like(x0)
+        return n, eps, signal * x0 + noise * (eps + self.input_perturbation * xi)
 
     # The hosts draw from the global state.
     def _draw_steps(self, batch: int) -> IntArray:
@@ -88,14 +99,17 @@ class Schedule:
 class NamedSchedule(Schedule):
     """The schedule called `name` ("linear", "cosine" or "vpsde") with `N` steps."""
 
-    def __init__(self, name: str, N: int, stratified: bool = False) -> None:
+    def __init__(
+        self, name: str, N: int, stratified: bool = False, input_perturbation: float = 0.0
+    ) -> None:
         if name not in BETAS:
             raise ValueError(f"name={name!r}: must be one of {', '.join(sorted(BETAS))}")
         least = 21 if name == "linear" else 1  # the linear schedule ends at beta = 20/N < 1
         if isinstance(N, bool) or not isinstance(N, int | np.integer) or int(N) < least:
             raise ValueError(f"N={N!r}: schedule {name!r} takes whole numbers from {least} on")
         self.name = name
-        super().__init__(np.concatenate([[0.0], BETAS[name](int(N))]), stratified)
+        betas = np.concatenate([[0.0], BETAS[name](int(N))])
+        super().__init__(betas, stratified, input_perturbation)
 
 
 def per_image(values: FloatArray, like: Tensor) -> Tensor:

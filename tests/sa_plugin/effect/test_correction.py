@@ -15,6 +15,7 @@ from sa_plugin.effect.correction import (
     NormMatching,
     ShiftedNoise,
     SpectralShrinkage,
+    linear_factors,
 )
 from sa_plugin.effect.spectrum import Spectrum
 from sa_plugin.hooks.wrappers import EpsModel
@@ -372,6 +373,11 @@ class TestEpsilonScaling:
         assert found.dtype == own.dtype
         wanted = own.double() * over(torch.from_numpy(factors)[STEPS], x)
         torch.testing.assert_close(found, wanted.to(own.dtype))
+
+    def test_linear_factors_divide_by_a_line(self):
+        factors = linear_factors(SCHEDULE, 2e-3, 0.95)
+        found = EpsilonScaling(DATA.eps, SCHEDULE, factors)(X, STEPS)
+        torch.testing.assert_close(found, DATA.eps(X, STEPS) / over(2e-3 * STEPS + 0.95, X))
 
     def test_the_covariance_stays_the_networks_own(self):
         net = DATA.network("sn")

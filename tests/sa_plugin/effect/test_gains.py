@@ -155,12 +155,16 @@ def test_the_losss_own_gradient_is_zero_at_these_gains(window, noise, options):
 
 
 @pytest.mark.filterwarnings("ignore:x0 ranges over")  # Gaussian data has no bounds
-@pytest.mark.parametrize("options", [{}, {"backprop": "one"}, {"noise": "chain"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"backprop": "one"}, {"noise": "chain"}, {"lam": 0, "input_perturbation": 0.7}],
+    ids=str,
+)
 def test_a_linear_network_in_training_arrives_there(options):
     """By SGD on drawn batches; the mean of the weights of the last two thirds."""
     variances = np.array([0.3, 0.9])
     data = GaussianData(np.full((1, 1, 2), 0.1), variances[None, None], SHORT)
-    loss = SALoss(SHORT, 2, 3, **options)
+    loss = SALoss(SHORT, 2, **{"lam": 3, **options})
     wanted, start = gaussian_gains(loss, variances), exact_gains(SHORT, variances)
     c = torch.tensor(start, requires_grad=True)
     optimizer, steps, mean = torch.optim.SGD([c], lr=2), 300, 0
@@ -178,6 +182,21 @@ def test_a_linear_network_in_training_arrives_there(options):
                 mean = mean + c.detach().numpy() / (steps - steps // 3)
     assert abs(mean - wanted).max() < 0.02
     assert abs(start - wanted).max() > 0.15
+
+
+def test_input_perturbation_takes_the_noise_for_larger():
+    """The plain loss's gains in closed form; any loss's from those of the noisier schedule."""
+    gamma, a, b = 0.6, SHORT.cum_alphas[1:, None], SHORT.cum_betas[1:, None]
+    larger = (1 + gamma**2) * b
+    found = gaussian_gains(SALoss(SHORT, lam=0, input_perturbation=gamma), VARIANCES)
+    np.testing.assert_allclose(found[1:], np.sqrt(b) / (a * VARIANCES + larger), rtol=1e-13)
+    noisier = NoiseSchedule.from_alphas_cumprod((a / (a + larger))[:, 0])
+    for window, K in itertools.product(("down", "paper"), (2, 4)):
+        options = {"K": K, "lam": 2, "window": window}
+        found = gaussian_gains(SALoss(SHORT, **options, input_perturbation=gamma), VARIANCES)
+        plain = gaussian_gains(SALoss(noisier, **options), VARIANCES)
+        wanted = plain[1:] / np.sqrt((1 + gamma**2) * (a + larger))
+        np.testing.assert_allclose(found[1:], wanted, rtol=1e-11)
 
 
 def test_the_plain_losss_gains_are_the_exact_network():

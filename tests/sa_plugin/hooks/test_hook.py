@@ -16,6 +16,7 @@ from tests.refusals import refuses
 from tests.stand_ins import KINDS, PORT, original, port, seed
 from tests.toys import Toy, images, over
 from third_party.common.nets import Model4Pretrained, UNetModel4Pretrained
+from third_party.common.schedule import NamedSchedule
 from third_party.common.wrapper import DTWrapper
 from third_party.extended_analytic_dpm.methods import build_criterion
 
@@ -114,6 +115,34 @@ def test_adds_lambda_times_the_sa_term(kind, options, habits):
     assert torch.equal(gradient[1:], plain_gradient[1:])  # none for the second output's head
     torch.testing.assert_close(criterion.statistics["sa_loss"], sa.mean().detach())
     torch.testing.assert_close(criterion.statistics["simple_loss"], simple.mean().detach())
+
+
+@pytest.mark.parametrize("kind", ["eps", "analytic"])
+@WAYS
+def test_input_perturbation_is_in_the_hosts_row_and_in_the_others(kind, options):
+    """The loss called by hand at the host's own n and eps."""
+    loss = SALoss(SCHEDULE, K=3, lam=0.7, input_perturbation=0.2, **options)
+    values, gradient, _, network = objective(kind, loss)
+    network.scale.grad = None
+    seed()
+    n, eps, _ = PORT.sample(X0)
+    by_hand = loss.sa_term(lambda x, n: network(x, n * 10.0), X0, torch.as_tensor(n), eps)
+    simple, sa = by_hand
+    (simple + 0.7 * sa).mean().backward()
+    torch.testing.assert_close(values, simple + 0.7 * sa, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(gradient, network.scale.grad, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["eps", "analytic"])
+def test_input_perturbation_without_an_sa_term_is_the_ports_own(kind):
+    own = NamedSchedule("linear", 100, input_perturbation=0.2)
+    wanted = objective(kind, schedule=own)
+    found = objective(kind, SALoss(SCHEDULE, lam=0, input_perturbation=0.2))
+    for a, b, plain in zip(found[:2], wanted[:2], objective(kind)[:2], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+        assert not torch.allclose(a, plain)
+    with pytest.raises(ValueError, match=r"own input_perturbation must be 0, got 0\.2"):
+        attach(port(kind, Toy(), schedule=own), SALoss(SCHEDULE))
 
 
 @ALL_KINDS
@@ -425,6 +454,22 @@ def test_detach_gives_the_objective_back():
 
 
 # -- refusals
+
+
+@refuses(
+    ("eps_eps2", "input_perturbation must be 0 for a network that predicts 'eps_eps2', .* got 0.1"),
+    ("eps_epsc", "input_perturbation must be 0 for a network that predicts 'eps_epsc'"),
+)
+def test_second_outputs_are_not_perturbed(kind):
+    attach(port(kind, toy(kind)), SALoss(SCHEDULE, input_perturbation=0.1))
+
+
+@refuses(
+    ({"reuse": True}, "reuse takes a host .* predicts 'x0'"),
+    ({"input_perturbation": 0.1}, "input_perturbation takes a host .* predicts 'x0'"),
+)
+def test_options_that_need_a_loss_of_eps_are_refused(options):
+    attach(Criterion(shrink, typ="x0"), SALoss(SCHEDULE, **options))
 
 
 @pytest.mark.parametrize("make", [port, original])

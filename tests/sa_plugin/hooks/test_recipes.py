@@ -201,6 +201,7 @@ def test_improved_diffusion_of_a_network_that_its_caller_has_wrapped():
     ({"mean": "VELOCITY"}, "model_mean_type must be one of .*'PREVIOUS_X'.*got 'VELOCITY'"),
     ({"reduction": "sum"}, "reduction must be the host's, 'mean', got 'sum'"),
     ({"reuse": True}, "reuse must be False"),
+    ({"input_perturbation": 0.1}, "input_perturbation must be 0"),
 )
 def test_improved_diffusion_that_cannot_be_served(options):
     diffusion = GuidedDiffusion(mean=options.pop("mean", "EPSILON"))

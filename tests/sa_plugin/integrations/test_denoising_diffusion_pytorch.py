@@ -167,6 +167,7 @@ def test_state_dicts_are_the_hosts():
 @refuses(
     ({"immiscible": True}, "immiscible must be False"),
     ({"sa_options": {"reuse": True}}, "reuse must be False"),
+    ({"sa_options": {"input_perturbation": 0.1}}, "input_perturbation must be 0"),
 )
 def test_bad_options_are_refused(options):
     diffusion(**options)
