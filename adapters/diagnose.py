@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from adapters.shell.options import own_options
 from sa_plugin.diagnosis.measurement import diagnose
 from sa_plugin.effect.spectrum import Spectrum
 from sa_plugin.loss import SALoss
-from third_party.common.data import ImageDataset, to_unit_range
+from third_party.common.data import ImageDataset, spread_images, spread_rows, to_unit_range
 from third_party.extended_analytic_dpm.methods import get_method
 
 MODULE = "adapters.diagnose"
@@ -56,18 +56,23 @@ class Subject:
 def run(argv: Sequence[str]) -> None:
     """Print the tables; write them, their CSV files and the picture."""
     own, rest = _parser().parse_known_args(list(argv[1:]))
-    for name, low in (("n_images", 2), ("batch_size", 1), ("grid", 1), ("noise_seed", 0)):
+    least = {"n_images": 2, "batch_size": 1, "grid": 1, "noise_seed": 0, "probes": 0}
+    for name, low in least.items():
         if getattr(own, name) < low:
             raise ValueError(f"--{name} must be >= {low}, got {getattr(own, name)}")
     subject = _of_diffusers(own, rest) if own.diffusers else _of_run(own, [argv[0], *rest])
     if subject.dry_run:
-        calls = own.grid * (subject.loss.K + 3) + 2 * sum(own.steps) + (own.gap_start or 0)
+        calls = (
+            own.grid * (subject.loss.K + 3 + 2 * own.probes)
+            + 2 * sum(own.steps)
+            + (own.gap_start or 0)
+        )
         print(f"{own.n_images} images, {own.n_images * calls:.3g} network evaluations")
         return
     found = diagnose(
         subject.model,
         subject.loss.schedule,
-        _batches(subject.images, own.batch_size),
+        to_unit_range(spread_images(subject.images, own.n_images)).split(own.batch_size),
         loss=subject.loss,
         steps=own.grid,
         sampling_steps=own.steps,
@@ -75,6 +80,7 @@ def run(argv: Sequence[str]) -> None:
         batch_size=own.batch_size,
         spectrum=Spectrum.of(subject.images.uint8_batches(BATCH)),
         gap_start=own.gap_start,
+        probes=own.probes,
         clip_x0=subject.clip_x0,
         seed=own.noise_seed,
         progress=subject.progress,
@@ -88,10 +94,6 @@ def run(argv: Sequence[str]) -> None:
         print("\n", *(f"{path}\n" for path in [*paths, out / "diagnosis.png"]), sep="", end="")
 
 
-def _batches(images: ImageDataset, size: int) -> Iterator[Tensor]:
-    return (to_unit_range(batch) for batch in images.uint8_batches(size))
-
-
 def _parser() -> OwnOptions:
     parser = own_options(MODULE, "Measure what the SA loss would change in a trained network.")
     add = parser.add_argument
@@ -103,6 +105,7 @@ def _parser() -> OwnOptions:
     add("--grid", type=int, default=20, help="how many steps n of the forward process; default: 20")
     add("--steps", type=_counts, default=(5, 10, 25), help="sampling steps; default: 5,10,25")
     add("--gap_start", type=int, help="also follow Theorem 1's gap from this step")
+    add("--probes", type=int, default=0, help="also measure its derivative, by so many probes")
     add("--batch_size", type=int, default=64, help="images in a network call; default: 64")
     add("--noise_seed", type=int, default=0, help="seed of all noise; default: 0")
     return parser
@@ -141,7 +144,7 @@ def _of_run(own: argparse.Namespace, argv: Sequence[str]) -> Subject:
         progress=line.progress,
         dry_run=line.dry_run,
         out=line.workdir / FOLDER if own.weights is None else None,
-        given=experiment.labels_of(images, slice(own.n_images)),
+        given=experiment.labels_of(images, spread_rows(len(images), own.n_images)),
     )
 
 

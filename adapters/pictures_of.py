@@ -2,7 +2,8 @@
 
 The pictures are written to ``pictures/`` in the run's folder. ``strip_PROCESS_STEPS.png``, one for
 every reverse process of the configuration, shows how some images develop from noise.
-``variances_STEPS.png`` shows the variances of the DDPM reverse processes over n.
+``variances_STEPS.png`` shows the variances of the DDPM reverse processes over n; with
+``--probes=M`` also the one that the network's own derivative says.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
 
     def work() -> None:
         own, rest = _parser().parse_known_args(list(argv[1:]))
-        for name, low in (("images", 1), ("columns", 2), ("variance_images", 1)):
+        for name, low in (("images", 1), ("columns", 2), ("variance_images", 1), ("probes", 0)):
             if getattr(own, name) < low:
                 raise ValueError(f"--{name} must be >= {low}, got {getattr(own, name)}")
         line = read_command_line([argv[0], *rest], (), MODULE)
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--images", type=int, default=4, help="images in a strip; default: 4")
     add("--columns", type=int, default=10, help="steps shown in a strip; default: 10")
     add("--variance_images", type=int, default=200, help="images for the variances; default: 200")
+    add("--probes", type=int, default=0, help="show the derivative's variance, by so many probes")
     return parser
 
 
@@ -71,20 +73,22 @@ def _draw(experiment: Experiment, own: argparse.Namespace) -> None:
     steps = max(config.sample.steps) if own.steps is None else own.steps
     gamma = None if stage.gamma is None else stage.gamma()
     processes = config.sample.processes
-    averages = {s: s.average() for s in {stage.stage_of(name) for name in processes}}
+    names = dict.fromkeys([*processes, "probes_ddpm"] if own.probes else processes)
+    averages = {s: s.average() for s in {stage.stage_of(name) for name in names}}
     folder = experiment.workdir / FOLDER
     shape = (own.images, *experiment.image_shape)
     curves = {}
-    for name in processes:
+    for name in names:
         row = get_process(name)
         sampler = experiment.sampler(name, steps, *averages[stage.stage_of(name)], gamma)
         seed = config.sample.seed
         labels = experiment.labels_of_samples(0, own.images, seed)
-        strip = film_strip(sampler, shape, columns=own.columns, seed=seed, **labels)
-        path = folder / f"strip_{name}_{steps}.png"
-        save_film_strip(path, strip, heading=f"{row.title}, {steps} steps")
-        logger.info("%s", path)
-        if row.forward == "ddpm":
+        if name in processes:
+            strip = film_strip(sampler, shape, columns=own.columns, seed=seed, **labels)
+            path = folder / f"strip_{name}_{steps}.png"
+            save_film_strip(path, strip, heading=f"{row.title}, {steps} steps")
+            logger.info("%s", path)
+        if row.forward == "ddpm" and row.variance != "lanczos":  # which has no diagonal
             curves[row.title] = _variances(experiment, sampler, row.variance, gamma, own)
     if len(curves) > 1 and steps > 1:
         path = folder / f"variances_{steps}.png"
@@ -110,6 +114,7 @@ def _variances(
         gamma=None if gamma is None else gamma.values,
         clip_x0=sample.clip_x0,
         avg_cov=sample.avg_cov,
+        probes=own.probes or sample.probes,
         seed=sample.seed,
         **experiment.labels_of(experiment.dataset, slice(own.variance_images)),
     )

@@ -10,7 +10,12 @@ from matplotlib.figure import Figure
 from adapters.pictures.pictures import COLOURS, INK, label_axes, label_log_values, write_figure
 from sa_plugin.diagnosis.findings import Diagnosis
 
-LINES = {"error": "error, E|e|²", "bias": "bias, E|b|²"}
+LINES = {
+    "error": ("error, E|e|²", ("B",)),
+    "bias": ("bias, E|b|²", ("B", "SA")),
+    "derivative": ("error, as its derivative says", ()),
+}
+DASHES = {"B": "--", "SA": ":"}
 
 
 def plot_diagnosis(path: str | Path, found: Diagnosis) -> None:
@@ -26,12 +31,13 @@ def plot_diagnosis(path: str | Path, found: Diagnosis) -> None:
 
 
 def _draw_steps(axes: Axes, found: Diagnosis) -> None:
-    for colour, (name, label) in zip(COLOURS, LINES.items(), strict=False):
+    lines = {name: line for name, line in LINES.items() if name in found.measured}
+    for colour, (name, (label, predicted)) in zip(COLOURS, lines.items(), strict=False):
         _points(axes, found.steps, found.measured[name], found.stderr[name], colour, label)
-        predicted = {"B": "--", "SA": ":"} if name == "bias" else {"B": "--"}
-        for of, dash in predicted.items():
+        for of in predicted:
             values = found.predicted[f"{name}_{of}"]
-            axes.plot(found.steps, values, dash, color=colour, label=f"{name}, {of}, predicted")
+            label = f"{name}, {of}, predicted"
+            axes.plot(found.steps, values, DASHES[of], color=colour, label=label)
     label_log_values(axes)
     label_axes(axes, "step n", "per pixel", "Errors by step")
 
@@ -43,7 +49,7 @@ def _draw_samples(axes: Axes, found: Diagnosis) -> None:
         steps = [one.predicted.steps for one in of]
         means, errors = zip(*((float(v) for v in one.measured) for one in of), strict=True)
         _points(axes, steps, means, errors, colour, process)
-        for i, (name, dash) in enumerate((("B", "--"), ("SA", ":"))):
+        for i, (name, dash) in enumerate(DASHES.items()):
             values = [one.predicted.sample_variances[i] for one in of]
             axes.plot(steps, values, dash, color=colour, label=f"{process}, {name}, predicted")
     axes.axhline(float(found.data_variance.mean), color=INK, linewidth=1, label="data")

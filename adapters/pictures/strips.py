@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from adapters.pictures.pictures import plot_metric, save_labelled_grids
 from sa_plugin.sampling.batches import BlockNoise
+from sa_plugin.sampling.jacobian import Probed
 from sa_plugin.sampling.reverse import ReverseCoefficients, reverse_moments, split_output
 from sa_plugin.sampling.sampler import Sampler, to_uint8
 from sa_plugin.schedule import NoiseSchedule
@@ -81,6 +83,7 @@ def reverse_variances(
     gamma: np.ndarray | None = None,
     clip_x0: bool = True,
     avg_cov: bool = False,
+    probes: int = 1,
     seed: int = 0,
     **model_kwargs: Any,
 ) -> dict[int, float]:
@@ -91,13 +94,17 @@ def reverse_variances(
             with noise that depends on the seed alone, the same for every method.
         timesteps: ascending, at least two. The smallest is left out: it leads to x_0, where no
             noise is added.
-        variance, gamma, clip_x0, avg_cov: as in ``Sampler``.
+        variance, gamma, clip_x0, avg_cov, probes: as in ``Sampler``; "lanczos" has no such number.
         model_kwargs: go to every call of the network.
     """
     if len(timesteps) < 2:
         raise ValueError(f"timesteps must be at least two, got {list(timesteps)}")
     table = ReverseCoefficients.build(schedule, timesteps, gamma=gamma).stack()
     random = BlockNoise(seed, 0, x0.shape, x0.dtype, x0.device)
+    if variance == "probes":
+        signs = BlockNoise(seed, 0, x0.shape, x0.dtype, x0.device, stream=1)
+        probed = Probed(model, schedule, probes=probes)
+        model, variance = partial(probed, draw=lambda: signs.draw().sign()), "ocm"
     found = {}
     for t, column in zip(reversed(timesteps[1:]), table.T, strict=False):
         c = ReverseCoefficients.unstack(torch.from_numpy(column.copy()).to(x0).unbind())

@@ -29,6 +29,10 @@ MEASURED = {
     "same_noise": "the same with one noise for both steps: how alike the network is at neighbours.",
     "sa_ratio": "lambda L_sa / L_simple at step n: what the SA loss adds to the plain one.",
 }
+DERIVATIVE = {
+    "derivative": "E|e_n|^2 as the network's own derivative says it. The variances of probes and "
+    "OCM rest on it. It is the error if the network is exact; below the error they are too small.",
+}
 PREDICTED = {
     "error_B": "the least error of a linear network on data of this mean and these variances.",
     "bias_B": "the bias of that network.",
@@ -57,7 +61,8 @@ class Diagnosis:
 
     Attributes:
         steps: int64 [T], the steps n that were measured.
-        measured, stderr: the columns of ``MEASURED``, float64 [T] each.
+        measured, stderr: the columns of ``MEASURED``, float64 [T] each; with probes also of
+            ``DERIVATIVE``.
         predicted: the columns of ``PREDICTED``, float64 [T] each: the closed form for Gaussian
             data, without an error of its own.
         samples: by process and number of steps.
@@ -100,7 +105,10 @@ class Diagnosis:
     def table(self) -> str:
         """Both tables in Markdown, with a sentence on how each column is read."""
         loss, data = self.loss, self.data_variance
-        names = {**MEASURED, **PREDICTED}
+        measured = {
+            name: text for name, text in (MEASURED | DERIVATIVE).items() if name in self.measured
+        }
+        names = measured | PREDICTED
         by_step = [
             [str(n)]
             + [f"{self.measured[m][i]:.3g} ± {self.stderr[m][i]:.1g}" for m in self.measured]

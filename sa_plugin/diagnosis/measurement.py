@@ -11,6 +11,7 @@ SA does to another data set or a longer training has to be trained and measured.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,14 @@ from sa_plugin._execution import NetworkCall
 from sa_plugin._tensors import Coefficients, FirstBad, follow
 from sa_plugin.bounds.gap import gap_along_chain
 from sa_plugin.bounds.likelihood import MeanWithError, mean_with_error
-from sa_plugin.diagnosis.findings import MEASURED, PREDICTED, Diagnosis, SampleVariance
+from sa_plugin.diagnosis.findings import DERIVATIVE, MEASURED, PREDICTED, Diagnosis, SampleVariance
 from sa_plugin.effect.gains import exact_gains, gaussian_gains
 from sa_plugin.effect.predicted import predict
 from sa_plugin.effect.spectrum import Spectrum
 from sa_plugin.loss import SALoss
 from sa_plugin.prediction import PREDICTS
 from sa_plugin.sampling.batches import MOST, BlockNoise, images_of, parts_of, shown
+from sa_plugin.sampling.jacobian import Probed
 from sa_plugin.sampling.reverse import split_output
 from sa_plugin.sampling.sampler import Sampler
 from sa_plugin.schedule import FloatArray, NoiseSchedule
@@ -49,6 +51,7 @@ def diagnose(
     batch_size: int = 64,
     spectrum: Spectrum | None = None,
     gap_start: int | None = None,
+    probes: int = 0,
     predicts: str = "eps",
     clip_x0: bool = True,
     seed: int = 0,
@@ -78,6 +81,8 @@ def diagnose(
             than dimensions directions are missing.
         gap_start: also follow Theorem 1's gap from this step, 2..N; ``gap_start`` more evaluations
             an image.
+        probes: also measure the error that the network's own derivative says, by so many random
+            signs for each image and step; 0: do not. Each costs a derivative (``jacobian``).
         predicts, clip_x0: as in ``Sampler``. The predictions are without clipping.
         progress: show a bar over the batches (extra "progress").
         model_kwargs: go to every call; tensors of length ``n_images`` (labels) follow their images.
@@ -93,6 +98,7 @@ def diagnose(
     check_whole("n_images", n_images, 2, MOST)
     check_whole("batch_size", batch_size, 1, MOST)
     check_whole("seed", seed, 0, MOST)
+    check_whole("probes", probes, 0, MOST)
     grid = _grid(steps, schedule.N)
     samplers = {
         (title, count): Sampler(
@@ -104,8 +110,14 @@ def diagnose(
     device = Sampler(model, schedule, steps=1).device
     x0 = _first_images(batches, n_images, device)
     s = _variances(x0, spectrum)
+    unperturbed = replace(loss, input_perturbation=0.0)  # as the network is called in sampling
     measured, stderr = _measured(
-        _Errors(model, loss, predicts, seed), grid, x0, batch_size, progress, model_kwargs
+        _Errors(model, unperturbed, predicts, seed, probes),
+        grid,
+        x0,
+        batch_size,
+        progress,
+        model_kwargs,
     )
     drawn = {"seed": seed, "batch_size": batch_size, **model_kwargs}
     samples = tuple(
@@ -137,10 +149,18 @@ def diagnose(
 
 
 class _Errors:
-    """What one batch gives at one step: the means behind ``MEASURED`` by image, float64 [B, 7]."""
+    """What one batch gives at one step: the means behind the columns by image, float64 [B, 7].
 
-    def __init__(self, model: Callable[..., Any], loss: SALoss, predicts: str, seed: int) -> None:
+    With probes [B, 8], the last one that of ``DERIVATIVE``.
+    """
+
+    def __init__(
+        self, model: Callable[..., Any], loss: SALoss, predicts: str, seed: int, probes: int
+    ) -> None:
         self._network = NetworkCall(model)
+        self._probed = None
+        if probes:
+            self._probed = Probed(self._network, loss.schedule, probes=probes, predicts=predicts)
         self._loss = loss
         self._predicts = predicts
         self._seed = seed
@@ -177,17 +197,26 @@ class _Errors:
             (_dot(e, u_) + _dot(e_, u)) / 2,
             (_dot(e, u) + _dot(e_, u_)) / 2,
         ]
-        return torch.stack([*pairs, simple.double(), self._loss.lam * sa.double()], dim=1)
+        found = [*pairs, simple.double(), self._loss.lam * sa.double()]
+        if self._probed is not None:
+            x = self._noisy(x0, draws[0], steps)
+            _, diagonal = self._probed(x, steps, draw=lambda: noise.draw().sign(), **kwargs)
+            bad.note(n, diagonal)
+            found.append(diagonal.double().flatten(1).mean(1))
+        return torch.stack(found, dim=1)
 
     def _error(
         self, x0: Tensor, eps: Tensor, n: int, bad: FirstBad, kwargs: dict[str, Any]
     ) -> Tensor:
         """e_n, float64."""
         steps = torch.full((len(x0),), n, dtype=torch.int64, device=x0.device)
-        a, b = self._coefficients(steps, x0)
-        f = self._eps((a * x0 + b * eps).to(x0.dtype), steps, kwargs)
+        f = self._eps(self._noisy(x0, eps, steps), steps, kwargs)
         bad.note(n, f)
         return f.double() - eps.double()
+
+    def _noisy(self, x0: Tensor, eps: Tensor, n: Tensor) -> Tensor:
+        a, b = self._coefficients(n, x0)
+        return (a * x0 + b * eps).to(x0.dtype)
 
     def _eps(self, x: Tensor, n: Tensor, kwargs: dict[str, Any]) -> Tensor:
         output, _ = split_output(self._network(x, n, **kwargs), x, "small")
@@ -207,7 +236,7 @@ def _measured(
     progress: bool,
     kwargs: dict[str, Any],
 ) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
-    """The columns of ``MEASURED`` and their standard errors."""
+    """The columns of ``MEASURED``, perhaps of ``DERIVATIVE``, and their standard errors."""
     found = []
     parts = parts_of(len(x0), batch_size)
     for part in shown(parts, len(parts), "batch", progress):
@@ -216,17 +245,20 @@ def _measured(
         bad.refuse()
         found.append(torch.stack(rows, dim=1).cpu())
     values, stderr = jackknife(_quantities, torch.cat(found).numpy())
-    columns = ((dict(zip(MEASURED, np.moveaxis(t, -1, 0), strict=True))) for t in (values, stderr))
-    measured, error = columns
+    names = [*MEASURED, *DERIVATIVE][: values.shape[-1]]
+    measured, error = (
+        dict(zip(names, np.moveaxis(t, -1, 0), strict=True)) for t in (values, stderr)
+    )
     return measured, error
 
 
 def _quantities(means: FloatArray) -> FloatArray:
-    """The columns of ``MEASURED`` from means over images, [..., 7] -> [..., 5]."""
-    error, bias, below, apart, same, simple, sa = np.moveaxis(means, -1, 0)
+    """The columns of ``_measured`` from means over images, [..., 7] -> [..., 5], or 8 -> 6."""
+    error, bias, below, apart, same, simple, sa, *derived = np.moveaxis(means, -1, 0)
     scale = np.sqrt(error * below)
     with np.errstate(invalid="ignore", divide="ignore"):  # a network without error has no ratio
-        return np.stack([error, bias, apart / scale, same / scale, sa / simple], axis=-1)
+        ratios = [apart / scale, same / scale, sa / simple]
+    return np.stack([error, bias, *ratios, *derived], axis=-1)
 
 
 def jackknife(

@@ -37,10 +37,19 @@ from sa_plugin._checks import check_choice, check_output, check_shape_of, check_
 from sa_plugin._execution import NetworkCall, module_of
 from sa_plugin._tensors import Coefficients
 from sa_plugin.prediction import PREDICTS, to_eps
+from sa_plugin.sampling.reverse import ReverseCoefficients
 from sa_plugin.schedule import NoiseSchedule
 
 WAYS = ("vjp", "jvp", "difference")
 MOST = 10_000  # derivatives at one x_n
+
+
+def check_derived(variance: str, probes: int, lanczos_steps: int, avg_cov: bool) -> None:
+    """ValueError unless the options of "probes" and "lanczos" are possible."""
+    check_whole("probes", probes, 1, MOST)
+    check_whole("lanczos_steps", lanczos_steps, 1, MOST)
+    if variance == "lanczos" and avg_cov:
+        raise ValueError("avg_cov must be False for variance 'lanczos': it has no diagonal")
 
 
 class Remainder:
@@ -224,9 +233,11 @@ def check_derivable(model: Callable[..., Any]) -> None:
     module = module_of(model)
     for name, part in () if module is None else module.named_modules():
         is_norm = isinstance(part, nn.modules.batchnorm._BatchNorm)
-        drops = getattr(part, "p" if isinstance(part, _DropoutNd) else "dropout", 0)
-        is_dropout = isinstance(part, _DropoutNd | nn.MultiheadAttention | nn.RNNBase) and drops > 0
-        if part.training and (is_norm or is_dropout):
+        if isinstance(part, nn.MultiheadAttention | nn.RNNBase):
+            drops = part.dropout
+        else:
+            drops = part.p if isinstance(part, _DropoutNd) else 0
+        if part.training and (is_norm or drops > 0):
             raise ValueError(
                 f"the network's {type(part).__name__} {name!r} is in training mode; the covariance "
                 "from a derivative needs model.eval()"
@@ -426,6 +437,17 @@ def root_times(
     weights = (vectors * (roots * vectors[:, 0]).unsqueeze(1)).sum(2).to(z.dtype)
     total = sum(weights[:, k : k + 1] * v for k, v in enumerate(basis))
     return (length * total).reshape(z.shape)
+
+
+def lanczos_noise(matrix: Remainder, c: ReverseCoefficients, z: Tensor, steps: int) -> Tensor:
+    """z as the noise of the step of ``c``, of covariance small I + cov_weight Cov[x_0 | x_t].
+
+    ``c.limit`` bounds the variance in every direction. Other arguments as in ``root_times``.
+    """
+    weight = c.cov_weight * (c.b / c.a) ** 2
+    return root_times(
+        matrix.times, z, steps, lambda values: (c.small + weight * values).clamp_max(c.limit)
+    )
 
 
 def _unit(v: Tensor, length: Tensor) -> Tensor:

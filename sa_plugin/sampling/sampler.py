@@ -31,7 +31,14 @@ from sa_plugin.sampling.batches import (
     parts_of,
     shown,
 )
-from sa_plugin.sampling.jacobian import WAYS, Probed, Remainder, check_derivable, root_times
+from sa_plugin.sampling.jacobian import (
+    WAYS,
+    Probed,
+    Remainder,
+    check_derivable,
+    check_derived,
+    lanczos_noise,
+)
 from sa_plugin.sampling.reverse import (
     ReverseCoefficients,
     ReverseMoments,
@@ -126,11 +133,8 @@ class Sampler:
         check_non_negative("clip_pixel", clip_pixel)
         if variance == "analytic" and gamma is None:
             raise ValueError("variance 'analytic' needs gamma (estimate_gamma gives it), got None")
-        check_whole("probes", probes, 1, MOST)
-        check_whole("lanczos_steps", lanczos_steps, 1, MOST)
+        check_derived(variance, probes, lanczos_steps, avg_cov)
         check_choice("way", way, ("auto", *WAYS))
-        if variance == "lanczos" and avg_cov:
-            raise ValueError("avg_cov must be False for variance 'lanczos': it has no diagonal")
         if variance in DERIVED:
             check_derivable(model)
         values = None if gamma is None else check_gamma(gamma, schedule.N)
@@ -351,13 +355,7 @@ class Sampler:
             predicts=self._options["predicts"],
             **kwargs,
         )
-        weight = c.cov_weight * (c.b / c.a) ** 2
-        noise = root_times(
-            matrix.times,
-            z,
-            self._lanczos_steps,
-            lambda values: (c.small + weight * values).clamp_max(c.limit),
-        )
+        noise = lanczos_noise(matrix, c, z, self._lanczos_steps)
         self._way = matrix.way  # what was found need not be looked for again
         moments = reverse_moments(c, x, matrix.output, variance="small", **self._options)
         return moments, noise

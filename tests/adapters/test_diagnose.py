@@ -14,7 +14,7 @@ from sa_plugin import NoiseSchedule, SALoss, diagnose
 from sa_plugin.effect.spectrum import Spectrum
 from tests.adapters.test_adapters import command, experiment
 from tests.commands import one_line
-from third_party.common.data import to_unit_range
+from third_party.common.data import spread_rows, to_unit_range
 
 OWN = ["--n_images=12", "--batch_size=8", "--grid=3", "--steps=2,3"]
 FILES = ["diagnosis.md", "diagnosis.png", "samples.csv", "steps.csv"]
@@ -30,15 +30,19 @@ def workdir(trained, tmp_path):
     return shutil.copytree(trained["sn"], tmp_path / "run")
 
 
-def errors_of(folder):
+def column_of(folder, name):
     rows = csv.DictReader((folder / "steps.csv").read_text().splitlines())
-    return [float(row["error"]) for row in rows]
+    return [float(row[name]) for row in rows]
+
+
+def errors_of(folder):
+    return column_of(folder, "error")
 
 
 def test_the_numbers_are_those_of_diagnose(workdir, capsys):
-    assert run(workdir, "--gap_start=4") == 0
+    assert run(workdir, "--gap_start=4", "--probes=2") == 0
     host = experiment("sn", workdir)
-    x0 = to_unit_range(next(host.dataset.uint8_batches(12)))
+    x0 = to_unit_range(host.dataset.images[spread_rows(1797, 12)])
     expected = diagnose(
         host.wrapper(*stages_of(host)["base"].average()),
         host.schedule,
@@ -49,9 +53,11 @@ def test_the_numbers_are_those_of_diagnose(workdir, capsys):
         n_images=12,
         spectrum=Spectrum.of(host.dataset.uint8_batches(500)),
         gap_start=4,
+        probes=2,
     )
-    found = errors_of(workdir / "diagnosis")
-    np.testing.assert_allclose(found, expected.measured["error"], rtol=1e-4)
+    for name in ("error", "derivative"):
+        found = column_of(workdir / "diagnosis", name)
+        np.testing.assert_allclose(found, expected.measured[name], rtol=1e-4)
     assert sorted(path.name for path in (workdir / "diagnosis").iterdir()) == FILES
     said = capsys.readouterr().out
     assert said.startswith((workdir / "diagnosis/diagnosis.md").read_text())
@@ -80,6 +86,8 @@ def test_a_checkpoint_and_other_images(workdir, tmp_path, capsys):
 def test_the_plan_writes_nothing(workdir, capsys):
     assert run(workdir, "--dry_run") == 0
     assert "12 images, 300 network evaluations" in capsys.readouterr().out  # 12 (3 5 + 2 5)
+    assert run(workdir, "--dry_run", "--probes=2") == 0
+    assert "12 images, 444 network evaluations" in capsys.readouterr().out  # 12 (3 (5 + 4) + 2 5)
     assert not (workdir / "diagnosis").exists()
 
 
@@ -112,7 +120,7 @@ def test_a_diffusers_network(part, pipeline, tmp_path):
     folder, unet, pictures = pipeline
     own = [*OWN, f"--diffusers={folder / part}", f"--images={folder / 'images.npz'}"]
     assert main(["diagnose", *own, f"--out={tmp_path}", "--device=cpu"]) == 0
-    x0 = torch.from_numpy(pictures[:12]).permute(0, 3, 1, 2) / 127.5 - 1
+    x0 = torch.from_numpy(pictures[spread_rows(20, 12)]).permute(0, 3, 1, 2) / 127.5 - 1
     schedule = NoiseSchedule.cosine(50)
     expected = diagnose(
         lambda x, n: unet(x, n - 1).sample,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,14 @@ from sa_plugin._tensors import expand
 from sa_plugin.integrations.diffusers._configs import arguments_of
 from sa_plugin.integrations.diffusers.models import (
     NO_SIGNAL,
+    call_unet,
     check_terminal,
     noise_schedule,
     predicts_of,
     schedule_of,
 )
 from sa_plugin.prediction import to_eps, to_x0
+from sa_plugin.sampling.jacobian import WAYS, Remainder, check_derived, lanczos_noise
 from sa_plugin.sampling.reverse import ReverseCoefficients, moments_of
 from sa_plugin.sampling.trajectory import resolve_trajectory
 from sa_plugin.sampling.variance import (
@@ -40,6 +43,7 @@ from sa_plugin.sampling.variance import (
 )
 
 SPACINGS = ("leading", "linspace", "trailing")
+SAME = 1e-2  # of an output's norm: with and without a graph, kernels may differ
 
 
 @dataclass
@@ -72,12 +76,13 @@ class OptimalVarianceScheduler(SchedulerMixin, ConfigMixin):
             by a quantile of its size where that exceeds 1 (arXiv 2205.11487, section 2.3).
         variance, forward, eta, gamma, avg_cov, clip_sigma_idx, clip_pixel: as in ``Sampler``.
             "npr", "sn", "ocm" and "iddpm" need a model output of 2C channels; "probes" and
-            "lanczos" are refused. At steps that hold nothing of x_0 (cum_alpha below 1e-12) its
-            covariance cannot be had, and "small" is used.
+            "lanczos" need ``set_model``. At steps that hold nothing of x_0 (cum_alpha below 1e-12)
+            its covariance cannot be had, and "small" is used.
         timestep_spacing, steps_offset: as in ``DDIMScheduler``.
         trajectory: a kind of ``choose_timesteps``, or an ascending list of steps in 1..T. It
             replaces ``timestep_spacing``. "linear" if neither is given.
         set_alpha_to_one: False ends at step 1 in place of x_0.
+        probes, lanczos_steps: as in ``Sampler``. The signs come from the steps' ``generator``.
 
     Raises:
         ValueError: an unknown or impossible option, or a missing or unusable gamma.
@@ -113,18 +118,17 @@ class OptimalVarianceScheduler(SchedulerMixin, ConfigMixin):
         timestep_spacing: str | None = None,
         dynamic_thresholding_ratio: float = 0.995,
         sample_max_value: float = 1.0,
+        probes: int = 1,
+        lanczos_steps: int = 3,
     ) -> None:
         check_variance(variance, forward, eta)
-        if variance in DERIVED:
-            raise ValueError(
-                f"variance {variance!r} needs the network's derivative, and a scheduler has no "
-                "network; Sampler(unet_model(unet, scheduler), ...) takes it"
-            )
+        check_derived(variance, probes, lanczos_steps, avg_cov)
         check_non_negative("clip_pixel", clip_pixel)
         check_positive("clip_sample_range", clip_sample_range)
         if variance == "analytic" and gamma is None:
             raise ValueError("variance 'analytic' needs gamma (estimate_gamma gives it), got None")
         self._predicts = predicts_of(prediction_type)
+        self._model: tuple[Callable[..., Any], dict[str, Any]] | None = None
         exact = None if trained_betas is None else schedule_of(trained_betas)
         self._base = DDPMScheduler(
             num_train_timesteps if exact is None else exact.N,
@@ -209,6 +213,23 @@ class OptimalVarianceScheduler(SchedulerMixin, ConfigMixin):
                 stacklevel=3,
             )
         return self._internal_dict
+
+    def set_model(self, model: Callable[..., Any], *, way: str = "auto", **kwargs: Any) -> None:
+        """The network that "probes" and "lanczos" differentiate. No configuration keeps it.
+
+        Args:
+            model: ``(sample, timestep int64 [B], **kwargs)`` -> what the pipeline then hands to
+                ``step``: its UNet or transformer, in eval mode, or a function where the pipeline
+                does more, such as guidance.
+            way: "auto", "vjp", "jvp" or "difference"; see ``sampling.jacobian``.
+            kwargs: go to every call, such as ``class_labels`` or ``encoder_hidden_states``.
+
+        Raises:
+            ValueError: an unknown way; in ``step``, a network that cannot be differentiated, or
+                whose output is not the one that ``step`` was given.
+        """
+        check_choice("way", way, ("auto", *WAYS))
+        self._model, self._way = (model, kwargs), way
 
     def set_timesteps(
         self,
@@ -312,7 +333,8 @@ class OptimalVarianceScheduler(SchedulerMixin, ConfigMixin):
 
         Raises:
             ValueError: a timestep outside 0..T-1, a wrong number of output channels, or an eta
-                that does not fit ``forward``.
+                that does not fit ``forward``; "probes" or "lanczos" without ``set_model``, or with
+                a network that does not give this ``model_output``.
         """
         config = self.config
         if eta != 0:
@@ -332,17 +354,34 @@ class OptimalVarianceScheduler(SchedulerMixin, ConfigMixin):
         if use_clipped_model_output:
             eps = to_eps(x0, x, c.a, c.b, "x0")
         variance = config.variance
-        if (variance in COVARIANCES and c.a**2 < NO_SIGNAL) or s == t:
+        has_signal = c.a**2 >= NO_SIGNAL or variance not in (*COVARIANCES, *DERIVED)
+        if not has_signal or s == t or (s == 0 and variance in DERIVED):
             variance = "small"
+        like = {"device": sample.device, "dtype": sample.dtype}
+        draw = partial(randn_tensor, sample.shape, generator=generator, **like)
+        matrix = self._remainder(x, t, sample.dtype) if variance in DERIVED else None
+        if matrix is not None and variance == "probes":
+            second = matrix.diagonal(draw().sign() for _ in range(config.probes))
         moments = moments_of(
-            c, x, x0, eps, second, variance=variance, clip_x0=clip, avg_cov=config.avg_cov
+            c,
+            x,
+            x0,
+            eps,
+            second,
+            variance="small" if variance == "lanczos" else variance,
+            clip_x0=clip,
+            avg_cov=config.avg_cov,
         )
         x_s = moments.mean
         if s > 0 and (config.variance != "small" or config.forward == "ddpm" or eta > 0):
-            if variance_noise is None:
-                like = {"device": sample.device, "dtype": sample.dtype}
-                variance_noise = randn_tensor(sample.shape, generator=generator, **like)
-            x_s = x_s + moments.variance**0.5 * variance_noise.to(x)
+            z = (draw() if variance_noise is None else variance_noise).to(x)
+            if matrix is not None and variance == "lanczos":
+                x_s = x_s + lanczos_noise(matrix, c, z, config.lanczos_steps)
+            else:
+                x_s = x_s + moments.variance**0.5 * z
+        if matrix is not None:
+            self._way = matrix.way  # what was found need not be looked for again
+            _check_same(matrix.output, first, model_output.dtype, t - 1)
         x_s, x0 = x_s.to(sample.dtype), x0.to(sample.dtype)
         return OptimalVarianceSchedulerOutput(x_s, x0) if return_dict else (x_s, x0)
 
@@ -365,6 +404,23 @@ class OptimalVarianceScheduler(SchedulerMixin, ConfigMixin):
             self._steps[s, t, eta] = ReverseCoefficients.unstack(found.stack()[:, 0].tolist())
         return self._steps[s, t, eta]
 
+    def _remainder(self, x: Tensor, t: int, dtype: torch.dtype) -> Remainder:
+        if self._model is None:
+            raise ValueError(
+                f"variance {self.config.variance!r} needs the network's derivative: call "
+                "scheduler.set_model(unet) first"
+            )
+        model, kwargs = self._model
+        return Remainder(
+            _AtSteps(model, dtype),
+            self.schedule,
+            x,
+            torch.full((len(x),), t, device=x.device),
+            way=self._way,
+            predicts=self._predicts,
+            **kwargs,
+        )
+
     def _thresholded(self, x0: Tensor) -> Tensor:
         sizes, ratio = x0.abs().flatten(1), self.config.dynamic_thresholding_ratio
         limit = expand(sizes.quantile(ratio, dim=1).clamp(1, self.config.sample_max_value), x0)
@@ -379,3 +435,24 @@ class OptimalVarianceScheduler(SchedulerMixin, ConfigMixin):
                 f"{self.config.variance!r}, got {output.shape[1]}"
             )
         return output[:, :channels], output[:, channels:] if needs else None
+
+
+class _AtSteps:
+    """The network as a pipeline calls it, in the sample's dtype, for (x, n in 1..N)."""
+
+    def __init__(self, model: Callable[..., Any], dtype: torch.dtype) -> None:
+        self.model = model
+        self._dtype = dtype
+
+    def __call__(self, x: Tensor, n: Tensor, **kwargs: Any) -> Tensor:
+        return call_unet(x.to(self._dtype), n - 1, unet=self.model, **kwargs)
+
+
+def _check_same(found: Tensor, given: Tensor, dtype: torch.dtype, timestep: int) -> None:
+    """ValueError unless both are outputs of one network in this precision."""
+    apart = float((found - given).norm() / given.norm())
+    if apart > max(SAME, torch.finfo(dtype).eps ** 0.5):
+        raise ValueError(
+            "set_model needs the network whose output step gets, with the pipeline's arguments and "
+            f"guidance: at timestep {timestep} it differs from model_output by {apart:.2g} of it"
+        )

@@ -11,6 +11,7 @@ from PIL import Image
 
 from adapters import pictures_of
 from adapters.pictures.strips import film_strip, plot_variances, reverse_variances, save_film_strip
+from sa_plugin.formulas import covariance_weight_ddpm
 from sa_plugin.sampling.sampler import Sampler, to_uint8
 from sa_plugin.schedule import NoiseSchedule
 from tests.adapters.test_adapters import command
@@ -57,12 +58,12 @@ def test_a_strips_picture_has_a_row_an_image(tmp_path):
         film_strip(Sampler(toy_eps, SCHEDULE, steps=10), SHAPE, columns=1)
 
 
-@pytest.mark.parametrize("variance", ["small", "analytic", "npr", "sn"])
+@pytest.mark.parametrize("variance", ["small", "analytic", "npr", "sn", "ocm", "probes"])
 def test_variances_of_gaussian_data_are_the_exact_ones(variance):
     data = GaussianData(torch.zeros(1, 2, 2), torch.full((1, 2, 2), 0.2), SCHEDULE)
     timesteps = [1, 20, 60, 100]
     found = reverse_variances(
-        data.network(variance if variance in ("npr", "sn") else "eps"),
+        data.network({"npr": "npr", "ocm": "npr", "sn": "sn"}.get(variance, "eps")),
         SCHEDULE,
         data.draw(500),
         timesteps,
@@ -91,6 +92,41 @@ def test_variances_are_drawn_relative_to_the_first(tmp_path, monkeypatch):
         plot_variances(tmp_path / "a.png", {})
 
 
+def test_probes_are_the_mean_of_as_many_as_asked_for():
+    mixed = torch.randn(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / 4
+    x0 = torch.rand(3, 1, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def network(x, n):
+        return (x.flatten(1) @ mixed).reshape(x.shape)
+
+    given = {"variance": "probes", "clip_x0": False}
+    one, many = (
+        reverse_variances(network, SCHEDULE, x0, [1, 50], probes=probes, **given)[50]
+        for probes in (1, 1000)
+    )
+    s, t = 1, 50
+    b = SCHEDULE.cum_betas[t]
+    cov = b / SCHEDULE.cum_alphas[t] * (1 - b**0.5 * float(mixed.diagonal().mean()))
+    weight = covariance_weight_ddpm(SCHEDULE.cum_alphas[s], b, SCHEDULE.skip_beta(s, t))
+    exact = SCHEDULE.tilde_beta(s, t) + weight * cov
+    assert many == pytest.approx(exact, rel=0.01)
+    assert abs(one - exact) > 3 * abs(many - exact)
+
+
+def test_the_command_shows_the_derivatives_variance(trained, tmp_path, monkeypatch):
+    workdir, drawn = shutil.copytree(trained["sn"], tmp_path / "run"), {}
+    monkeypatch.setattr(
+        pictures_of, "plot_variances", lambda path, curves, **o: drawn.update(curves)
+    )
+    own = ["--images=1", "--columns=2", "--variance_images=8", "--probes=2"]
+    assert pictures_of.main(command("sn", f"--workdir={workdir}", *own)) == 0
+    assert list(drawn) == ["DDPM small", "DDPM big", "SN-DDPM", "Probes-DDPM"]
+    probed, small = (drawn[name] for name in ("Probes-DDPM", "DDPM small"))
+    assert probed.keys() == small.keys()
+    assert all(probed[n] > small[n] for n in small)
+    assert not list((workdir / "pictures").glob("strip_probes*"))
+
+
 @pytest.mark.parametrize("method", ["analytic", "sn"])
 def test_the_command_draws_every_process(method, trained, tmp_path):
     workdir = shutil.copytree(trained[method], tmp_path / "run")
@@ -109,6 +145,7 @@ def test_the_command_draws_every_process(method, trained, tmp_path):
     [
         (["--images=0"], "--images must be >= 1, got 0"),
         (["--columns=1"], "--columns must be >= 2, got 1"),
+        (["--probes=-1"], "--probes must be >= 0, got -1"),
         (["--steps=101"], r"steps must be a whole number in 1\.\.100, got 101"),
         (["--steps=x"], "--steps: invalid int value: 'x'"),
         (["--config.seed=7"], "seed is 0 there, 7 here"),

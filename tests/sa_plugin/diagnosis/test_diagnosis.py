@@ -66,7 +66,14 @@ def closed_form(gains, n, loss):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"K": 3, "lam": 0.3}, {"noise": "shared"}, {"lam": 0.0}, {"reduction": "mean"}],
+    [
+        {},
+        {"K": 3, "lam": 0.3},
+        {"noise": "shared"},
+        {"lam": 0.0},
+        {"reduction": "mean"},
+        {"input_perturbation": 0.5},  # measured as the network is called in sampling
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("name", NETWORKS)
@@ -88,6 +95,45 @@ def test_every_measured_number_in_closed_form(name, options):
         assert abs(one.measured.mean - variance) < 5 * one.measured.stderr
         assert one.measured.stderr < 0.05 * variance
     assert abs(found.data_variance.mean - S.sum()) < 5 * found.data_variance.stderr
+
+
+@pytest.mark.parametrize("kind", ["eps", "x0", "v"])
+def test_the_derivative_says_the_error_of_the_exact_network(kind):
+    x0, options = DATA.draw(8), OPTIONS | {"predicts": kind}
+    plain, found = (
+        diagnose(DATA.network(kind), SCHEDULE, [x0], probes=probes, **options) for probes in (0, 1)
+    )
+    # Independent pixels: one probe is exact.
+    np.testing.assert_allclose(found.measured["derivative"], found.predicted["error_B"], rtol=1e-9)
+    assert (found.stderr["derivative"] < 1e-9).all()
+    for column in MEASURED:
+        assert np.array_equal(found.measured[column], plain.measured[column])
+    assert "derivative" not in plain.table()
+    assert "\n- derivative: " in found.table()
+    assert "derivative_stderr" in found.step_rows()[0]
+
+
+def test_the_derivatives_error_is_that_of_its_probes():
+    """Of a network with dependent pixels: f(x) = x A, whose trace is known."""
+    A = torch.randn(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def network(x, n, y):
+        assert len(y) == len(x)
+        return (x.flatten(1) @ A).reshape(x.shape)
+
+    given = OPTIONS | {"steps": [20], "sampling_steps": (), "n_images": 200, "y": torch.ones(200)}
+    one, four, parts = (
+        diagnose(network, SCHEDULE, [DATA.draw(200)], probes=probes, batch_size=size, **given)
+        for probes, size in ((1, 200), (4, 200), (4, 60))
+    )
+    exact = 1 - SCHEDULE.cum_betas[20] ** 0.5 * float(A.trace()) / 4
+    for found in (one, four):
+        assert 0 < abs(found.measured["derivative"][0] - exact) < 4 * found.stderr["derivative"][0]
+    # r A r has the variance of its pairs i < j: the sum of (A_ij + A_ji)^2
+    pairs = float(((A + A.T).triu(1) ** 2).sum()) * SCHEDULE.cum_betas[20] / 16
+    assert one.stderr["derivative"][0] == pytest.approx((pairs / 200) ** 0.5, rel=0.2)
+    assert four.stderr["derivative"][0] == pytest.approx((pairs / 800) ** 0.5, rel=0.2)
+    np.testing.assert_allclose(parts.measured["derivative"], four.measured["derivative"])
 
 
 def test_the_predictions_are_those_of_the_closed_form():
@@ -253,6 +299,7 @@ def not_finite_from(step):
     ({"sampling_steps": (61,)}, "steps"),
     ({"n_images": 1}, "n_images must be a whole number in 2"),
     ({"batch_size": 0}, "batch_size must be a whole number in 1"),
+    ({"probes": -1}, "probes must be a whole number in 0"),
     ({"seed": -1}, "seed must be a whole number in 0"),
     ({"predicts": "score"}, "predicts must be one of"),
     ({"gap_start": 1}, "start must be a whole number in 2"),

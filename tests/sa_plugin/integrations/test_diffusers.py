@@ -19,7 +19,7 @@ from tests.refusals import refuses
 
 T = 50
 GAMMA = np.linspace(0.3, 0.99, T + 1)
-VARIANCES = ["small", "big", "analytic", "npr", "sn", "iddpm", "heuristic"]
+VARIANCES = ["small", "big", "analytic", "npr", "sn", "iddpm", "heuristic", "ocm"]
 
 
 def unet(channels=3, out=3, **options):

@@ -172,14 +172,6 @@ def test_what_cannot_be_kept_is_refused_by_name(theirs):
     OptimalVarianceScheduler.from_config(kind(**options).config)
 
 
-@refuses(
-    ("probes", "variance 'probes' needs the network's derivative, .*Sampler"),
-    ("lanczos", "variance 'lanczos' needs the network's derivative, .*Sampler"),
-)
-def test_a_variance_that_needs_the_network_is_refused(variance):
-    OptimalVarianceScheduler(T, variance=variance)
-
-
 def test_what_the_user_gives_goes_before_the_config():
     solver = DPMSolverMultistepScheduler(T, use_karras_sigmas=True)
     given = {
