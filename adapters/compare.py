@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from ml_collections import FrozenConfigDict
 
-from adapters.comparison.cost import kind_of, plan_table, plan_text
+from adapters.comparison.cost import any_experiment, kind_of, plan_table, plan_text
 from adapters.comparison.engine import (
     Outcome,
     Progress,
@@ -35,6 +35,7 @@ from adapters.comparison.grid import Grid
 from adapters.comparison.plan import Plan
 from adapters.comparison.report import write_report
 from adapters.comparison.store import Store
+from adapters.experiment.checks import cautions, check_data
 from adapters.experiment.config import (
     COMPARISON,
     LOCK_FILE,
@@ -79,7 +80,12 @@ def compare(argv: Sequence[str]) -> bool:
     make_plan = PlanMaker(line.config, line.workdir, line.device, line.progress and alone)
     plan = make_plan()
     if line.dry_run:
+        experiment = any_experiment(plan)
+        if not all(task.is_done() for task in plan.tasks.values()):
+            check_data(experiment.config.data)
         print(plan_text(plan))
+        for caution in cautions(experiment, ("base", "head", "evaluate")):
+            print(f"warning: {caution}")
         return True
     _ = plan.store.dataset  # raises for a missing dataset before anything is written
     failures = []

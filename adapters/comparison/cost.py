@@ -6,15 +6,19 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from adapters.comparison.grid import Line
 from adapters.comparison.plan import Plan
 from adapters.comparison.tasks import CellTask, EpsScaleTask, GapTask, StageTask, Task
+from adapters.experiment.experiment import Experiment
 from adapters.experiment.gamma_stage import GammaStage
 from adapters.experiment.tables import table
+from adapters.sampling.pipeline import slice_size
 
 PROBE_SECONDS = 1.0
+PROBE_FLOP = 1e10  # of one call, unless an image takes more
 
 
 def plan_table(plan: Plan) -> str:
@@ -24,7 +28,8 @@ def plan_table(plan: Plan) -> str:
 
 def plan_text(plan: Plan) -> str:
     """``plan_table`` with the cost in FLOP and hours."""
-    flop, rate = flop_per_image(plan), measured_rate(plan)
+    flop = flop_per_image(plan)
+    rate = measured_rate(plan, flop)
 
     def cost(evaluations: float) -> list[str]:
         numbers = (evaluations, evaluations * flop / 1e15, evaluations / rate / 3600)
@@ -34,7 +39,7 @@ def plan_text(plan: Plan) -> str:
         f"{_table(plan, ['evaluations', 'PFLOP', 'hours'], cost)}\n"
         f"An evaluation: one image through the network, {flop / 1e9:.3g} GFLOP; a backward pass "
         f"counts as two. Hours: one worker at {rate:.3g} evaluations a second, measured just now "
-        "in forward passes of one image on this machine; batches are faster.\n"
+        "in forward passes on this machine.\n"
     )
 
 
@@ -55,36 +60,42 @@ def _table(plan: Plan, costs: Sequence[str], cost: Callable[[float], list[str]])
 
 def flop_per_image(plan: Plan) -> float:
     """FLOP of one forward pass of the noise network, counted without computing it."""
-    experiment = _any_experiment(plan)
-    network = experiment.network(experiment.base_method, "meta").eval()
-    x = torch.empty(1, *experiment.image_shape, device="meta")
-    n = torch.ones(1, dtype=torch.int64, device="meta")
+    call = _call(any_experiment(plan), torch.device("meta"), 1)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(x, n)
+        call()
     return float(counter.get_total_flops())
 
 
-def measured_rate(plan: Plan) -> float:
-    """Images a second, one at a time, in forward passes on this machine.
+def measured_rate(plan: Plan, flop: float) -> float:
+    """Images a second in forward passes on this machine; ``flop``: of one image.
 
-    One image bounds the memory, and one call or about ``PROBE_SECONDS`` the time, also for a large
-    network. Batches are faster.
+    A large network gets one image a call, which bounds the memory and the time; a small one gets
+    more, which are faster. It takes one call or about ``PROBE_SECONDS``.
     """
-    experiment = _any_experiment(plan)
-    network = experiment.network(experiment.base_method).to(experiment.device).eval()
-    x = torch.zeros(1, *experiment.image_shape, device=experiment.device)
-    n = torch.ones(1, dtype=torch.int64, device=experiment.device)
+    experiment = any_experiment(plan)
+    count = max(1, min(slice_size(experiment.image_shape), int(PROBE_FLOP / flop)))
+    call = _call(experiment, experiment.device, count)
     seconds: list[float] = []
     with torch.no_grad():
         while sum(seconds) < PROBE_SECONDS:
             began = time.perf_counter()
-            network(x, n).sum().item()
+            call().sum().item()
             seconds.append(time.perf_counter() - began)
     later = seconds[1:] or seconds  # the first call is slower
-    return len(later) / sum(later)
+    return count * len(later) / sum(later)
 
 
-def _any_experiment(plan: Plan):
+def _call(experiment: Experiment, device: torch.device, count: int) -> Callable[[], Tensor]:
+    """A call of a new noise network with this many images."""
+    network = experiment.network(experiment.base_method, device).eval()
+    x = torch.zeros(count, *experiment.image_shape, device=device)
+    n = torch.ones(count, dtype=torch.int64, device=device)
+    labels = {} if experiment.label_rows is None else {"y": torch.zeros_like(n)}
+    return lambda: network(x, n, **labels)
+
+
+def any_experiment(plan: Plan) -> Experiment:
+    """An experiment of the grid's first training."""
     line = Line(next(iter(plan.store.grid.config.trainings)))
     return plan.store.experiment(line, plan.store.grid.seeds[0], None)
 
@@ -95,5 +106,5 @@ def kind_of(task: Task) -> str:
         if isinstance(task.stage, GammaStage):
             return "Gamma"
         return "noise networks" if task.stage.trunk is None else "heads"
-    names = {CellTask: "cells", EpsScaleTask: "constants of eps", GapTask: "gap curves"}
+    names = {CellTask: "cells", EpsScaleTask: "epsilon scaling", GapTask: "gap curves"}
     return names[type(task)]

@@ -26,6 +26,7 @@ from adapters.pictures.pictures import (
     save_labelled_grids,
     write_figure,
 )
+from third_party.common.data import spread_images
 
 PANELS_ACROSS = 3
 LOG_FROM = 4  # a vertical axis that spans more than this factor is logarithmic
@@ -127,7 +128,7 @@ def draw_samples(path: Path, grid: Grid, plan: Plan, part: Part) -> bool:
                 panels[title] = task.first_images()
     if not panels:
         return False
-    real = next(plan.store.dataset.uint8_batches(len(next(iter(panels.values())))))
+    real = spread_images(plan.store.dataset, len(next(iter(panels.values()))))
     save_labelled_grids(
         path,
         {"real": real, **panels},

@@ -5,13 +5,14 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from adapters.comparison.grid import Cell, Line
+from adapters.comparison.grid import FITTED, Cell, Line
 from adapters.comparison.store import Store
 from adapters.comparison.tasks import CellTask, EpsScaleTask, GapTask, StageTask, Task
 from adapters.experiment.gamma_stage import GammaStage
 from adapters.experiment.identity import goes_on_from
 from adapters.experiment.stages import TrainStage
 from adapters.hosts import get_process
+from adapters.sampling.solvers import solver_sampler
 
 
 class Plan:
@@ -55,12 +56,25 @@ class Plan:
 
     def _cell(self, cell: Cell) -> CellTask:
         base = self._base(cell.line.training, cell.seed)
-        needs = get_process(cell.process).needs
-        second = self._second(cell, base) if needs else None
-        fit = None
-        if self.store.grid.eps_scale(cell.line) == 0:
-            fit = self._add(EpsScaleTask(self.store, cell.line, cell.seed, base))
+        row = get_process(cell.process)
+        if row.solver:
+            self._check_solver(cell)
+        second = self._second(cell, base) if row.needs else None
+        fit, asked = None, self.store.grid.eps_scale(cell.line)
+        if asked in FITTED:
+            is_line = asked == "line"
+            fit = self._add(EpsScaleTask(self.store, cell.line, cell.seed, base, is_line=is_line))
         return self._add(CellTask(self.store, cell, base, second, fit))
+
+    def _check_solver(self, cell: Cell) -> None:
+        """ValueError without diffusers, or for a q that no closed form tells."""
+        solver_sampler()
+        asked = self.store.grid.correction(cell.line)
+        if asked and asked["name"] != "norms" and not asked["q"]:
+            raise ValueError(
+                f"samplings.{cell.line.sampling}.q must be > 0 for {cell.process!r}: the best q is "
+                "known for DDPM and DDIM alone, got 0"
+            )
 
     def _make_base(self, training: str, seed: int) -> StageTask:
         experiment = self.store.experiment(Line(training), seed, None)

@@ -9,8 +9,11 @@ from pathlib import Path
 from ml_collections import FrozenConfigDict
 
 from adapters.experiment.experiment import Experiment
+from adapters.experiment.tables import Metrics
 
 WITHOUT_ROOT = ("digits", "fashion")  # packages of Python or Debian may hold them
+NOISE_VARIANCE = 1 - math.sqrt(2 / (math.pi * math.e))  # of a standard normal, cut at -1 and 1
+MOST_WIDE = 1.5  # times the data's variance: SA widens samples by less
 MOST_INITIAL = 0.01  # of the initial weights left in an average
 
 
@@ -47,4 +50,24 @@ def cautions(experiment: Experiment, stages: Sequence[str]) -> Iterator[str]:
         yield (
             f"evaluate.features = pixels: images of {values} values need more than "
             f"sample.n_images = {images}; the distance of fewer is biased upwards"
+        )
+
+
+def noise_like(whose: str, metrics: Metrics, n_values: int) -> Iterator[str]:
+    """One line if samples of ``n_values`` each vary as much as noise and far more than the data.
+
+    Other samples can be noise too: this one is measured without a distance to compare with.
+    """
+    cells = [cell for by_steps in metrics.values() for cell in by_steps.values()]
+    noise = NOISE_VARIANCE * n_values
+    found = [
+        cell["sample_variance"] / cell["reference_variance"]
+        for cell in cells
+        if cell["sample_variance"] >= max(noise, MOST_WIDE * cell["reference_variance"])
+    ]
+    if found:
+        yield (
+            f"{whose}: in {len(found)} of {len(cells)} cells the samples vary as much as pure "
+            f"noise, up to {max(found):.1f} times as much as the data: look at the pictures, and "
+            "train longer if they show noise"
         )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
@@ -15,14 +16,14 @@ from typing import Any, Protocol
 import torch
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from adapters.experiment.checks import cautions, check_data, check_evaluation
+from adapters.experiment.checks import cautions, check_data, check_evaluation, noise_like
 from adapters.experiment.config import CommandLine, read_command_line
 from adapters.experiment.experiment import Experiment, load_dataset
 from adapters.experiment.folder import OVERVIEW_FILE, change_by, claimed_run
 from adapters.experiment.gamma_stage import GammaStage
 from adapters.experiment.identity import default_workdir
 from adapters.experiment.stages import EvaluateStage, SampleStage, TrainStage
-from adapters.experiment.tables import against
+from adapters.experiment.tables import Metrics, against
 from adapters.hosts import Adapter
 from adapters.shell.command import EXIT_FAILED, exit_code, one_line_warnings
 from adapters.shell.processes import ended, new_pool, torch_threads
@@ -142,8 +143,9 @@ def _run(adapter: Adapter, argv: Sequence[str]) -> None:
                 _run_two(lines[0], runs, threads)
         else:
             _run_all(runs)
-        said = _answer(*runs) if len(runs) == 2 else _table(runs[0])
-        if said and distributed.is_first():
+        if distributed.is_first() and (
+            said := _answer(*runs) if len(runs) == 2 else _table(runs[0])
+        ):
             print(said)
 
 
@@ -191,7 +193,9 @@ def _run_two(line: CommandLine, runs: Sequence[Run], threads: int) -> None:
 
 def _run_in_process(adapter: Adapter, line: CommandLine) -> int:
     """The exit code of a run whose folder the command has claimed."""
+    logging.disable()  # the command has said what there is to say of the images
     run = Run.of(adapter, line, "cpu")
+    logging.disable(logging.NOTSET)
     with _speaking_as(run.title):
         module = f"{run.title}: {adapter.module}"
         return exit_code(module, lambda: _run_all([run]), failed=EXIT_FAILED)
@@ -210,42 +214,54 @@ def _speaking_as(title: str) -> Iterator[None]:
 
 def _run_all(runs: Sequence[Run]) -> None:
     """Run the stages in order; all processes train together, the first one does the rest."""
-    stages = [stage for run in runs for stage in run.chosen]
-    together = [stage for stage in stages if stage.name in TRAININGS]
-    for stage in together:
-        _run_one(stage)
+    titles = [f"{run.title}: " if len(runs) > 1 else "" for run in runs]
+    stages = [(t, stage) for t, run in zip(titles, runs, strict=True) for stage in run.chosen]
+    together = [one for one in stages if one[1].name in TRAININGS]
+    for one in together:
+        _run_one(*one)
         distributed.gather(None)  # all wait until the first has written the result
     distributed.stop()
-    for stage in stages if distributed.is_first() else ():
-        if stage not in together:
-            _run_one(stage)
+    for one in stages if distributed.is_first() else ():
+        if one not in together:
+            _run_one(*one)
 
 
 def _table(run: Run) -> str:
     """The metrics of a run; "" if they were not asked for."""
     stage = run.stages["evaluate"]
-    asked = stage in run.chosen and isinstance(stage, EvaluateStage)
-    return stage.table_path.read_text() if asked else ""
+    if stage not in run.chosen or not isinstance(stage, EvaluateStage):
+        return ""
+    return stage.table_path.read_text() + _warned(_noise_like(run, stage.metrics()))
+
+
+def _noise_like(run: Run, metrics: Metrics) -> Iterator[str]:
+    return noise_like(run.title, metrics, math.prod(run.experiment.image_shape))
+
+
+def _warned(cautions: Iterable[str]) -> str:
+    return "".join(f"warning: {one}\n" for one in cautions)
 
 
 def _answer(b: Run, sa: Run) -> str:
     """Both runs in one table, where their pictures are, and what to run next; "" if unmeasured."""
-    found = [run.stages["evaluate"] for run in (b, sa)]
-    if not all(isinstance(stage, EvaluateStage) and stage.is_done() for stage in found):
+    stages = [run.stages["evaluate"] for run in (b, sa)]
+    found = [s.metrics() for s in stages if isinstance(s, EvaluateStage) and s.is_done()]
+    if len(found) < 2:
         return ""
-    table = against(found[0].metrics(), found[1].metrics(), line=sa.title)
+    table = against(*found, line=sa.title)
     pictures = "\n".join(f"  {run.experiment.workdir / OVERVIEW_FILE}" for run in (b, sa))
     seed = sa.experiment.config.seed + 1
-    limits = "".join(f"warning: {one}\n" for one in cautions(sa.experiment, sa.names))
+    limits = [*cautions(sa.experiment, sa.names), *_noise_like(b, found[0])]
+    limits += _noise_like(sa, found[1])
     return (
-        f"{table}\n{limits}Pictures:\n{pictures}\n"
+        f"{table}\n{_warned(limits)}Pictures:\n{pictures}\n"
         f"Next: the same with --config.seed={seed}, or what SA will do for "
         "your images and steps, without training: python -m adapters.predict --help"
     )
 
 
-def _run_one(stage: Stage) -> None:
-    logger.info("%s: %s", stage.name, "done" if stage.is_done() else stage.plan())
+def _run_one(whose: str, stage: Stage) -> None:
+    logger.info("%s%s: %s", whose, stage.name, "done" if stage.is_done() else stage.plan())
     stage.run()
 
 

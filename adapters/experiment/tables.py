@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,15 @@ def _as_metrics(content: Any) -> Metrics:
 
 def check_cell(cell: Any) -> None:
     """ValueError unless ``cell`` is metric -> number, with the metrics that every table needs."""
-    if not isinstance(cell, dict) or not all(type(v) in (int, float) for v in cell.values()):
-        raise ValueError("a cell must be metric -> number")
+    if not isinstance(cell, dict) or not all(map(_is_number, cell.values())):
+        raise ValueError("a cell must be metric -> finite number")
     missing = {"n_images", "sample_variance", "reference_variance"} - cell.keys()
     if missing:
         raise ValueError(f"a cell lacks {sorted(missing)}")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def headline_metrics(metrics: Metrics) -> list[str]:

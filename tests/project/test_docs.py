@@ -73,6 +73,7 @@ GIVEN: dict[str, Callable[[Path], Variables]] = {
     "docs/choosing.md": _trainable,
     "docs/hooking.md": _criteria,
     "docs/indexing.md": _trainable,
+    "docs/sampling.md": _network_and_images,
 }
 # Sizes of long blocks, for the quick run; the slow test runs them as they stand.
 QUICK: dict[str, list[dict[str, str]]] = {

@@ -53,6 +53,19 @@ def test_links_that_leave_the_folder_are_followed_only_when_asked(tmp_path, capl
     one_line_error(lambda: get("folder", inside), "holds no images", "follow_links")
 
 
+def test_names_that_a_terminal_would_obey_are_told_in_print(tmp_path, caplog):
+    for side in (4, 5):
+        save(tmp_path / f"in/{side}\x1b[2J.png", noise(side, side, 3))
+    (tmp_path / "in/up\x1b[2J").symlink_to(tmp_path)
+    assert "4?[2J.png" in one_line_error(lambda: get("folder", tmp_path / "in"), "2 images")
+    one_line_error(lambda: get("folder", tmp_path / "in", size=4, labels=True), "[2J.png outside")
+    one_line_error(lambda: get("npz", tmp_path / "none\x1b[2J"), "none?[2J")
+    assert len(get("folder", tmp_path / "in", size=4)) == 2  # tells of the sizes and of the link
+    assert "4?[2J.png" in caplog.text
+    assert "up?[2J" in caplog.text
+    assert "\x1b" not in caplog.text
+
+
 def test_a_long_name_costs_its_own_length_alone():
     found = Names([b"a" * 200, *(b"%d" % i for i in range(1000))])
     assert [found[0], found[1], found[-1]] == [b"a" * 200, b"0", b"999"]
@@ -72,14 +85,16 @@ def test_mixed_sizes_and_modes_are_told_before_an_image_is_decoded(tmp_path, cap
         content = path.read_bytes()
         path.write_bytes(content[: content.index(b"IDAT") + 8])
     told = (
-        f"{tmp_path} holds 6 images: 3 6x4 (0.png), 1 4x7 (2.png), 1 5x5 (3.png), 1 others; "
-        "5 RGB (0.png), 1 L (5.png)"
+        f"{tmp_path} holds 6 images: 3 6x4 (0.png), 1 4x7 (2.png), 1 5x5 (3.png), "
+        "1 of other sizes; 5 RGB (0.png), 1 L (5.png)"
     )
     get("folder", tmp_path, size=4)
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert record.getMessage() == f"{told}; all are read as RGB at 4x4"
-    assert one_line_error(lambda: get("folder", tmp_path), "data.size").startswith(f"{told}. ")
+    assert one_line_error(
+        lambda: get("folder", tmp_path), "data.size in a configuration, --size of"
+    ).startswith(f"{told}. ")
 
 
 @pytest.mark.parametrize(("channels", "level"), [(3, "INFO"), (1, "WARNING")])

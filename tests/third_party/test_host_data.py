@@ -18,6 +18,9 @@ from third_party.common.data import (
     BatchStream,
     Images,
     InfiniteShuffle,
+    StoredImages,
+    spread_images,
+    spread_rows,
     to_unit_range,
 )
 from third_party.common.datasets import get_dataset, register
@@ -289,3 +292,39 @@ def test_later_datasets_register_themselves(monkeypatch, tmp_path):
         return Images(numbered(count))
 
     assert len(get_dataset("toy", tmp_path, count=5)) == 5
+
+
+# ---------------------------------------------------------------------------------------- spread
+
+
+class Stored(StoredImages):
+    """Images that carry their own index, of which only single ones may be read."""
+
+    image_shape = (1, 1, 1)
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, i):
+        return numbered(self.count)[i]
+
+    def uint8_batches(self, batch_size):
+        raise AssertionError("all images would be read")
+
+
+@pytest.mark.parametrize("dataset", [Stored(9), Images(numbered(9))])
+def test_spread_images_are_of_all_parts_of_a_sorted_data_set(dataset):
+    assert spread_images(dataset, 4).flatten().tolist() == [0, 4, 2, 6]
+    assert spread_images(dataset, 1).tolist() == [[[[0]]]]
+    assert sorted(spread_images(dataset, 20).flatten().tolist()) == list(range(9))
+
+
+@pytest.mark.parametrize(("length", "count"), [(300, 100), (1797, 100), (300, 300), (50_000, 256)])
+@pytest.mark.parametrize("shown", [9, 25, 64])
+def test_the_first_few_of_spread_rows_are_of_all_parts_too(length, count, shown):
+    rows = sorted(spread_rows(length, count)[:shown])
+    gaps = np.diff([0, *rows, length])
+    assert gaps.max() < 3 * length / shown

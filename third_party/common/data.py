@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from .order import CROPS, InfiniteCoins, InfiniteShuffle, InfiniteUniforms, Part
 
 _HAS_WAIT = hasattr(signal, "sigwaitinfo")  # not on macOS
+GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, are spread, however many are taken
 WORTH_WORKERS = 1000  # images; fewer are read faster than worker processes start
 
 
@@ -52,8 +53,10 @@ class Images:
     labels: Tensor | None = None  # [M]
 
     def __post_init__(self) -> None:
-        if self.images.ndim != 4 or len(self.images) == 0:
-            raise ValueError(f"images has shape {tuple(self.images.shape)}: must be [M,C,H,W]")
+        if self.images.ndim != 4 or self.images.numel() == 0:
+            raise ValueError(
+                f"images has shape {tuple(self.images.shape)}: must be [M,C,H,W], each at least 1"
+            )
         if self.labels is not None and len(self.labels) != len(self.images):
             raise ValueError(f"labels has {len(self.labels)} entries, images {len(self.images)}")
         _check_range(self.images)
@@ -116,6 +119,26 @@ class StoredImages(Dataset[Tensor], ABC):
 def default_workers() -> int:
     """Processes that read images: the number of cores, at most 4."""
     return min(4, os.cpu_count() or 1)
+
+
+def spread_rows(length: int, count: int) -> list[int]:
+    """`count` of the numbers 0..length - 1 at even distances; all if there are fewer.
+
+    In an order in which the first few are spread, too: a picture may have no room for more.
+    """
+    count = min(count, length)
+    order = sorted(range(count), key=lambda i: i * GOLDEN % 1)
+    return [i * length // count for i in order]
+
+
+def spread_images(dataset: ImageDataset, count: int) -> Tensor:
+    """The images of `spread_rows`, uint8 [count,C,H,W]: in a sorted folder, of all classes."""
+    rows = spread_rows(len(dataset), count)
+    if isinstance(dataset, StoredImages):  # others are in memory, or can be read in order alone
+        return torch.stack([dataset[i] for i in rows])
+    chosen, batches = set(rows), dataset.uint8_batches(1)
+    found = {i: batch for i, batch in enumerate(batches) if i in chosen}
+    return torch.cat([found[i] for i in rows])
 
 
 def to_unit_range(images: Tensor) -> Tensor:
@@ -290,7 +313,7 @@ def _plain_errors(loader: DataLoader[Any]) -> Iterator[Any]:
         yield from batches
         return
     except ValueError as error:
-        message = str(error).strip()
+        message = str(*error.args[:1]).strip()  # with its lines
         if not re.match(r"Caught \w+ in DataLoader worker", message):
             raise
         # The error refers to the loader's iterator. If the iterator stayed alive, workers forked

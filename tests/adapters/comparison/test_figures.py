@@ -1,12 +1,16 @@
 """The report's plots: what is drawn where."""
 
+from types import SimpleNamespace
+
 import matplotlib.figure
 import numpy as np
 import pytest
+import torch
 
 from adapters.comparison import figures
 from adapters.comparison.tables import build_tables
 from tests.adapters.comparison.test_comparison_statistics import a_grid, results
+from third_party.common.data import Images
 
 
 @pytest.fixture
@@ -62,3 +66,19 @@ def test_values_have_the_datas_own_and_spell_out_b(drawn, tmp_path):
     assert names == [["B = baseline", "SA-2"], ["B = baseline", "SA-2", "data"]]
     for axes in drawn[1].axes:
         assert set(axes.lines[-1].get_ydata()) == {variance.data_value} == {11.0}
+
+
+def test_samples_stand_beside_real_images_of_the_whole_data_set(monkeypatch):
+    panels = {}
+    monkeypatch.setattr(
+        figures, "save_labelled_grids", lambda path, found, **_: panels.update(found)
+    )
+    of_class = Images(torch.arange(8, dtype=torch.uint8).reshape(8, 1, 1, 1))
+    grid = a_grid()
+    part, images = grid.parts[0], torch.zeros(2, 1, 1, 1, dtype=torch.uint8)
+    cell = SimpleNamespace(is_done=lambda: True, first_images=lambda: images)
+    plan = SimpleNamespace(cells=dict.fromkeys(grid.cells, cell))
+    plan.store = SimpleNamespace(dataset=of_class)
+    assert figures.draw_samples(None, grid, plan, part)
+    assert panels.pop("real").flatten().tolist() == [0, 4]
+    assert all(panel is images for panel in panels.values())

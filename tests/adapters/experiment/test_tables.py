@@ -3,7 +3,9 @@
 import copy
 
 import pytest
+import torch
 
+from adapters.experiment.checks import noise_like
 from adapters.experiment.tables import against
 
 B = {
@@ -51,3 +53,16 @@ def test_runs_with_other_steps_are_not_compared():
     del sa["ddim"]["10"]
     with pytest.raises(ValueError, match="a run has no frechet_pixels of 'ddim' at 10 steps"):
         against(B, sa)
+
+
+def test_samples_that_vary_as_noise_are_told_with_their_share():
+    """The least that is told: 1.5 times the data, and not less than noise does."""
+    noise = torch.randn(100_000, generator=torch.Generator().manual_seed(0)).clamp(-1, 1).var()
+    assert list(noise_like("B", B, 1)) == []
+    wide = copy.deepcopy(B)
+    wide["ddim"]["10"]["sample_variance"] = 18.0
+    (told,) = noise_like("B", wide, n_values=int(17.9 / noise))
+    assert told.startswith("B: in 1 of 4 cells the samples vary as much as pure noise, up to 1.5 ")
+    assert list(noise_like("B", wide, n_values=int(18.2 / noise) + 1)) == []
+    wide["ddim"]["10"]["sample_variance"] = 17.9
+    assert list(noise_like("B", wide, n_values=1)) == []

@@ -5,10 +5,14 @@ import re
 import signal
 import subprocess
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
+from adapters.experiment import run as experiment_run
+from adapters.experiment.config import read_command_line
 from adapters.experiment.run import run
 from adapters.hosts import SN_DPM
 from adapters.shell.processes import torch_threads
@@ -117,6 +121,32 @@ def test_a_process_that_is_killed_is_told(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("adapters.sn_dpm: the process of B ended")
     assert said.endswith("; the same command continues it")
+
+
+def test_what_the_command_has_said_of_the_images_b_does_not_say_again(
+    tmp_path, monkeypatch, caplog
+):
+    for i in range(2):
+        Image.new("RGB", (8 + i, 8)).save(tmp_path / f"{i}.png")
+    given = words("folder_sn_sa.py", data={"root": tmp_path}, **CHANGES)
+    given.append(f"--workdir={tmp_path / 'run'}")
+    line = read_command_line(["sn_dpm", *given], SN_DPM.stages, SN_DPM.module)
+    monkeypatch.setattr(experiment_run, "_log_as", lambda prefix: None)  # leaves pytest's handler
+    monkeypatch.setattr(experiment_run, "_run_all", lambda runs: experiment_run.logger.error("ran"))
+    assert experiment_run._run_in_process(SN_DPM, line) == 0
+    assert [record.getMessage() for record in caplog.records] == ["ran"]
+
+
+def test_stages_of_two_runs_in_turn_are_told_apart(caplog):
+    def of(title):
+        stage = SimpleNamespace(name="base", plan=lambda: "4 steps", is_done=bool, run=lambda: None)
+        return SimpleNamespace(title=title, chosen=[stage])
+
+    caplog.set_level("INFO")
+    experiment_run._run_all([of("B"), of("SA-2")])
+    experiment_run._run_all([of("B")])
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["B: base: 4 steps", "SA-2: base: 4 steps", "base: 4 steps"]
 
 
 def _killed(*_):

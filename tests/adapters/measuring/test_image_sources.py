@@ -78,7 +78,7 @@ def test_mixed_sizes_are_told_in_the_plan_and_trained_at_one_size(tmp_path, capl
     assert np.load(tmp_path / "run/samples/ddim_2.npz")["arr_0"].shape == (12, 8, 8, 3)
     capsys.readouterr()
     assert evaluate(folder, "--against", folder) == 2
-    one_line(capsys, "give data.size (--size)")
+    one_line(capsys, "--size of adapters.evaluate")
     assert evaluate(folder, "--against", folder, "--size=8") == 0
 
 
@@ -93,7 +93,7 @@ def test_another_folder_is_other_data(tmp_path, capsys):
     ("shapes", "size", "said"),
     [
         ([(8, 8, 3)], 8, "holds one image, 00.png: must hold at least 2"),
-        ([(9, 12, 3), (16, 10, 3)], 0, "give data.size"),
+        ([(9, 12, 3), (16, 10, 3)], 0, "give a size"),
     ],
 )
 @pytest.mark.parametrize("dry", [[], ["--dry_run"]])

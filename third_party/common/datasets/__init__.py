@@ -21,6 +21,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from sa_files.reading import UnreadableFile
+
 from ..data import ImageDataset
 from . import archives, cifar10, digits, fashion, folders  # noqa: F401 - they register themselves
 from ._registry import DATASETS, register
@@ -56,4 +58,8 @@ def get_dataset(
         if option not in known:
             allowed = f"has the options {', '.join(known)}" if known else "has no options"
             raise ValueError(f"dataset {name!r} has no option {option!r}: it {allowed}")
-    return loader(Path(DEFAULT_ROOT if root is None else root).expanduser().absolute(), **options)
+    place = Path(DEFAULT_ROOT if root is None else root).expanduser().absolute()
+    try:
+        return loader(place, **options)
+    except ValueError as error:  # it holds names of files, which can hold anything
+        raise UnreadableFile(str(error)) from error

@@ -13,6 +13,11 @@ def check_choice(argument: str, value: Any, allowed: Sequence[Any]) -> None:
         raise ValueError(f"{argument}={value!r}: must be one of {', '.join(map(repr, allowed))}")
 
 
+def option(name: str) -> str:
+    """Where a user sets what image files are read as: of the commands not all have it."""
+    return f"data.{name} in a configuration, --{name} of adapters.evaluate"
+
+
 def not_found(dataset: str, places: Sequence[Path], advice: str) -> ValueError:
     """The error for a dataset that is at none of `places`; `advice` says how to get it."""
     looked = " nor at ".join(map(str, places))

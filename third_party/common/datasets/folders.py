@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from sa_files.reading import UnreadableFile
 from sa_files.writing import written_atomically
 
 from ..data import StoredImages
@@ -137,7 +138,7 @@ class ImageFolder(StoredImages):
         path = self.path(range(len(self))[i])
         image = read_image(path, self.preparation, at)
         if tuple(image.shape) != self._shape:
-            raise ValueError(
+            raise UnreadableFile(
                 f"image {path} has the shape {tuple(image.shape)}, the first one {self._shape}: "
                 "all must have the same, or give a size"
             )

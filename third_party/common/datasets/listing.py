@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ._common import one_line
+from sa_files.reading import printable
+
+from ._common import one_line, option
 
 logger = logging.getLogger(__name__)
 
@@ -51,13 +53,13 @@ def list_images(folder: Path, *, follow_links: bool) -> Names:
         raise ValueError(f"{folder} cannot be listed: {one_line(error)}") from error
     links = (
         f"{len(left)} links lead out of it, such as {min(left, default='')}, and are not followed "
-        "(data.follow_links, --follow_links)"
+        f"({option('follow_links')})"
     )
     if not names:
         why = links if left else f"no file ends in {' '.join(SUFFIXES)}"
         raise ValueError(f"{folder} holds no images: {why}")
     if left:
-        logger.warning("%s: %s", folder, links)
+        logger.warning("%s", printable(f"{folder}: {links}"))
     return Names(names)
 
 
