@@ -22,7 +22,7 @@ class Adapter:
     Attributes:
         module: the command that runs it, ``python -m MODULE``.
         needs: what its optimal variance needs besides the noise network: a second output, "eps2"
-            (SN-DPM) or "epsc" (NPR-DPM), or "gamma" (Analytic-DPM).
+            (SN-DPM), "epsc" (NPR-DPM) or "ocm" (OCM-DPM), or "gamma" (Analytic-DPM).
         pretrained, joint: the host's methods that train a second output, if it needs one: after
             the noise network, or together with it.
         build_criterion: makes the host's criterion; it takes the arguments of the function of that
@@ -37,7 +37,7 @@ class Adapter:
 
     @property
     def name(self) -> str:
-        """Its short name, as in names of configurations and folders: "sn", "npr", "analytic"."""
+        """Its short name, as in names of configurations and folders, such as "sn"."""
         return self.module.removeprefix("adapters.").removesuffix("_dpm")
 
     @property
@@ -70,12 +70,17 @@ NPR_DPM = Adapter(
     pretrained="pred_eps_epsc_pretrained",
     joint="pred_eps_epsc",
 )
+OCM_DPM = Adapter(
+    module="adapters.ocm_dpm",
+    needs="ocm",
+    pretrained="pred_eps_ocm_pretrained",
+)
 ANALYTIC_DPM = Adapter(
     module="adapters.analytic_dpm",
     needs="gamma",
     build_criterion=_build_criterion,
 )
-HOSTS = (SN_DPM, NPR_DPM, ANALYTIC_DPM)
+HOSTS = (SN_DPM, NPR_DPM, OCM_DPM, ANALYTIC_DPM)
 
 
 def host_of(needs: Iterable[str | None]) -> Adapter:
@@ -92,13 +97,20 @@ class ReverseProcess:
     """A row of the tables: the sampler's forward process and variance.
 
     ``needs``: what its optimal variance needs besides the noise network: a second output ("eps2"
-    for SN, "epsc" for NPR) or "gamma" (Analytic); None without an optimal variance.
+    for SN, "epsc" for NPR, "ocm") or "gamma" (Analytic); None where the network alone serves.
+    ``solver``: of ``sa_plugin.integrations.diffusers.solvers``, in place of the sampler's steps.
     """
 
     title: str
     forward: str
     variance: str
     needs: str | None = None
+    solver: str | None = None
+
+    @property
+    def is_optimal(self) -> bool:
+        """Whether its variance holds an estimate of Cov[x_0 | x_t]."""
+        return self.variance not in ("small", "big")
 
 
 PROCESSES: dict[str, ReverseProcess] = {
@@ -111,6 +123,17 @@ PROCESSES: dict[str, ReverseProcess] = {
     "npr_ddim": ReverseProcess("NPR-DDIM", "ddim", "npr", "epsc"),
     "sn_ddpm": ReverseProcess("SN-DDPM", "ddpm", "sn", "eps2"),
     "sn_ddim": ReverseProcess("SN-DDIM", "ddim", "sn", "eps2"),
+    "ocm_ddpm": ReverseProcess("OCM-DDPM", "ddpm", "ocm", "ocm"),
+    "ocm_ddim": ReverseProcess("OCM-DDIM", "ddim", "ocm", "ocm"),
+    "probes_ddpm": ReverseProcess("Probes-DDPM", "ddpm", "probes"),
+    "probes_ddim": ReverseProcess("Probes-DDIM", "ddim", "probes"),
+    "lanczos_ddpm": ReverseProcess("Lanczos-DDPM", "ddpm", "lanczos"),
+    "lanczos_ddim": ReverseProcess("Lanczos-DDIM", "ddim", "lanczos"),
+    "ddim_solver": ReverseProcess("DDIM, solvers' steps", "ddim", "small", solver="ddim"),
+    "dpm_solver": ReverseProcess("DPM-Solver++(2M)", "ddim", "small", solver="dpm_solver"),
+    "unipc": ReverseProcess("UniPC", "ddim", "small", solver="unipc"),
+    "deis": ReverseProcess("DEIS", "ddim", "small", solver="deis"),
+    "ipndm": ReverseProcess("iPNDM", "ddim", "small", solver="ipndm"),
 }
 
 

@@ -121,7 +121,7 @@ class LikelihoodCells:
     def __init__(self, experiment: Experiment, own: argparse.Namespace) -> None:
         config, adapter = experiment.config, experiment.adapter
         self.experiment = experiment
-        optimal = {"gamma": "analytic", "epsc": "npr", "eps2": "sn"}[adapter.needs]
+        optimal = {"gamma": "analytic", "epsc": "npr", "eps2": "sn", "ocm": "ocm"}[adapter.needs]
         self.variances = own.variances or ("small", "big", optimal)
         for name in self.variances:
             if name not in ("small", "big", optimal):

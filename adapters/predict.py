@@ -40,10 +40,13 @@ def row_of(title: str, found: Prediction) -> list[str]:
 
 
 def predictions(experiment: Experiment, spectrum: Spectrum) -> Iterator[tuple[str, Prediction]]:
-    """Each row and number of steps of the configuration; directions without variance have none."""
+    """Each row and number of steps of the configuration; directions without variance have none.
+
+    The rows of solvers are left out: the closed form is of DDPM's and DDIM's steps.
+    """
     sample = experiment.config.sample
-    for name in sample.processes:
-        row = get_process(name)
+    rows = map(get_process, sample.processes)
+    for row in (row for row in rows if row.solver is None):
         for steps in sample.steps:
             yield (
                 row.title,

@@ -26,7 +26,7 @@ from adapters.checkpoints.fitting import read_fitting
 from adapters.evaluate import open_reference, table
 from adapters.experiment.checks import check_evaluation
 from adapters.experiment.config import claimed, read_command_line
-from adapters.experiment.experiment import Experiment
+from adapters.experiment.experiment import Experiment, calls_an_image
 from adapters.experiment.run import stages_of
 from adapters.hosts import Adapter, get_process, host_of
 from adapters.measuring.evaluation import Summary, summarise
@@ -164,9 +164,9 @@ class Cell:
 
     def plan(self) -> str:
         """What it does, in one line."""
-        n_images, args = self.experiment.config.sample.n_images, self.args
-        cell = f"{n_images} images of {args.process}, {args.steps} steps, as {args.format}"
-        calls = n_images * args.steps * self.experiment.calls_a_step
+        sample, args = self.experiment.config.sample, self.args
+        cell = f"{sample.n_images} images of {args.process}, {args.steps} steps, as {args.format}"
+        calls = sample.n_images * calls_an_image(sample, args.process, args.steps)
         return f"{cell} in {args.out}: {calls:.3g} network evaluations in all"
 
     def source(self) -> Source:

@@ -9,8 +9,7 @@ variances alone and a sampler that does not clip.
 from __future__ import annotations
 
 import argparse
-import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -22,6 +21,7 @@ from adapters.comparison.grid import Grid, Line
 from adapters.comparison.store import Store
 from adapters.experiment.tables import table
 from adapters.hosts import PROCESSES
+from benchmarks.cells import Cells, read_cells
 from configs import digits_effect_tables
 from sa_plugin.effect.chains import best_strength, chain_variances, predicted_frechet
 from sa_plugin.effect.gains import exact_gains, gaussian_gains, inflated_gains, strength
@@ -81,23 +81,6 @@ class Closed:
             variance=row.variance,
         )
         return {VARIANCE: float(ends.sum()), DISTANCE: predicted_frechet(ends, self.s)}
-
-
-Cells = Mapping[tuple[str, str, int], Mapping[int, Mapping[str, float]]]
-
-
-def read_cells(paths: Sequence[Path]) -> Cells:
-    """(line, process, steps) -> seed -> metrics; a line is "TRAINING" or "TRAINING/SAMPLING"."""
-    cells: dict[tuple[str, str, int], dict[int, dict[str, float]]] = {}
-    for path in paths:
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                sampling = row["sampling"]
-                line = row["training"] + ("" if sampling == "default" else f"/{sampling}")
-                key = line, row["process"], int(row["steps"])
-                found = {name: float(row[name]) for name in (VARIANCE, DISTANCE)}
-                cells.setdefault(key, {})[int(row["seed"])] = found
-    return cells
 
 
 def mean(cells: Cells, line: str, process: str, steps: int, metric: str) -> float | None:
@@ -164,7 +147,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--cells", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, default=Path("docs/figures/effect_predicted.png"))
     args = parser.parse_args(argv)
-    closed, cells, processes = Closed(), read_cells(args.cells), ("ddpm_small", "ddim")
+    closed, cells, processes = (
+        Closed(),
+        read_cells(args.cells, (VARIANCE, DISTANCE)),
+        ("ddpm_small", "ddim"),
+    )
     head = ["training", "q", *(f"{PROCESSES[p].title}, {s}" for p in processes for s in STEPS)]
     print("Change of the sample variance from B, predicted / measured:\n")
     print(table(head, list(forms(closed, cells, processes)), left=1))

@@ -1,18 +1,19 @@
 """Do the second outputs learn the optimal variances? python -m benchmarks.heads
 
-For x_0 ~ N(mu, S) with diagonal S the optimal reverse variances are known. From t to s they are
-small(s, t) + weight(s, t) Cov[x_0 | x_t], with Cov[x_0 | x_t] = cum_beta_t S / (cum_alpha_t S +
-cum_beta_t). The host's criteria train NPR and SN on this data, as heads on a frozen trunk ("simple"
-and "complex") and jointly with the noise. The variances that the sampler would use are compared
-with the exact ones.
+For x_0 ~ N(mu, S) the optimal reverse variances are known. From t to s they are small(s, t) +
+weight(s, t) diag Cov[x_0 | x_t], with
+Cov[x_0 | x_t] = cum_beta_t S (cum_alpha_t S + cum_beta_t)^-1. NPR, SN and OCM are trained on this
+data, as heads on a frozen trunk ("simple" and "complex"); NPR and SN also jointly with the noise.
+The variances that the sampler would use are compared with the exact ones.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from tqdm import trange
 
 from configs.digits import get_config
 from sa_plugin import NoiseSchedule
+from sa_plugin.sampling.jacobian import Probed
 from sa_plugin.sampling.reverse import ReverseCoefficients, reverse_moments
 from third_party.common.ema import EMA
 from third_party.common.nets.by_name import build_network
@@ -37,30 +39,47 @@ METHODS = {  # the variance, the host's method, the head's mode ("": no head)
     "SN, complex head": ("sn", "pred_eps_eps2_pretrained", "complex"),
     "NPR, joint": ("npr", "pred_eps_epsc", ""),
     "SN, joint": ("sn", "pred_eps_eps2", ""),
+    "OCM, simple head": ("ocm", "pred_eps_ocm_pretrained", "simple"),
+    "OCM, complex head": ("ocm", "pred_eps_ocm_pretrained", "complex"),
 }
+PROBES = 16
 
 
 @dataclass(frozen=True)
 class Problem:
-    """The data: mean and variance of each pixel, float64 [1, 8, 8]; and the number of steps N."""
+    """The data's mean and covariance, float64 [64] and [64, 64], and the number of steps N.
+
+    ``root``: a matrix whose product with its transpose is S.
+    """
 
     mu: Tensor
     S: Tensor
+    root: Tensor
     N: int = 1000
 
     @classmethod
-    def two_halves(cls) -> Problem:
-        """A left half with small variance and a right half with large variance."""
-        S = torch.full(SHAPE, 0.02, dtype=torch.float64)
-        S[..., SHAPE[-1] // 2 :] = 0.3
-        return cls(mu=torch.linspace(-0.5, 0.5, S.numel(), dtype=torch.float64).view(SHAPE), S=S)
+    def two_halves(cls, reach: float = 0.0) -> Problem:
+        """A left half with small variance and a right half with large variance.
+
+        The correlation of two pixels falls by e where their distance grows by ``reach`` pixels; 0:
+        they are independent.
+        """
+        size = SHAPE[-1]
+        y, x = (torch.arange(size**2) // size, torch.arange(size**2) % size)
+        sigma = torch.where(x < size // 2, 0.02, 0.3).double().sqrt()
+        mu = torch.linspace(-0.5, 0.5, size**2, dtype=torch.float64)
+        if not reach:
+            return cls(mu, sigma.square().diag(), sigma.diag())
+        places = torch.stack((y, x), dim=1).double()
+        S = sigma[:, None] * (-torch.cdist(places, places) / reach).exp() * sigma
+        return cls(mu, S, torch.linalg.cholesky(S))
 
     def batches(self, size: int, seed: int) -> Iterator[Tensor]:
         """Endless x_0, float32 [size, 1, 8, 8]."""
         generator = torch.Generator().manual_seed(seed)
         while True:
-            noise = torch.randn(size, *SHAPE, generator=generator, dtype=torch.float64)
-            yield (self.mu + self.S.sqrt() * noise).float()
+            noise = torch.randn(size, len(self.mu), generator=generator, dtype=torch.float64)
+            yield (self.mu + noise @ self.root.T).float().view(size, *SHAPE)
 
     def steps(self) -> list[tuple[int, ReverseCoefficients]]:
         """(t, coefficients as 0-d tensors) of a DDPM sampler of STEPS steps, t descending."""
@@ -75,7 +94,9 @@ class Problem:
     def exact(self, c: ReverseCoefficients) -> Tensor:
         """The optimal reverse variance of each pixel."""
         a, b = c.a**2, c.b**2
-        return c.small + c.cov_weight * b * self.S / (a * self.S + b)
+        of_x_t = a * self.S + b * torch.eye(len(self.S), dtype=torch.float64)
+        covariance = b * torch.linalg.solve(of_x_t, self.S)
+        return c.small + c.cov_weight * covariance.diagonal().view(SHAPE)
 
 
 def train(
@@ -114,17 +135,19 @@ def train(
 
 @torch.no_grad()
 def reverse_variances(
-    problem: Problem, network: nn.Module, method: str, variance: str, n_images: int = 1000
+    problem: Problem, network: Callable[..., Any], variance: str, n_images: int = 1000
 ) -> Tensor:
-    """The sampler's variances as means over x_t: float64 [STEPS, 1, 8, 8], t descending."""
-    wrapper = DTWrapper(network, get_method(method).typ, N=problem.N)
+    """The sampler's variances as means over x_t: float64 [STEPS, 1, 8, 8], t descending.
+
+    ``network``: (x, n) -> (eps, second output).
+    """
     x0 = next(problem.batches(n_images, seed=1)).double()
     generator = torch.Generator().manual_seed(2)
     means = []
     for t, c in problem.steps():
         eps = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
         x = c.a * x0 + c.b * eps
-        first, second = wrapper(x.float(), torch.full((n_images,), t))
+        first, second = network(x.float(), torch.full((n_images,), t))
         moments = reverse_moments(c, x, first.double(), second.double(), variance=variance)
         means.append(moments.variance.mean(0))
     return torch.stack(means)
@@ -139,20 +162,28 @@ def learnt(
     head_lr: float = 1e-3,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Reverse variances by name: trained heads, DDPM's two fixed variances, and the exact ones.
+    """Reverse variances by name: of heads, of the frozen network by probes, fixed and exact ones.
 
     ``iterations`` counts those of the trunk and of joint training. ``head_iterations`` counts those
     of each head; default: ``iterations``.
     """
     trunk = None
-    if any(METHODS[name][2] for name in names):
-        trunk = train(problem, "pred_eps", iterations, seed=seed).state_dict()
     columns = [c for _, c in problem.steps()]
     found = {
         "exact": torch.stack([problem.exact(c) for c in columns]),
         "DDPM small": torch.stack([c.small.expand(SHAPE) for c in columns]),
         "DDPM big": torch.stack([c.big.expand(SHAPE) for c in columns]),
     }
+    if any(METHODS[name][2] for name in names):
+        frozen = train(problem, "pred_eps", iterations, seed=seed)
+        trunk = frozen.state_dict()
+        probed = Probed(
+            DTWrapper(frozen, "eps", N=problem.N),
+            NoiseSchedule.linear(problem.N),
+            probes=PROBES,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        found[f"{PROBES} probes"] = reverse_variances(problem, probed, "ocm")
     for name in names:
         variance, method, mode = METHODS[name]
         if mode:
@@ -160,7 +191,8 @@ def learnt(
             network = train(problem, method, head_iterations or iterations, **options)
         else:
             network = train(problem, method, iterations, seed=seed)
-        found[name] = reverse_variances(problem, network, method, variance)
+        wrapper = DTWrapper(network, get_method(method).typ, N=problem.N)
+        found[name] = reverse_variances(problem, wrapper, variance)
     return found
 
 
@@ -217,13 +249,13 @@ def draw(problem: Problem, found: dict[str, Tensor], path: Path) -> None:
 
 
 def _style(name: str) -> dict[str, str]:
-    """Black for variances that are not learnt, one colour per way of training, dashes for SN."""
-    known = {"exact": "-", "DDPM small": ":", "DDPM big": "--"}
+    """Black for variances that are not learnt; a colour per way of training, a mark per method."""
+    known = {"exact": "-", "DDPM small": ":", "DDPM big": "--", f"{PROBES} probes": "-."}
     if name in known:
         return {"color": "black", "linestyle": known[name]}
     colours = {"simple head": "#D55E00", "complex head": "#009E73", "joint": "#0072B2"}
     method, training = name.split(", ")
-    style = {"NPR": ("-", "o"), "SN": ("--", "s")}[method]
+    style = {"NPR": ("-", "o"), "SN": ("--", "s"), "OCM": ("-.", "^")}[method]
     return {"color": colours[training], "linestyle": style[0], "marker": style[1]}
 
 
@@ -233,10 +265,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--iterations", type=int, default=600, help="for a noise network")
     parser.add_argument("--head_iterations", type=int, help="for a head; default: --iterations")
     parser.add_argument("--head_lr", type=float, default=1e-3)
+    parser.add_argument("--reach", type=float, default=0.0, help="of the correlation, in pixels")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--out", type=Path, default=Path("docs/figures/heads_gaussian.png"))
     options = parser.parse_args(argv)
-    problem = Problem.two_halves()
+    problem = Problem.two_halves(options.reach)
     found = learnt(
         problem,
         options.iterations,

@@ -113,6 +113,12 @@ KEYS: Keys = {
             at_least=0,
             below=1,
         ),
+        "input_perturbation": key(
+            0.0,
+            "gamma: the network gets x_n made with eps + gamma xi and predicts eps; 0: the hosts' "
+            "(arXiv 2301.11706)",
+            at_least=0,
+        ),
     },
     "head": {
         "training": key(
@@ -162,7 +168,9 @@ KEYS: Keys = {
         ),
         "guidance": key(0.0, "w in (1 + w) eps(x, n, class) - w eps(x, n, null class)", at_least=0),
         "clip_x0": key(True, "clip the predicted x_0 to [-1, 1]"),
-        "avg_cov": key(False, "average optimal variances over an image's values"),
+        "avg_cov": key(False, "average optimal variances over an image's values; not in Lanczos-"),
+        "probes": key(1, "random signs a step of Probes-; each costs a derivative", at_least=1),
+        "lanczos_steps": key(3, "of each step of Lanczos-; each costs a derivative", at_least=1),
         "clip_sigma_idx": key(
             1,
             "the optimal variances' noise is clipped up to this step (arXiv 2201.06503, app. D)",

@@ -14,7 +14,7 @@ from configs import common
 
 
 def get_config(method: str = "sn") -> ConfigDict:
-    """The experiment of a method ("analytic", "npr", "sn")."""
+    """The experiment of a method ("analytic", "npr", "sn", "ocm")."""
     config = common.experiment("celeba64", method)
     config.data.name = "celeba64"
     config.time.shift1 = True

@@ -13,7 +13,7 @@ from configs import common, size256
 
 
 def get_config(method: str = "sn") -> ConfigDict:
-    """The experiment of a method ("analytic", "npr", "sn")."""
+    """The experiment of a method ("analytic", "npr", "sn", "ocm")."""
     config = size256.experiment("celebahq256", method)
     config.sa.lam = 0.1
     common.use_sa_dpm_training(config, lr=2e-5)

@@ -15,7 +15,7 @@ from configs import common
 
 
 def get_config(method: str = "sn", *, cosine: bool = False) -> ConfigDict:
-    """The experiment of a method ("analytic", "npr", "sn") with one of the two schedules."""
+    """The experiment of a method ("analytic", "npr", "sn", "ocm") with one of the two schedules."""
     config = common.experiment("cifar10_cosine" if cosine else "cifar10", method)
     config.data.name = "cifar10"
     if cosine:

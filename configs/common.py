@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from configs.base import base_config
 
-METHODS = ("analytic", "npr", "sn")
+METHODS = ("analytic", "npr", "sn", "ocm")
 
 
 def experiment(name: str, method: str) -> ConfigDict:
@@ -18,7 +18,7 @@ def experiment(name: str, method: str) -> ConfigDict:
 
     Args:
         name: the name of the data, with the schedule if there are several.
-        method: "analytic", "npr" or "sn": the optimal variance that is compared.
+        method: "analytic", "npr", "sn" or "ocm": the optimal variance that is compared.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from configs.base import KEYS as EXPERIMENT_KEYS
 from configs.base import PROCESSES
 from configs.keys import LARGEST_SEED, Keys, defaults, key
+from configs.published import published
 
 # The rows of the SA paper's Tables 1 and 2: each as B and SA.
 ROWS = (
@@ -26,16 +27,29 @@ ROWS = (
     "sn_ddim",
 )
 CONTROLLED = ("ddpm_small", "ddim")  # the rows of the controls
+OCM = ("ocm_ddpm", "ocm_ddim")
+# Every estimate of Cov[x_0 | x_t].
+COVARIANCES = tuple(
+    f"{name}_{forward}"
+    for forward in ("ddpm", "ddim")
+    for name in ("analytic", "npr", "sn", "ocm", "probes", "lanczos")
+)
 COLUMNS = (10, 25, 50, 100, 200, 1000)
 
 
 def sampling(
-    title: str, *, eps_scale: float = 1.0, correction: str = "", q: float = 0.0, **keys: object
+    title: str,
+    *,
+    eps_scale: float | str = 1.0,
+    correction: str = "",
+    q: float = 0.0,
+    **keys: object,
 ) -> dict:
     """A way to sample, given by the keys of experiment.sample that it changes.
 
     Args:
-        eps_scale: factor of the predicted eps; 0: the fitted constant of the section eps_scale.
+        eps_scale: factor of the predicted eps. Of the section eps_scale, 0: the fitted constant;
+            "line": the fitted line.
         correction: "", or one of adapters.comparison.corrections.
         q: its strength; 0: the best predicted one for the data, the row and the number of steps.
     """
@@ -68,14 +82,15 @@ KEYS: Keys = {
     ),
     "parts": key({}, "tables by name, made by part()", free=True),
     "tables": key((), "the parts to compute, in the order of the report"),
-    # The fitted constant: it minimises the first metric of one cell on images of another seed.
+    # Epsilon scaling (arXiv 2308.15321): eps is divided by a constant or by a line k n + c_0, which
+    # minimises the first metric of one cell on images of another seed.
     "eps_scale": {
-        "process": key("ddpm_small", "the row in which the constant is fitted", one_of=PROCESSES),
+        "process": key("ddpm_small", "the row in which it is fitted", one_of=PROCESSES),
         "steps": key(10, "its number of steps", at_least=1),
         "n_images": key(1000, "its number of images", at_least=2),
-        "low": key(0.9, "smallest constant", above=0),
-        "high": key(1.05, "largest constant", above=0),
-        "evaluations": key(10, "constants tried", at_least=1),
+        "low": key(0.9, "smallest factor of eps", above=0),
+        "high": key(1.05, "largest factor of eps", above=0),
+        "evaluations": key(10, "constants tried; of lines twice as many", at_least=1),
     },
     # Figure 4: the total gap from x_start.
     "gap": {
@@ -136,7 +151,7 @@ def control_samplings() -> dict[str, dict]:
     """The ways to sample that separate the effect of SA from simpler causes."""
     return {
         "default": sampling(""),
-        "scaled": sampling("eps scaled by a fitted constant", eps_scale=0.0),
+        "scaled": sampling("epsilon scaling, fitted constant", eps_scale=0.0),
         "unclipped": sampling("x_0 not clipped", clip_x0=False),
     }
 
@@ -177,35 +192,9 @@ def tables_1_and_2(
     config.parts = {
         "main": part("Equal iterations", ("b", "sa"), ROWS, steps),
         "compute": part("Equal compute", ("b_equal", "sa"), ROWS, steps),
+        "ocm": part("OCM, which the paper does not have", ("b", "sa"), OCM, steps),
         "scaled": part("B with eps scaled", ("b/scaled", "b", "sa"), CONTROLLED, steps),
         "unclipped": part("x_0 not clipped", unclipped, CONTROLLED, steps),
         "forms": part("Forms of the SA loss", forms, CONTROLLED, steps),
     }
-    config.tables = ("main", "compute", "scaled", "unclipped", "forms")
-
-
-def published(data: str) -> dict[str, dict]:
-    """FIDs of 50,000 images from other papers; for the SA paper's own FIDs see that paper."""
-    gmflow = "GMFlow, appendix, Table 5, quoting Guo et al. 2023 (schedule not named)"
-    sani = "SANI (2026), Table 2"
-    rows = {
-        "cifar10": {
-            "ddpm_small": ("DDPM small", gmflow, (34.76, 16.18, 11.11, 8.38)),
-            "ddpm_big": ("DDPM big", gmflow, (205.31, 84.71, 37.35, 14.81)),
-            "sn_ddpm": ("SN-DDPM", gmflow, (16.33, 6.05, 4.19, 3.83)),
-        },
-        "celeba64": {
-            "ddpm_small": ("DDPM small", sani, (36.69, 24.46, 18.96, 14.31, 10.48)),
-            "ddim": ("DDIM", sani, (20.54, 13.54, 9.33, 6.60, 4.96)),
-            "ocm_ddpm": ("OCM-DDPM", sani, (21.55, 12.71, 9.24, 6.97, 5.92)),
-        },
-    }
-    return {
-        key: {
-            "title": title,
-            "metric": "fid",
-            "source": source,
-            "values": {str(s): value for s, value in zip(COLUMNS, values, strict=False)},
-        }
-        for key, (title, source, values) in rows[data].items()
-    }
+    config.tables = ("main", "ocm", "compute", "scaled", "unclipped", "forms")

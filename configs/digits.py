@@ -12,7 +12,7 @@ from configs import common
 
 
 def get_config(method: str = "sn") -> ConfigDict:
-    """The experiment of a method ("analytic", "npr", "sn")."""
+    """The experiment of a method ("analytic", "npr", "sn", "ocm")."""
     config = common.experiment("digits", method)
     config.seed = 0
     config.data.name = "digits"

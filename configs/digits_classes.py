@@ -8,7 +8,7 @@ from configs import digits
 
 
 def get_config(method: str = "sn") -> ConfigDict:
-    """The experiment of a method ("analytic", "npr", "sn")."""
+    """The experiment of a method ("analytic", "npr", "sn", "ocm")."""
     config = digits.get_config(method)
     config.name = f"digits_classes_{method}"
     config.data.labels = True

@@ -26,7 +26,7 @@ from configs import common
 
 
 def get_config(method: str = "sn") -> ConfigDict:
-    """The experiment of a method ("analytic", "npr", "sn")."""
+    """The experiment of a method ("analytic", "npr", "sn", "ocm")."""
     config = common.experiment("fashion", method)
     config.seed = 0
     config.data.name = "fashion"

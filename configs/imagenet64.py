@@ -16,7 +16,7 @@ from configs import common
 
 
 def get_config(method: str = "sn") -> ConfigDict:
-    """The experiment of a method ("analytic", "npr", "sn")."""
+    """The experiment of a method ("analytic", "npr", "sn", "ocm")."""
     config = common.experiment("imagenet64", method)
     config.data.name = "imagenet64"
     common.use_cosine_schedule(config)

@@ -13,7 +13,7 @@ from configs import size256
 
 
 def get_config(method: str = "sn") -> ConfigDict:
-    """The experiment of a method ("analytic", "npr", "sn")."""
+    """The experiment of a method ("analytic", "npr", "sn", "ocm")."""
     config = size256.experiment("lsun_bedroom", method)
     config.head.mode = "complex" if method == "sn" else "simple"
     return config

@@ -122,7 +122,14 @@ def _facts(plan: Plan, command: str, stored: dict[Cell, dict]) -> dict[str, str]
         for cell, found in stored.items()
         if (scale := found["eps_scale"]) != 1
     }
-    return facts | scales | _gap_facts(plan)
+    lines = {
+        f"eps of {plan.store.grid.title(cell.line)}, seed {cell.seed}, is divided by": (
+            f"{line[0]:.3g} n + {line[1]:.4f}"
+        )
+        for cell, found in stored.items()
+        if (line := found.get("eps_line"))
+    }
+    return facts | scales | lines | _gap_facts(plan)
 
 
 def _gap_facts(plan: Plan) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from adapters.comparison.corrections import FIT_SEED, Network, corrected, scaled
 from adapters.comparison.grid import Cell, Line
 from adapters.comparison.store import Store
 from adapters.experiment.config import CONFIG_FILE, write_config
+from adapters.experiment.experiment import calls_an_image
 from adapters.experiment.gamma_stage import GammaStage
 from adapters.experiment.identity import cell_name, digest, training_name
 from adapters.experiment.stages import GRID_COLUMNS, GRID_IMAGES, TrainStage
@@ -98,60 +99,97 @@ class StageTask:
 
 
 class EpsScaleTask:
-    """The best constant factor of a noise network's predictions.
+    """The best epsilon scaling of a noise network (arXiv 2308.15321): a constant, or a line.
 
-    A bounded Brent search minimises the first distance of the cell that ``config.eps_scale`` names.
-    Its images have another seed than those of the tables.
+    The constant multiplies eps. The line divides it by c(n) = k n + c_0. Both minimise the first
+    distance of the cell that ``config.eps_scale`` names: a bounded Brent search finds the constant,
+    and in twice as many evaluations a bounded Nelder-Mead search finds c(0) and c(N). The images
+    have another seed than those of the tables.
     """
 
-    def __init__(self, store: Store, line: Line, seed: int, base: StageTask) -> None:
+    def __init__(
+        self, store: Store, line: Line, seed: int, base: StageTask, *, is_line: bool = False
+    ) -> None:
         self.store = store
+        self.is_line = is_line
         self.line = Line(line.training)
         self.seed = seed
         self.base = base
         self.needs: tuple[Task, ...] = (base,)
         self.settings = store.grid.config.eps_scale
-        self.path = store.training_folder(line, seed) / f"eps_scale_{self._digest()}.json"
+        name = f"{'eps_line' if is_line else 'eps_scale'}_{self._digest()}.json"
+        self.path = store.training_folder(line, seed) / name
         self.name = self.path.relative_to(store.folder).as_posix()
 
     @property
     def evaluations(self) -> float:
         """Each evaluation of the metric samples one cell."""
         settings = self.settings
-        return settings.evaluations * settings.steps * settings.n_images
+        sample = self.store.grid.experiment(self.line, self.seed).sample
+        calls = calls_an_image(sample, settings.process, settings.steps)
+        return self._tries * settings.n_images * calls
+
+    @property
+    def _tries(self) -> int:
+        return self.settings.evaluations * (2 if self.is_line else 1)
 
     def is_done(self) -> bool:
-        """Whether the constant was found."""
+        """Whether the scaling was found."""
         return is_whole(self.path)
 
-    def result(self) -> float:
-        """The constant."""
-        return read_json(self.path, DAMAGED, lambda found: float(found["eps_scale"]))
+    def result(self) -> dict[str, Any]:
+        """``eps_scale``, and for a line ``eps_line``: arguments of ``corrections.scaled``."""
+        return read_json(self.path, DAMAGED, scaling_of)
 
     def run(self) -> None:
-        """Find the constant."""
-        from scipy.optimize import minimize_scalar
+        """Find the scaling."""
+        tried: list[dict[str, Any]] = []
 
-        settings = self.settings
-        tried: list[dict[str, float]] = []
-
-        def metric(scale: float) -> float:
-            metrics = self._metrics(float(scale))
+        def metric(scaling: dict[str, Any]) -> float:
+            metrics = self._metrics(scaling)
             name = next(name for name in metrics if name.startswith(("fid", "frechet_")))
-            tried.append({"eps_scale": float(scale), name: metrics[name]})
+            tried.append({**scaling, name: metrics[name]})
             return metrics[name]
 
-        minimize_scalar(
-            metric,
-            bounds=(settings.low, settings.high),
-            method="bounded",
-            options={"maxiter": settings.evaluations, "xatol": 1e-3},
-        )
-        best, _ = min((tuple(one.values()) for one in tried), key=lambda one: one[1])
-        result = {"eps_scale": best, "tried": tried}
-        write_json(self.path, result)
+        (self._search_line if self.is_line else self._search_constant)(metric)
+        best = min(tried, key=lambda one: list(one.values())[-1])
+        write_json(self.path, {**scaling_of(best), "tried": tried})
 
-    def _metrics(self, scale: float) -> dict[str, float]:
+    def _search_constant(self, metric: Callable[[dict[str, Any]], float]) -> None:
+        from scipy.optimize import minimize_scalar
+
+        minimize_scalar(
+            lambda scale: metric({"eps_scale": float(scale)}),
+            bounds=(self.settings.low, self.settings.high),
+            method="bounded",
+            options={"maxiter": self._tries, "xatol": 1e-3},
+        )
+
+    def _search_line(self, metric: Callable[[dict[str, Any]], float]) -> None:
+        from scipy.optimize import minimize
+
+        N = self.store.grid.config.experiment.schedule.N
+        low, high = 1 / self.settings.high, 1 / self.settings.low
+        start, side = (low + high) / 2, (high - low) / 4
+
+        def metric_of(ends: Sequence[float]) -> float:
+            first, last = map(float, ends)
+            return metric({"eps_scale": 1.0, "eps_line": [(last - first) / N, first]})
+
+        minimize(
+            metric_of,
+            (start, start),
+            method="Nelder-Mead",
+            bounds=[(low, high)] * 2,
+            options={
+                "initial_simplex": [(start, start), (start - side, start), (start, start - side)],
+                "maxfev": self._tries,
+                "xatol": 1e-3,
+                "fatol": float("inf"),
+            },
+        )
+
+    def _metrics(self, scaling: dict[str, Any]) -> dict[str, float]:
         store, settings = self.store, self.settings
         experiment = store.experiment(self.line, self.seed, settings.process)
         network, typ = store.network(self.base.stage)
@@ -160,7 +198,7 @@ class EpsScaleTask:
             settings.steps,
             network,
             typ,
-            call=scaled(experiment, scale),
+            call=scaled(experiment, **scaling),
             seed=self.seed + FIT_SEED,
             progress=False,
         )
@@ -198,7 +236,8 @@ class CellTask:
         name = cell_name(config, cell, scale, store.grid.correction(cell.line))
         self.path = folder / f"{name}.json"
         self.name = self.path.relative_to(store.folder).as_posix()
-        self.evaluations = float(config.sample.n_images * cell.steps)
+        calls = calls_an_image(config.sample, cell.process, cell.steps)
+        self.evaluations = float(config.sample.n_images * calls)
 
     def is_done(self) -> bool:
         """Whether the metrics, the first images and their picture are there and whole."""
@@ -213,7 +252,7 @@ class CellTask:
         return self.path.with_suffix(".grid.png")
 
     def result(self) -> dict[str, Any]:
-        """``metrics``, ``seconds``, ``eps_scale`` and ``made_with``."""
+        """``metrics``, ``seconds``, ``eps_scale``, ``made_with``; what was fitted or chosen."""
         return read_json(self.path, DAMAGED, as_result)
 
     def first_images(self) -> Tensor:
@@ -227,11 +266,13 @@ class CellTask:
             return
         began = time.monotonic()
         experiment = self.store.experiment(self.cell.line, self.cell.seed, self.cell.process)
-        scale = self.store.grid.eps_scale(self.cell.line) if self.fit is None else self.fit.result()
+        scaling: dict[str, Any] = {"eps_scale": self.store.grid.eps_scale(self.cell.line)}
+        if self.fit is not None:
+            scaling = self.fit.result()
         config, kept = experiment.config, _First(GRID_IMAGES)
         network = self.network()
         call, chosen = corrected(self.store, experiment, self.cell, network)
-        scale_eps = scaled(experiment, scale)
+        scale_eps = scaled(experiment, **scaling)
         source = experiment.source(
             self.cell.process,
             self.cell.steps,
@@ -246,7 +287,7 @@ class CellTask:
         self._store_images(kept.images)
         result = {
             "metrics": metrics,
-            "eps_scale": scale,
+            **scaling,
             **chosen,
             "seconds": round(time.monotonic() - began, 2),
             "made_with": made_with(self.store.device),
@@ -269,8 +310,17 @@ class CellTask:
 def as_result(found: Any) -> dict[str, Any]:
     """A cell's result; raises unless every part has the type that the report expects."""
     check_cell(found["metrics"])
-    checked = {"eps_scale": float(found["eps_scale"]), "seconds": float(found["seconds"])}
+    checked = {**scaling_of(found), "seconds": float(found["seconds"])}
     return {**found, **checked, "made_with": dict(found["made_with"])}
+
+
+def scaling_of(found: Any) -> dict[str, Any]:
+    """``eps_scale``, and ``eps_line`` (k, c_0) where it was fitted, of a cell or of a fit."""
+    scaling: dict[str, Any] = {"eps_scale": float(found["eps_scale"])}
+    if "eps_line" in found:
+        k, c_0 = map(float, found["eps_line"])
+        scaling["eps_line"] = [k, c_0]
+    return scaling
 
 
 class GapTask:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from adapters.checkpoints.fitting import read_fitting
 from adapters.hosts import Adapter, get_process
 from adapters.sampling.pipeline import Source, in_slices, slice_size
+from adapters.sampling.solvers import solver_sampler
 from sa_files.whole import is_whole
 from sa_plugin.loss import SALoss
 from sa_plugin.sampling.gamma import Gamma
@@ -67,7 +68,8 @@ class Experiment:
         self.schedule = NoiseSchedule.from_betas(self.host_schedule.betas[1:])
         options = config.sa.to_dict()
         self.lam_warmup = options.pop("lam_warmup")
-        self.loss = SALoss(self.schedule, **options)
+        perturbation = config.base.input_perturbation
+        self.loss = SALoss(self.schedule, input_perturbation=perturbation, **options)
         self._check()
 
     @property
@@ -105,11 +107,6 @@ class Experiment:
     def label_rows(self) -> int | None:
         """Rows of the network's label embedding: the classes, and the null class if it is used."""
         return self.classes and len(self.classes) + (self.config.base.label_drop > 0)
-
-    @property
-    def calls_a_step(self) -> int:
-        """Network evaluations an image and sampling step: two with guidance."""
-        return 2 if self.config.sample.guidance else 1
 
     def labels_of(self, images: ImageDataset, rows: Any = slice(None)) -> dict[str, Tensor]:
         """What the network gets beside these rows of the images: their labels y, or nothing.
@@ -165,26 +162,33 @@ class Experiment:
     ) -> Sampler:
         """The sampler of a row and a column of the tables; ``call`` may wrap the network."""
         row, sample = get_process(process), self.config.sample
-        optimal = row.needs is not None
         function: Callable[..., Any] = self.wrapper(network, typ)
         if sample.guidance:
             function = Guided(function, typ, sample.guidance, self.classes.null)
+        shared: dict[str, Any] = {
+            "steps": steps,
+            "trajectory": sample.trajectory,
+            "clip_x0": sample.clip_x0,
+            "device": self.device,
+            "channels_last": sample.channels_last,
+            "autocast": None if sample.precision == "float32" else sample.precision,
+            "compile": sample.compile,
+        }
+        if row.solver:
+            make = solver_sampler()
+            return make(call(function), self.schedule, solver=row.solver, **shared)
         return Sampler(
             call(function),
             self.schedule,
             gamma=gamma,
             forward=row.forward,
             variance=row.variance,
-            steps=steps,
-            trajectory=sample.trajectory,
-            clip_x0=sample.clip_x0,
-            avg_cov=sample.avg_cov,
-            clip_sigma_idx=sample.clip_sigma_idx if optimal else 0,
+            avg_cov=sample.avg_cov and row.variance != "lanczos",
+            clip_sigma_idx=sample.clip_sigma_idx if row.is_optimal else 0,
             clip_pixel=sample.clip_pixel_ddpm if row.forward == "ddpm" else sample.clip_pixel_ddim,
-            device=self.device,
-            channels_last=sample.channels_last,
-            autocast=None if sample.precision == "float32" else sample.precision,
-            compile=sample.compile,
+            probes=sample.probes,
+            lanczos_steps=sample.lanczos_steps,
+            **shared,
         )
 
     def source(
@@ -230,6 +234,16 @@ class Experiment:
         """ValueError unless the keys, the images and the host fit each other."""
         config, adapter = self.config, self.adapter
         self._check_data()
+        if adapter.pretrained and not adapter.joint and config.head.training == "joint":
+            raise ValueError(
+                f"head.training must be 'pretrained' for {adapter.module}, which derives a frozen "
+                "network, got 'joint'"
+            )
+        if self.is_joint and config.base.input_perturbation:
+            raise ValueError(
+                "base.input_perturbation must be 0 with head.training = 'joint', whose second "
+                f"output is of x_n itself, got {config.base.input_perturbation:g}"
+            )
         self._check_training("base", self.base_method)
         if adapter.pretrained is not None and not self.is_joint:
             self._check_training("head", adapter.pretrained)
@@ -315,6 +329,16 @@ def load_dataset(data: FrozenConfigDict, **options: Any) -> ImageDataset:
     if not data.check_md5:
         options["check_md5"] = False
     return get_dataset(data.name, data.root, **options)
+
+
+def calls_an_image(sample: FrozenConfigDict, process: str, steps: int) -> int:
+    """Network evaluations for one image, by the section ``sample``.
+
+    A derivative counts as one; the last step adds no noise and needs none. Guidance doubles all.
+    """
+    derivatives = {"probes": sample.probes, "lanczos": sample.lanczos_steps}
+    a_step = derivatives.get(get_process(process).variance, 0)
+    return (steps + (steps - 1) * a_step) * (2 if sample.guidance else 1)
 
 
 def _usable_device(name: str) -> torch.device:

@@ -9,6 +9,7 @@ import numpy as np
 from adapters.experiment.experiment import Experiment
 from adapters.experiment.stages import TrainStage
 from adapters.shell.signals import held
+from sa_files.reading import UnreadableFile
 from sa_plugin.sampling.gamma import Gamma, estimate_gamma
 from third_party.common.data import BatchStream
 from third_party.common.order import InfiniteShuffle
@@ -54,7 +55,7 @@ class GammaStage:
         if self.is_done():
             return
         if self.experiment.has(self.path):
-            Gamma.load(self.path).save(self.host_path)
+            self._load().save(self.host_path)
             return
         if not self.base.is_done():
             raise ValueError(f"stage {self.name!r} needs the result of stage {self.base.name!r}")
@@ -83,4 +84,10 @@ class GammaStage:
         """The estimate."""
         if not self.is_done():
             raise ValueError(f"the result of stage {self.name!r} is needed first")
-        return Gamma.load(self.path)
+        return self._load()
+
+    def _load(self) -> Gamma:
+        try:
+            return Gamma.load(self.path)
+        except UnreadableFile as error:
+            raise ValueError(f"{error}; remove it, and the same command makes it again") from error

@@ -36,6 +36,8 @@ LATER = {
         "precision": "float32",
         "classes": "data",
         "guidance": 0.0,
+        "probes": 1,
+        "lanczos_steps": 3,
     },
     "data": {
         "split": "",
@@ -46,7 +48,7 @@ LATER = {
         "crop": False,
         "labels": False,
     },
-    "base": {"lr_decay": 0, "label_drop": 0.0},
+    "base": {"lr_decay": 0, "label_drop": 0.0, "input_perturbation": 0.0},
     "head": {"lr_decay": 0},
     "evaluate": {"reference": ""},
 }

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from adapters.checkpoints.fitting import load_published
 from adapters.checkpoints.layouts import write_host
 from adapters.experiment import tables as report
-from adapters.experiment.experiment import Experiment
+from adapters.experiment.experiment import Experiment, calls_an_image
 from adapters.experiment.folder import METRICS_FILE, OVERVIEW_FILE, TABLE_FILE
 from adapters.experiment.identity import overview_steps
 from adapters.experiment.logs import CSV_FILE, TrainingLog
@@ -45,7 +45,7 @@ from third_party.common.checkpoints import (
 )
 from third_party.common.classes import LabelledBatches
 from third_party.common.criterion_base import Criterion
-from third_party.common.data import BatchStream
+from third_party.common.data import BatchStream, spread_images
 from third_party.common.ema import EMA
 from third_party.common.schedule import NamedSchedule
 from third_party.common.training import Trainer
@@ -179,6 +179,11 @@ class TrainStage:
         return self.trunk is None and self.experiment.config.sa.lam > 0
 
     @property
+    def _input_perturbation(self) -> float:
+        """The criterion's own: with the SA loss it is the loss that perturbs, in all its rows."""
+        return 0.0 if self.trunk or self._with_sa else self.settings.input_perturbation
+
+    @property
     def _lr_fall(self) -> tuple[int, int] | None:
         """The steps between which the rate falls, or None."""
         end, steps = self.settings.iterations, self.settings.lr_decay
@@ -197,7 +202,9 @@ class TrainStage:
             load_published(self.init_from, network)
         criterion = self.experiment.adapter.build_criterion(
             self.method,
-            NamedSchedule(schedule.name, schedule.N, self.settings.stratified),
+            NamedSchedule(
+                schedule.name, schedule.N, self.settings.stratified, self._input_perturbation
+            ),
             network.to(self.experiment.device),
             trunk=None if self.trunk is None else self.trunk.average_path,
             ratio=self.experiment.config.head.ratio,
@@ -245,9 +252,9 @@ class SampleStage:
 
     def plan(self) -> str:
         """What it does, in one line."""
-        n_images, missing = self.experiment.config.sample.n_images, self.missing()
-        calls = sum(steps for _, steps in missing) * n_images * self.experiment.calls_a_step
-        return f"{len(missing)} cells of {n_images} images, {calls:.3g} network evaluations"
+        sample, missing = self.experiment.config.sample, self.missing()
+        calls = sample.n_images * sum(calls_an_image(sample, *cell) for cell in missing)
+        return f"{len(missing)} cells of {sample.n_images} images, {calls:.3g} network evaluations"
 
     def missing(self) -> list[tuple[str, int]]:
         """The cells without their images."""
@@ -265,6 +272,7 @@ class SampleStage:
             self._sample(missing)
         for cell in self.cells:
             path = self.path(*cell)
+            self._file(*cell).finish()  # an earlier command may have ended within it
             picture = path.with_suffix(".png")
             if cell in missing or not is_whole(picture):
                 save_grid(picture, first_images(path, GRID_IMAGES), columns=GRID_COLUMNS)
@@ -278,12 +286,14 @@ class SampleStage:
             logger.info("sample: %s, %d steps", get_process(process).title, steps)
             network, typ = averages[self.stage_of(process)]
             source = partial(self.experiment.source, process, steps, network, typ, gamma)
-            n_images = self.experiment.config.sample.n_images
-            fill(NpzFile(self.path(process, steps), n_images), source)
+            fill(self._file(process, steps), source)
 
     def path(self, process: str, steps: int) -> Path:
         """The file of a cell's images: ``arr_0``, uint8 [n, H, W, C]."""
         return self.folder / f"{process}_{steps}.npz"
+
+    def _file(self, process: str, steps: int) -> NpzFile:
+        return NpzFile(self.path(process, steps), self.experiment.config.sample.n_images)
 
     def batches(self, process: str, steps: int, size: int) -> Iterator[Tensor]:
         """A cell's images as uint8 batches [<= size, C, H, W]."""
@@ -300,7 +310,7 @@ class SampleStage:
         """All reverse processes side by side, from the same initial noise, for few steps."""
         config = self.experiment.config
         steps = overview_steps(config.sample.steps)
-        panels = {"real": next(self.experiment.dataset.uint8_batches(GRID_IMAGES))}
+        panels = {"real": spread_images(self.experiment.dataset, GRID_IMAGES)}
         for process in config.sample.processes:
             panels[get_process(process).title] = first_images(
                 self.path(process, steps), GRID_IMAGES

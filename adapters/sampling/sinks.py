@@ -191,7 +191,8 @@ def read_batches(path: Path, size: int) -> Iterator[Tensor]:
     Raises:
         UnreadableFile: the file is damaged, or holds something else.
     """
-    with reading(path, "holds no images") as file, open_npz(file) as arrays:
+    trouble = "holds no images (if a run made it, remove it, and the same command makes it again)"
+    with reading(path, trouble) as file, open_npz(file) as arrays:
         arrays.check_names(["arr_0"])
         with arrays.unpack("arr_0") as stream:
             shape, columns_first, dtype = read_header(stream, arrays.size("arr_0"), "arr_0")

@@ -1,4 +1,4 @@
-"""python -m adapters.analytic_dpm and adapters.npr_dpm: what differs from sn_dpm, end to end."""
+"""python -m adapters.analytic_dpm, npr_dpm, ocm_dpm: what differs from sn_dpm, end to end."""
 
 import json
 import shutil
@@ -8,19 +8,20 @@ import pytest
 import torch
 from ml_collections import FrozenConfigDict
 
-from adapters.experiment import gamma_stage
+from adapters.experiment import gamma_stage, stages
 from adapters.experiment.config import read_command_line
 from adapters.experiment.experiment import Experiment
 from adapters.experiment.run import run, stages_of
-from adapters.hosts import ANALYTIC_DPM, NPR_DPM, SN_DPM
+from adapters.hosts import ANALYTIC_DPM, NPR_DPM, OCM_DPM, SN_DPM
 from sa_plugin.sampling.gamma import Gamma
 from sa_plugin.sampling.sampler import Sampler
 from tests import ROOT
 from tests.adapters.test_sn_dpm import DIGITS, read_log
 from tests.commands import one_line, words
 from third_party.analytic_dpm.criterions import DDPMDSM
+from third_party.common.data import spread_rows, to_uint8
 
-ADAPTERS = {"analytic": ANALYTIC_DPM, "npr": NPR_DPM, "sn": SN_DPM}
+ADAPTERS = {"analytic": ANALYTIC_DPM, "npr": NPR_DPM, "ocm": OCM_DPM, "sn": SN_DPM}
 
 # 40 images cannot fill the 64 pixels' covariance; the warning that says so is expected here.
 pytestmark = pytest.mark.filterwarnings("ignore:.*singular.*:UserWarning")
@@ -50,13 +51,16 @@ def experiment(method, workdir, *arguments):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """Finished runs by method; tests that change one copy it first."""
-    workdirs = {method: tmp_path_factory.mktemp(method) / "run" for method in ("analytic", "npr")}
+    methods = ("analytic", "npr", "ocm")
+    workdirs = {method: tmp_path_factory.mktemp(method) / "run" for method in methods}
     for method, workdir in workdirs.items():
         assert call(method, workdir) == 0
     return workdirs
 
 
-@pytest.mark.parametrize(("method", "title"), [("analytic", "Analytic"), ("npr", "NPR")])
+@pytest.mark.parametrize(
+    ("method", "title"), [("analytic", "Analytic"), ("npr", "NPR"), ("ocm", "OCM")]
+)
 def test_leaves_everything_that_it_promises(method, title, finished):
     workdir = finished[method]
     metrics = json.loads((workdir / "metrics.json").read_text())
@@ -94,6 +98,46 @@ def test_the_npr_head_learns_the_squared_error(finished, tmp_path):
     assert list(stages) == ["base", "head", "sample", "evaluate"]
     _, typ = stages["head"].average()
     assert typ == "eps_epsc"
+
+
+def test_the_ocm_head_learns_on_the_frozen_network_only(finished, tmp_path, capsys):
+    assert [float(row["ddm"]) > 0 for row in read_log(finished["ocm"] / "head")] == [True, True]
+    found = stages_of(experiment("ocm", finished["ocm"]))
+    (network, typ), (trunk, _) = found["head"].average(), found["base"].average()
+    assert typ == "eps_ocm"
+    weights = network.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in trunk.state_dict().items())
+    assert call("ocm", tmp_path / "run", "--config.head.training=joint") == 2
+    one_line(capsys, "head.training must be 'pretrained' for adapters.ocm_dpm", "got 'joint'")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("process", "options"),
+    [
+        ("ocm_ddim", {"forward": "ddim", "variance": "ocm"}),
+        ("probes_ddpm", {"variance": "probes", "probes": 2}),
+        ("lanczos_ddim", {"forward": "ddim", "variance": "lanczos", "lanczos_steps": 2}),
+    ],
+)
+def test_the_rows_of_the_derivative_are_those_of_a_sampler_made_by_hand(finished, process, options):
+    """Also by the slices in which a grid calls the network; no row needs what the others need."""
+    changed = [f"--config.sample.{key}={value}" for key, value in options.items() if key[-1] == "s"]
+    host = experiment("ocm", finished["ocm"], *changed)
+    network, typ = stages_of(host)["head" if process.startswith("ocm") else "base"].average()
+    sampler = Sampler(
+        host.wrapper(network, typ),
+        host.schedule,
+        steps=4,
+        clip_sigma_idx=1,
+        clip_pixel=1 if "ddim" in process else 2,
+        **options,
+    )
+    batches = host.source(process, 4, network, typ, progress=False).batches(0, 40)
+    images = torch.cat(list(batches))
+    expected = to_uint8(sampler.sample((40, 1, 8, 8), seed=host.config.sample.seed))
+    assert (images.int() - expected.int()).abs().max() <= 1
+    assert (images == expected).float().mean() > 0.99
 
 
 # -- Gamma
@@ -244,7 +288,7 @@ def test_the_digits_configurations_differ_by_their_rows_alone(method):
     assert config == other
 
 
-@pytest.mark.parametrize("name", ["analytic_dpm", "npr_dpm", "sn_dpm"])
+@pytest.mark.parametrize("name", ["analytic_dpm", "npr_dpm", "ocm_dpm", "sn_dpm"])
 def test_an_adapter_says_only_what_differs(name):
     source = ROOT / "adapters" / f"{name}.py"
     assert len(source.read_text().splitlines()) < 45
@@ -287,3 +331,14 @@ def test_another_gamma_replaces_what_rests_on_it(finished, capsys):
     assert "base      done" in said
     assert "sample    to do  4 cells of 40 images" in said
     assert {p: p.read_bytes() for p in finished["analytic"].rglob("*.npz")} == before
+
+
+def test_the_overview_shows_real_images_of_the_whole_data_set(finished, monkeypatch):
+    panels = {}
+    monkeypatch.setattr(
+        stages, "save_labelled_grids", lambda path, found, **_: panels.update(found)
+    )
+    one = experiment("npr", finished["npr"])
+    stages_of(one)["sample"]._draw_overview()
+    expected = to_uint8(one.dataset.images[spread_rows(1797, stages.GRID_IMAGES)])
+    torch.testing.assert_close(panels["real"], expected)

@@ -13,14 +13,14 @@ from adapters import diagnose, likelihood, pictures_of, sample
 from adapters.experiment import gamma_stage
 from adapters.experiment.experiment import Experiment
 from adapters.experiment.run import run, stages_of
-from adapters.hosts import ANALYTIC_DPM, NPR_DPM, SN_DPM
+from adapters.hosts import ANALYTIC_DPM, NPR_DPM, OCM_DPM, SN_DPM
 from adapters.measuring.classifiers import from_uint8, load
 from configs import digits_classes
 from tests.commands import words
 from tests.third_party.test_datasets import noise, save
 from third_party.common.checkpoints import read_state
 
-HOSTS = {"analytic": ANALYTIC_DPM, "npr": NPR_DPM, "sn": SN_DPM}
+HOSTS = {"analytic": ANALYTIC_DPM, "npr": NPR_DPM, "ocm": OCM_DPM, "sn": SN_DPM}
 SHORT = {
     "schedule": {"N": 40},
     "base": {"iterations": 6, "batch_size": 16, "lr": 0.02, "ema": 0.0, "ckpt_every": 4},

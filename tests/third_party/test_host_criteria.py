@@ -14,7 +14,7 @@ from third_party.analytic_dpm import criterions as analytic
 from third_party.common.criterion_base import Criterion
 from third_party.common.schedule import NamedSchedule, Schedule
 from third_party.common.wrapper import DTWrapper
-from third_party.extended_analytic_dpm.criterions import DTDSDM, DTDSM, DTDSDMErr
+from third_party.extended_analytic_dpm.criterions import DTDSDM, DTDSM, OCM, DTDSDMErr
 from third_party.extended_analytic_dpm.methods import METHODS, build_criterion, load_trunk
 
 CRITERIA = json.loads((DATA / "criteria.json").read_text())
@@ -69,6 +69,28 @@ def test_sample_is_uniform_over_the_steps_and_noises_as_the_tables_say():
     assert abs(eps.var() - 1) < 0.02
 
 
+def test_input_perturbation_is_drawn_after_eps_and_enters_x_n_alone():
+    x0, gamma = torch.rand(64, 1, 2, 2, dtype=torch.float64), 0.3
+    drawn = []
+    for schedule in (NamedSchedule("linear", 25), NamedSchedule("linear", 25, False, gamma)):
+        np.random.seed(3)  # noqa: NPY002
+        torch.manual_seed(3)
+        drawn.append(schedule.sample(x0))
+        if len(drawn) == 1:
+            xi = torch.randn_like(x0)
+    (n, eps, plain), (again, same, perturbed) = drawn
+    assert (n == again).all()
+    assert torch.equal(eps, same)
+    b = torch.from_numpy(schedule.cum_betas[n]).reshape(-1, 1, 1, 1)
+    torch.testing.assert_close(perturbed - plain, gamma * b.sqrt() * xi)
+
+
+def test_a_second_output_refuses_perturbed_inputs():
+    schedule = NamedSchedule("linear", 25, input_perturbation=0.1)
+    with pytest.raises(ValueError, match=r"input_perturbation=0\.1: must be 0 for DTDSDMErr"):
+        DTDSDMErr(schedule, 1.0, DTWrapper(nn.Identity(), "eps_epsc"), {"m": nn.Identity()}, {}, {})
+
+
 def test_sample_is_governed_by_the_global_random_states():
     schedule, x0 = NamedSchedule("cosine", 1000), torch.zeros(64, 1, 2, 2)
     draws = []
@@ -89,6 +111,7 @@ def test_sample_is_governed_by_the_global_random_states():
         (lambda: NamedSchedule("linear", 20), "N=20: schedule 'linear'.* from 21 on"),
         (lambda: Schedule([0.0, 0.5, 1.0]), r"betas\[2\]=1.0.*\[0, 1\)"),
         (lambda: Schedule([0.1, 0.2]), r"betas\[0\]=0.1"),
+        (lambda: Schedule([0.0, 0.1], False, -0.1), "input_perturbation=-0.1"),
         (lambda: Schedule([0.0, float("nan")]), r"betas\[1\]=nan"),
         (lambda: NamedSchedule("cosine", 10).tilde_beta(3, 2), "s=3, t=2"),
         (lambda: NamedSchedule("cosine", 10).tilde_beta(-1, 2), "s=-1"),
@@ -331,10 +354,14 @@ def test_methods_are_the_host_s():
         "pred_eps_epsc": ("eps_epsc", DTDSDMErr, 6, 0),
         "pred_eps_eps2_pretrained": ("eps_eps2", DTDSDM, 3, 3),
         "pred_eps_epsc_pretrained": ("eps_epsc", DTDSDMErr, 3, 3),
+        "pred_eps_ocm_pretrained": ("eps_ocm", OCM, 3, 3),  # ours
     }
 
 
-@pytest.mark.parametrize("method", ["pred_eps_eps2_pretrained", "pred_eps_epsc_pretrained"])
+PRETRAINED = [name for name, method in METHODS.items() if method.pretrained]
+
+
+@pytest.mark.parametrize("method", PRETRAINED)
 def test_a_pretrained_trunk_is_loaded_and_never_moves(tmp_path, method):
     torch.manual_seed(0)
     trunk, model = Trunk(), TrunkAndHead()
@@ -354,8 +381,14 @@ def test_a_pretrained_trunk_is_loaded_and_never_moves(tmp_path, method):
         assert not torch.equal(dict(model.out2.named_parameters())[name], before), name
 
 
-@pytest.mark.parametrize(("family", "of"), [("UNetModel", "out_channels"), ("Model", "out_ch")])
-def test_the_host_s_networks_train_only_their_head(family, of):
+FAMILIES = pytest.mark.parametrize(
+    ("family", "of"), [("UNetModel", "out_channels"), ("Model", "out_ch")]
+)
+
+
+@pytest.mark.parametrize("method", PRETRAINED)
+@FAMILIES
+def test_the_host_s_networks_train_only_their_head(family, of, method):
     torch.manual_seed(0)
     options = {"in_channels": 1, of: 1, "dropout": 0.3}
     trunk, model = (
@@ -363,7 +396,7 @@ def test_the_host_s_networks_train_only_their_head(family, of):
         tiny(f"{family}4Pretrained", **options, **{f"head_{of}": 1}),
     )
     criterion = build_criterion(
-        "pred_eps_epsc_pretrained",
+        method,
         NamedSchedule("linear", 1000),
         model,
         trunk=trunk.state_dict(),
@@ -377,6 +410,66 @@ def test_the_host_s_networks_train_only_their_head(family, of):
     moved = {name for name, value in model.state_dict().items() if not value.equal(before[name])}
     assert moved
     assert not moved & set(trunk.state_dict())
+
+
+@FAMILIES
+def test_eps_can_be_derived_by_x_but_the_head_learns_nothing_of_x(family, of):
+    torch.manual_seed(0)
+    network = tiny(f"{family}4Pretrained", in_channels=1, **{of: 1, f"head_{of}": 1}).double()
+    x, v = torch.randn(2, 2, 1, 8, 8, dtype=torch.float64)
+    times = torch.tensor([3.0, 700.0], dtype=torch.float64)
+    plain = network(x, times)
+    x.requires_grad_()
+    eps, head = network(x, times).chunk(2, dim=1)
+    assert torch.equal(torch.cat((eps, head), dim=1), plain)
+    (of_eps,) = torch.autograd.grad(eps, x, v, retain_graph=True)
+    (of_both,) = torch.autograd.grad(eps + head, x, v)
+    assert torch.equal(of_eps, of_both)  # nothing through the head
+    with torch.no_grad():
+        ahead, behind = (network(x + h * of_eps, times)[:, :1] for h in (1e-4, -1e-4))
+    torch.testing.assert_close(
+        (v * (ahead - behind)).flatten(1).sum(1) / 2e-4, of_eps.flatten(1).square().sum(1)
+    )
+
+
+class Linear(nn.Module):
+    """eps = J x for each image, and a second output that is a parameter."""
+
+    def __init__(self, J):
+        super().__init__()
+        self.register_buffer("J", J)
+        self.h = nn.Parameter(torch.zeros(4, dtype=torch.float64))
+
+    def forward(self, x, t):
+        eps = x.detach().flatten(1) @ self.J.T if not x.requires_grad else x.flatten(1) @ self.J.T
+        return torch.cat((eps, self.h.expand(len(x), 4)), dim=1).view(len(x), 2, 2, 2)
+
+
+def test_ocm_s_target_is_the_probe_of_each_image_and_its_mean_the_diagonal():
+    schedule, (seed,) = NamedSchedule("linear", 1000), (5,)
+    J = torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    model = Linear(J)
+    criterion = OCM(schedule, 1.0, DTWrapper(model, "eps_ocm"), {"model": model}, {}, {})
+    n = np.arange(1, 1001)
+    torch.manual_seed(seed)
+    x = torch.randn(1000, 1, 2, 2, dtype=torch.float64)
+    target = criterion.second_target(x, x, x, n, {}).flatten(1)
+    b = torch.from_numpy(schedule.cum_betas[n])[:, None]
+    # Every sign vector by enumeration: an image's target is one of the 16 probes.
+    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * 4)
+    probes = signs * (signs - b.sqrt()[..., None] * (signs @ J))
+    distance = (probes - target[:, None]).abs().amax(2)
+    assert distance.amin(1).max() < 1e-12
+    counts = torch.bincount(distance.argmin(1) % 8, minlength=8)  # r and -r give the same
+    assert counts.min() > 0
+    exact = 1 - b.sqrt() * J.diagonal()
+    torch.testing.assert_close(probes.mean(1), exact)
+    error = (target - exact).mean(0)
+    off = b.sqrt() * (J.square().sum(0) - J.diagonal().square()).sqrt()
+    assert (error.abs() < 4 * off.square().mean(0).sqrt() / 1000**0.5).all()
+    loss = criterion.objective(x)
+    loss.mean().backward()
+    assert torch.isfinite(model.h.grad).all()
 
 
 def test_a_trunk_that_does_not_fit_is_refused(tmp_path):

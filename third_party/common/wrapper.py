@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TYPES = ("eps", "x0", "eps_eps2", "eps_epsc", "eps_iddpm")
+TYPES = ("eps", "x0", "eps_eps2", "eps_epsc", "eps_iddpm", "eps_ocm")
 
 
 class DTWrapper:
@@ -25,6 +25,7 @@ class DTWrapper:
     eps        the noise                 x0         the image
     eps_eps2   the noise and its square  eps_epsc   the noise and its squared prediction error
     eps_iddpm  the noise and the position between the two extreme log variances
+    eps_ocm    the noise and the diagonal of I - sqrt(cum_beta_n) d eps / d x_n
     """
 
     def __init__(

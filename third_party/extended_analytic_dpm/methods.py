@@ -1,7 +1,8 @@
 """The host's method names: what a network predicts under each, and the criterion that trains it.
 
 `*_pretrained` (arXiv 2206.07309): the noise network is loaded and frozen; a head for the second
-prediction learns on its features. The other methods train both predictions together.
+prediction learns on its features. The other methods train both predictions together. The host has
+no `pred_eps_ocm_pretrained` (arXiv 2406.10808): it is ours.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ..common.checkpoints import read_state
 from ..common.criterion_base import adam
 from ..common.schedule import Schedule
 from ..common.wrapper import DTWrapper
-from .criterions import DTDSDM, DTDSM, DTDSDMErr
+from .criterions import DTDSDM, DTDSM, OCM, DTDSDMErr
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ METHODS: dict[str, Method] = {
     "pred_eps_epsc": Method(DTDSDMErr),
     "pred_eps_eps2_pretrained": Method(DTDSDM, pretrained=True),
     "pred_eps_epsc_pretrained": Method(DTDSDMErr, pretrained=True),
+    "pred_eps_ocm_pretrained": Method(OCM, pretrained=True),
 }
 
 

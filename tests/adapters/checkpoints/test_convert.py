@@ -351,7 +351,7 @@ def test_a_target_must_not_hold_its_source(tmp_path):
         (["NONE", "OUT"], "there is no checkpoint NONE"),
         (["IN", "x.ckpt", "--to", "host"], "must be called IT.ckpt"),
         (["IN", "007.ckpt", "--to", "host"], "must be called IT.ckpt"),
-        (["IN", "IN/x.pth"], "File exists: "),
+        (["IN", "IN/x.pth"], "plain.pth cannot be used (File exists): move it away"),
         (["IN", "/proc/none/x.pth"], "No such file or directory: '/proc/none'"),
         (["OTHER\x1b[2J", "OUT"], "no checkpoint OTHER?[2J"),
     ],

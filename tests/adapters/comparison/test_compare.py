@@ -22,7 +22,7 @@ from adapters.comparison.corrections import corrected as corrected_by
 from adapters.comparison.grid import Cell, Grid, Line
 from adapters.comparison.plan import Plan
 from adapters.comparison.store import Store
-from adapters.comparison.tasks import EpsScaleTask
+from adapters.comparison.tasks import CellTask, EpsScaleTask, StageTask
 from adapters.experiment.config import COMPARISON, LOCK_FILE, check_keys, read_command_line
 from adapters.experiment.identity import cell_name, digest, second_name, training_name
 from adapters.experiment.stages import TrainStage
@@ -30,9 +30,10 @@ from adapters.measuring import inception
 from adapters.measuring.extractor import Extracted
 from adapters.measuring.inception import WEIGHTS_VARIABLE
 from adapters.shell.locks import locked
-from configs.comparison import ROWS
+from configs.comparison import COVARIANCES, ROWS
 from tests import ROOT
 from tests.adapters.comparison.test_comparison_statistics import a_grid
+from tests.commands import one_line
 
 TABLES = sorted(
     path for pattern in ("*table*.py", "figure*.py") for path in (ROOT / "configs").glob(pattern)
@@ -202,6 +203,36 @@ def test_the_plan_is_shown_and_nothing_written(tmp_path, capsys):
     cells = next(line for line in text.splitlines() if line.startswith("| cells"))
     # 24 cells of 30 images in 2 steps
     assert [word.strip() for word in cells.split("|")[2:5]] == ["24", "24", "1.44e+03"]
+
+
+BY_CLASS = ["--config.experiment.data.labels=True", "--config.experiment.base.label_drop=0.1"]
+
+
+def test_the_plan_counts_guidances_second_call(tmp_path):
+    def cost(*words):
+        tasks = plan_of(tmp_path, [*SMALL, *BY_CLASS, *words]).in_order()
+        return {kind: sum(t.evaluations for t in tasks if type(t) is kind) for kind in kinds}
+
+    kinds = (CellTask, EpsScaleTask, StageTask)
+    plain, guided = cost(), cost("--config.experiment.sample.guidance=1.0")
+    assert plain[CellTask] == 24 * 30 * 2
+    assert guided == {kind: plain[kind] * (1 if kind is StageTask else 2) for kind in kinds}
+
+
+def test_the_plan_of_a_network_with_classes_warns_of_a_long_average(tmp_path, capsys):
+    long = "--config.experiment.base.ema=0.9999"
+    assert compare(tmp_path / "grid", "--dry_run", *BY_CLASS, long) == 0
+    warning = "warning: base.ema = 0.9999 leaves 100% of the initial weights"
+    assert warning in capsys.readouterr().out
+
+
+def test_the_plan_refuses_a_root_that_is_not_there(tmp_path, capsys):
+    line = [
+        "--config=configs/table1_cifar10.py",
+        f"--config.experiment.data.root={tmp_path / 'no'}",
+    ]
+    assert main(["compare", *line, "--dry_run", f"--workdir={tmp_path / 'grid'}"]) == 2
+    one_line(capsys, "data.root must hold the images of cifar10, got", tmp_path / "no")
 
 
 class FourPixels(torch.nn.Module):
@@ -399,6 +430,31 @@ def test_the_fitted_constant_is_the_best_that_was_tried(finished):
         assert 0.9 < found["eps_scale"] < 1.05
 
 
+def test_the_fitted_line_is_the_best_that_was_tried(tmp_path):
+    of_others = ("--config=", "--config.parts", "--config.tables", "--config.trainings")
+    words = [word for word in SMALL if not word.startswith((*of_others, "--config.seeds"))]
+    words += ["--config=configs/digits_rivals_tables.py", "--config.seeds=(0,)"]
+    words += ["--config.parts.rivals.lines=('b','b/line')", "--config.parts.rivals.steps=(2,)"]
+    words += ["--config.parts.rivals.processes=('ddpm_small',)"]
+    assert main(["compare", *words, f"--workdir={tmp_path}", "--workers=1"]) == 0
+    plan = plan_of(tmp_path, words)
+    (fit,) = (task for task in plan.in_order() if isinstance(task, EpsScaleTask))
+    tried = json.loads(fit.path.read_text())["tried"]
+    best = min(tried, key=lambda one: one["frechet_pixels"])
+    (k, c_0), N = best["eps_line"], 50
+    assert 3 < len(tried) <= 8
+    assert fit.evaluations == 8 * 2 * 30
+    assert k != 0
+    assert all(1 / 1.05 <= c <= 1 / 0.9 for c in (c_0, k * N + c_0))
+    fitted, without = map(fit._metrics, (fit.result(), {"eps_scale": 1.0}))
+    assert fitted["frechet_pixels"] == best["frechet_pixels"] < without["frechet_pixels"]
+    found = {cell.line.sampling: task.result() for cell, task in plan.cells.items()}
+    assert found["line"]["eps_line"] == [k, c_0]
+    assert found["line"]["metrics"] != found["default"]["metrics"]
+    report = (tmp_path / "reports/digits_rivals/report.md").read_text()
+    assert f"fitted line, seed 0, is divided by: {k:.3g} n + {c_0:.4f}" in report
+
+
 # ------------------------------------------------------------------------------------ identities
 
 
@@ -476,15 +532,17 @@ def test_every_comparison_can_be_read(path):
         check_keys(grid.experiment(Line(name), grid.seeds[0]))
     assert grid.cells or grid.config.gap.trainings
     for part in grid.parts:
-        assert set(part.processes) <= set(ROWS)
+        assert set(part.processes) <= {*ROWS, *COVARIANCES}
 
 
 def test_there_is_a_comparison_for_every_table():
     expected = [
         "digits_converged_tables",
+        "digits_covariances_tables",
         "digits_effect_tables",
         "digits_one_tables",
         "digits_options_tables",
+        "digits_rivals_tables",
         "digits_tables",
         "fashion_short_tables",
         "fashion_tables",
@@ -526,6 +584,7 @@ BAD = [
     ("--config.eps_scale.low=1.2", "eps_scale"),
     ("--config.samplings.scaled.correction=none", "samplings.scaled.correction must be one of"),
     ("--config.samplings.scaled.q=-0.5", "samplings.scaled.q must be >= 0"),
+    ("--config.samplings.scaled.eps_scale=-0.5", "eps_scale must be >= 0 or 'line', got -0.5"),
 ]
 
 

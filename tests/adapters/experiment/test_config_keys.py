@@ -110,6 +110,11 @@ TOGETHER = [
     ({"network": {"args": {"channel_mult": (1, 1, 1, 1, 1)}}}, "must fit images of (C, H, W) = "),
     ({"sample": {"processes": ("npr_ddpm",)}}, "sample.processes: 'npr_ddpm' needs 'epsc'"),
     ({"base": {"label_drop": 0.1}}, "base.label_drop needs data.labels = True, got False"),
+    (
+        {"base": {"input_perturbation": 0.1}, "head": {"training": "joint"}},
+        "base.input_perturbation must be 0 with head.training = 'joint', whose second output is of "
+        "x_n itself, got 0.1",
+    ),
     ({"sample": {"classes": "even"}}, "sample.classes needs data.labels = True, got False"),
     (
         {"data": {"labels": True}, "sample": {"guidance": 1.0}},

@@ -20,7 +20,7 @@ from third_party.common.nets.by_name import build_network
 
 FILES = [p for p in (ROOT / "configs").glob("*.py") if "def get_config(method" in p.read_text()]
 PUBLISHED = json.loads((ROOT / "tests/data/models.json").read_text())
-METHODS = ("analytic", "npr", "sn")
+METHODS = ("analytic", "npr", "sn", "ocm")
 
 
 class Facts(NamedTuple):
@@ -116,18 +116,18 @@ def test_the_main_jobs_also_run_the_baseline(name):
     assert read(f"{name}_sn_sa.py").to_dict() == {**default.to_dict(), "baseline": True}
 
 
-@pytest.mark.parametrize("chosen", ["celeba64.py:ocm", "cifar10_cosine.py:", "digits.py:sn:npr"])
+@pytest.mark.parametrize("chosen", ["celeba64.py:dpm", "cifar10_cosine.py:", "digits.py:sn:npr"])
 def test_an_unknown_name_after_the_colon_is_one_line_with_the_choices(chosen):
     method = chosen.partition(":")[2]
-    choices = re.escape("('analytic', 'npr', 'sn')")
+    choices = re.escape("('analytic', 'npr', 'sn', 'ocm')")
     match = rf"^\S+/configs/\w+\.py:\d+: method must be one of {choices}, got '{method}'$"
     with pytest.raises(ValueError, match=match):
         read(chosen)
 
 
 def test_a_method_that_there_is_not_is_refused():
-    with pytest.raises(ValueError, match=r"method must be one of .*'analytic'.*got 'ocm'"):
-        common.experiment("cifar10", "ocm")
+    with pytest.raises(ValueError, match=r"method must be one of .*'analytic'.*got 'dpm'"):
+        common.experiment("cifar10", "dpm")
 
 
 # --------------------------------------------------------------------------- facts of the papers

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from adapters import summary
 from adapters.experiment import logs, stages
 from adapters.experiment.run import run
 from adapters.hosts import SN_DPM
@@ -252,6 +253,44 @@ def test_a_file_that_is_lost_is_made_again(finished, copy, damage, capsys):
         damage(copy / name)
     assert sn_dpm(copy) == 0
     assert contents(copy) == contents(finished)
+
+
+def test_a_number_that_is_none_is_measured_again(finished, copy):
+    metrics = json.loads((copy / "metrics.json").read_text())
+    metrics["ddim"]["2"]["frechet_pixels"] = float("nan")
+    (copy / "metrics.json").write_text(json.dumps(metrics))
+    assert sn_dpm(copy) == 0
+    assert contents(copy) == contents(finished)
+
+
+def test_a_stop_between_the_images_and_the_end_of_their_parts(finished, copy):
+    (copy / "samples/ddim_2.parts").mkdir()
+    assert sn_dpm(copy) == 0
+    assert contents(copy).keys() == contents(finished).keys()
+    assert not (copy / "samples/ddim_2.parts").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "rests"),
+    [
+        ("samples/ddim_2.npz", "metrics.json"),
+        (f"{FINAL}/{MODEL}", "samples/ddim_2.npz"),
+    ],
+)
+def test_a_result_with_a_hole_is_named_with_the_way_out(copy, name, rests, capsys):
+    content = bytearray((copy / name).read_bytes())
+    content[200:230] = bytes(30)
+    (copy / name).write_bytes(content)
+    lose(copy / rests)
+    assert sn_dpm(copy) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert name in said
+    assert "makes it again" in said
+
+
+def test_a_summary_reads_the_copy_of_a_lost_configuration(copy):
+    lose(copy / "config.json")
+    assert "SN-DDIM" in summary.summarise_runs([copy])
 
 
 def test_a_picture_is_made_again_without_its_images(finished, copy, monkeypatch):

@@ -14,14 +14,14 @@ from tqdm import tqdm
 from adapters import compare
 from adapters.experiment.config import read_command_line
 from adapters.experiment.run import run
-from adapters.hosts import ANALYTIC_DPM, NPR_DPM, SN_DPM
+from adapters.hosts import ANALYTIC_DPM, NPR_DPM, OCM_DPM, SN_DPM
 from sa_files import progress
 from sa_plugin.sampling.batches import shown
 from tests import ROOT
 from tests.children import command_of
 from tests.commands import one_line, words
 
-HOSTS = (SN_DPM, NPR_DPM, ANALYTIC_DPM)
+HOSTS = (SN_DPM, NPR_DPM, OCM_DPM, ANALYTIC_DPM)
 WITH_CONFIG = ("compare", "diagnose", "likelihood", "pictures_of", "predict", "sample")
 FILES = ("convert", "evaluate", "summary")
 MOST_LINES = 25  # of a help: a screen
@@ -208,7 +208,8 @@ def test_what_is_in_the_way_of_an_output_is_no_passing_trouble(tmp_path, name, b
     capsys.readouterr()
     assert run(SN_DPM, line) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert name in said
+    assert f"{path} cannot be used (" in said
+    assert "move it away" in said
     assert "continues it" not in said
 
 

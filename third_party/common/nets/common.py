@@ -10,6 +10,7 @@ map read as tokens [B, L, C].
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -117,6 +118,11 @@ class FrozenTrunk(nn.Module):
     """
 
     head_names: tuple[str, ...] = ()
+
+    @staticmethod
+    def without_graph_unless_asked(x: Tensor) -> AbstractContextManager[Any]:
+        """For the trunk's forward pass: it needs a graph only where eps is derived by x."""
+        return nullcontext() if x.requires_grad else torch.no_grad()
 
     def freeze_trunk(self, head_names: tuple[str, ...]) -> None:
         """Leave only the children called ``head_names`` trainable."""

@@ -284,7 +284,7 @@ class Model4Pretrained(FrozenTrunk, Model):
     Takes the arguments of `Model` for the trunk. ``mode`` "simple": the head is norm_out2 and
     conv_out2; "complex": the residual block before_out with the time embedding precedes them. If
     the trunk has more outputs than x has channels, only the first ones are used. No gradient
-    reaches the trunk or x.
+    reaches the trunk; one reaches x from eps alone, if x asks for it.
     """
 
     def __init__(self, *, head_out_ch: int = 3, mode: str = "simple", **trunk_kwargs: Any) -> None:
@@ -301,10 +301,11 @@ class Model4Pretrained(FrozenTrunk, Model):
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
         """x [B, C, R, R], timesteps [B], y [B] -> (eps, head) [B, C + head_out_ch, R, R]."""
         self._check_inputs(x, timesteps, y)
-        with torch.no_grad():
+        with self.without_graph_unless_asked(x):
             temb = self.embed(timesteps, y)
             h = self.features(x, temb)
             eps = self._output(h)[:, : self.in_channels]
+        h = h.detach()
         if self.before_out is not None:
             h = self.before_out(h, temb)
         return torch.cat((eps, self.conv_out2(F.silu(self.norm_out2(h)))), dim=1)

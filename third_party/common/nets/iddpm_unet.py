@@ -375,7 +375,7 @@ class UNetModel4Pretrained(FrozenTrunk, UNetModel):
 
     Takes the arguments of `UNetModel` for the trunk. ``mode`` "simple": the head has the same
     layers as the output of `UNetModel`; "complex": a residual block with the time embedding
-    precedes them. No gradient reaches the trunk or x.
+    precedes them. No gradient reaches the trunk; one reaches x from eps alone, if x asks for it.
     """
 
     def __init__(
@@ -395,8 +395,8 @@ class UNetModel4Pretrained(FrozenTrunk, UNetModel):
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
         """x [B, C, H, W], timesteps [B], y [B] -> (eps, head) [B, C + head_out_channels, H, W]."""
         self._check_inputs(x, timesteps, y)
-        with torch.no_grad():
+        with self.without_graph_unless_asked(x):
             emb = self.embed(timesteps, y)
             h = self.features(x, emb)
             eps = self.out(h)[:, : self.plan.in_channels]
-        return torch.cat((eps, self.out2(h, emb)), dim=1)
+        return torch.cat((eps, self.out2(h.detach(), emb)), dim=1)

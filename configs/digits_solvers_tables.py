@@ -1,0 +1,26 @@
+"""Today's solvers with B, SA-2 and the shift of the noise level: digits, five seeds.
+
+DDIM at the solvers' steps tells what the solver adds and what its choice of steps. The store is
+that of configs/digits_tables.py. See docs/sampling.md; the rows need the extra "diffusers".
+"""
+
+from configs import digits_tables
+from configs.comparison import part, sampling
+
+ROWS = ("ddpm_small", "ddim", "sn_ddim", "ddim_solver", "dpm_solver", "unipc", "deis", "ipndm")
+
+
+def get_config():
+    config = digits_tables.get_config()
+    config.name = "digits_solvers"
+    config.title = "Fast solvers with the SA loss, on digits"
+    config.seeds = (0, 1, 2, 3, 4)
+    config.samplings = {
+        "default": sampling(""),
+        "shifted": sampling("shifted q 1/3", correction="shifted", q=1 / 3),
+    }
+    lines = ("b", "sa", "b/shifted")
+    config.parts = {"rows": part("Equal calls", lines, ROWS, (5, 8, 10, 15, 20, 25))}
+    config.tables = ("rows",)
+    config.gap.trainings = ()
+    return config

@@ -1,0 +1,74 @@
+"""benchmarks.calls and benchmarks.derivatives: what counts as a call, and what is compared."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+import torch
+from ml_collections import FrozenConfigDict
+
+from adapters.comparison.grid import Grid
+from benchmarks import calls, derivatives
+from benchmarks.correction import ALONE
+from configs import digits_covariances_tables
+
+GRID = Grid(FrozenConfigDict(digits_covariances_tables.get_config()))
+
+
+@pytest.mark.parametrize(
+    ("line", "process", "steps", "expected"),
+    [
+        ("b", "sn_ddpm", 10, 10),
+        ("sa", "probes_ddpm", 10, 19),  # the last step needs no derivative
+        ("b/probes16", "probes_ddim", 5, 69),
+        ("b", "lanczos_ddim", 5, 17),
+        ("b", "lanczos_ddim", 1, 1),
+    ],
+)
+def test_a_derivative_counts_as_a_call(line, process, steps, expected):
+    assert calls.calls(GRID, line, process, steps) == expected
+
+
+def test_rows_are_compared_with_the_plain_row_at_no_more_calls(tmp_path, capsys):
+    """Three seeds, whose differences are 0.9, 1.0 and 1.1: Student's interval is 1 +- 0.248."""
+    metric = "frechet_digit_classifier"
+    with (tmp_path / "cells.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["training", "sampling", "seed", "process", "steps", metric])
+        writer.writeheader()
+        for seed in range(3):
+            for process, steps, value in (
+                ("ddpm_small", 5, 9.0),
+                ("ddpm_small", 10, 4.0 + seed),
+                ("ddpm_small", 25, 2.0),
+                ("probes_ddpm", 5, 4.9 + 1.1 * seed),
+                ("probes_ddpm", 25, 1.0),
+            ):
+                row = {"training": "b", "sampling": "default", "seed": seed, "process": process}
+                writer.writerow({**row, "steps": steps, metric: value})
+    calls.main(["--cells", str(tmp_path / "cells.csv")])
+    lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if "Probes" in line]
+    assert [word.strip() for word in lines[0]] == [
+        "",
+        "Probes-DDPM",
+        "B",
+        "6.00 (5)",
+        "**+1.00 [+0.75, +1.25]**",
+        "6.00 (5)",
+        "**+4.00 [+1.27, +6.73]**",
+        "1.00 (25)",
+        "**-1.00 [-1.00, -1.00]**",
+        "",
+    ]
+    assert len(lines) == 1
+
+
+def test_every_way_to_derive_gives_the_same():
+    torch.manual_seed(0)
+    ways = derivatives.ways_of("digits", 2, "cpu")
+    assert len(ways) == 1 + 4 + 4 + 2
+    held = derivatives.peaks(ways)
+    assert min(held.values()) == held[ALONE]
+    assert held[ALONE] * 2 < held["16 probes, vjp"] < 2 * held["1 probes, vjp"]
+    for call in ways.values():
+        assert call().isfinite().all()
