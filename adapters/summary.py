@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.experiment import tables as report
-from adapters.experiment.config import CONFIG_FILE
+from adapters.experiment.config import config_path
 from adapters.experiment.stages import METRICS_FILE
 from adapters.shell.command import OwnOptions, exit_code
 from sa_files.stored import read_json
@@ -30,7 +30,7 @@ def group_runs(folders: Sequence[Path]) -> dict[str, list[Path]]:
     groups: dict[str, dict[int, Path]] = {}
     for folder in folders:
         seed, config = read_json(
-            folder / CONFIG_FILE, "is not a run's configuration", _seed_and_rest
+            config_path(folder), "is not a run's configuration", _seed_and_rest
         )
         group = groups.setdefault(json.dumps(config, sort_keys=True), {})
         if seed in group:

@@ -25,7 +25,13 @@ _LONGEST_REASON = 400
 
 
 class UnreadableFile(ValueError):
-    """A file that is damaged, of another kind, or asks for more than data."""
+    """A file that is missing, damaged, of another kind, or asks for more than data.
+
+    Its text is printable, whatever the names of files, and those in them, hold.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 @contextmanager
@@ -43,7 +49,7 @@ def reading(path: str | os.PathLike[str], trouble: str) -> Iterator[BinaryIO]:
                 raise UnreadableFile("it is empty")
             yield opened
     except Exception as error:
-        raise UnreadableFile(f"{printable(str(file))} {trouble}: {reason(error)}") from error
+        raise UnreadableFile(f"{file} {trouble}: {reason(error)}") from error
 
 
 def printable(text: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 FAR_OUTSIDE = 1.5  # |x_0| beyond this: data that were not scaled to [-1, 1]
@@ -48,6 +49,17 @@ def check_shape_of(name: str, value: Tensor, shape: Sequence[int]) -> None:
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(value.shape)}")
 
 
+def real_array(name: str, value: ArrayLike | Tensor) -> NDArray[np.float64]:
+    """A new float64 array of real numbers, or ValueError; also of a tensor on any device."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        value = (value if value.is_complex() else value.double()).numpy()
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} must be real numbers, got {array.dtype}")
+    return array.astype(np.float64)
+
+
 def check_images(x0: Tensor, seen: bool = False, *, wait: bool = False) -> bool:
     """ValueError unless x_0 is floating point, [B, ...]; one warning unless it is in [-1, 1].
 
@@ -56,11 +68,7 @@ def check_images(x0: Tensor, seen: bool = False, *, wait: bool = False) -> bool:
         seen: what the call before returned: whether values have been seen. They are seen once.
         wait: look at them also where that waits for an accelerator.
     """
-    if x0.ndim < 2 or not x0.is_floating_point() or x0.numel() == 0:
-        raise ValueError(
-            "x0 must be floating-point images [B, C, H, W], at least one, got "
-            f"{x0.dtype} {tuple(x0.shape)}"
-        )
+    check_hold_images("x0", x0)
     if seen or not can_look(x0, wait):
         return seen
     x0 = x0.detach()
@@ -80,10 +88,17 @@ def check_images(x0: Tensor, seen: bool = False, *, wait: bool = False) -> bool:
 
 def check_hold_images(name: str, x0: object, least: int = 1) -> None:
     """ValueError unless ``x0`` is a floating-point tensor [B, ...] with B >= ``least``."""
-    if not isinstance(x0, Tensor) or x0.ndim < 2 or not x0.is_floating_point() or len(x0) < least:
-        got = f"{x0.dtype} {tuple(x0.shape)}" if isinstance(x0, Tensor) else type(x0).__name__
-        many = f"at least {least} " if least > 1 else ""
-        raise ValueError(f"{name} must hold {many}floating-point images [B, ...], got {got}")
+    if (
+        isinstance(x0, Tensor)
+        and x0.ndim > 1
+        and x0.is_floating_point()
+        and len(x0) >= least
+        and (x0.numel() or not least)
+    ):
+        return
+    got = f"{x0.dtype} {tuple(x0.shape)}" if isinstance(x0, Tensor) else type(x0).__name__
+    many = f"at least {least} " if least else ""
+    raise ValueError(f"{name} must hold {many}floating-point images [B, ...], got {got}")
 
 
 def check_batches(batches: object) -> None:
@@ -127,7 +142,7 @@ def check_steps(n: Tensor, batch: int, N: int, *, name: str = "n", wait: bool = 
         raise ValueError(
             f"{name} must be integers of shape ({batch},), got {n.dtype} {tuple(n.shape)}"
         )
-    seen = look(n.min(), n.max(), wait=wait) if can_look(n, wait) else None
+    seen = look(n.min(), n.max(), wait=wait) if batch and can_look(n, wait) else None
     if seen is not None and not 1 <= seen[0] <= seen[1] <= N:
         found = f"{seen[0]}..{seen[1]}"
         raise ValueError(

@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sa_plugin._checks import real_array
+
 FloatArray = NDArray[np.float64]
 
 # The least beta that float32, most networks' type, can hold. The least cum_alpha whose square
@@ -50,7 +52,7 @@ class NoiseSchedule:
     N: int = field(init=False)
 
     def __post_init__(self) -> None:
-        betas = np.array(self.betas, dtype=np.float64)
+        betas = real_array("betas", self.betas)
         _check_betas(betas)
         log_cum_alphas = np.cumsum(np.log1p(-betas))
         tables = {
@@ -134,7 +136,7 @@ class NoiseSchedule:
 
         They may differ by what float32 loses: 1e-6 of themselves.
         """
-        theirs = np.asarray(betas, dtype=np.float64)
+        theirs = real_array("betas", betas)
         if theirs.shape != self.betas.shape:
             raise ValueError(f"the schedule has N = {self.N}, the host's N = {len(theirs) - 1}")
         differs = ~np.isclose(theirs, self.betas, rtol=1e-6, atol=0)
@@ -152,7 +154,7 @@ class NoiseSchedule:
 
 
 def _as_vector(name: str, values: ArrayLike | Sequence[float]) -> FloatArray:
-    vector = np.asarray(values, dtype=np.float64)
+    vector = real_array(name, values)
     if vector.ndim != 1 or vector.size == 0:
         raise ValueError(f"{name} must be one-dimensional and not empty, got shape {vector.shape}")
     return vector

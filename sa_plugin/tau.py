@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from sa_plugin._arrays import Numeric
+from sa_plugin._checks import real_array
 from sa_plugin.schedule import FloatArray, NoiseSchedule
 
 WEIGHTINGS = ("uniform", "theorem1", "relative")
@@ -133,7 +134,7 @@ def gamma_2(schedule: NoiseSchedule) -> FloatArray:
 
 
 def _custom(weights: ArrayLike, N: int) -> FloatArray:
-    values = np.array(weights, dtype=np.float64)
+    values = real_array("weighting", weights)
     if values.shape != (N + 1,) or not np.isfinite(values[1:]).all():
         raise ValueError(f"weighting must be {N + 1} finite numbers, got shape {values.shape}")
     values[0] = 0.0

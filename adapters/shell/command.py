@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from signal import SIGINT, SIGPIPE, SIGTERM
 from typing import Any, NoReturn
 
@@ -84,14 +85,23 @@ def exit_code(
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _output_is_unread():
             return EXIT_BY_SIGNAL + SIGPIPE
-        code = EXIT_BAD_INPUT if error.errno in LASTING else failed
-        return _tell(module, error, code, continues if code == EXIT_FAILED else "")
+        if error.errno in LASTING:
+            return _tell(module, _in_the_way(error), EXIT_BAD_INPUT)
+        return _tell(module, error, failed, continues if failed == EXIT_FAILED else "")
     except KeyboardInterrupt as stop:
         number = signals.received() or SIGINT  # no signal: another process passed the stop on
         what = "terminated" if number == SIGTERM else "interrupted"
         said = f"{what}: {stop}" if stop.args else what
         return _tell(module, said, EXIT_BY_SIGNAL + number, continues)
     return code
+
+
+def _in_the_way(error: OSError) -> str:
+    """What has the place of a command's file or folder, and what to do about it."""
+    place = Path(error.filename2 or error.filename or "")
+    if error.errno == errno.ENOTDIR:
+        place = next(filter(Path.is_file, place.parents), place)
+    return f"{place} cannot be used ({error.strerror}): move it away, or give another place"
 
 
 def _code_of(work: Callable[[], None]) -> int:

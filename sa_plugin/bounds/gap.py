@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sa_plugin._checks import check_hold_images, check_whole
+from sa_plugin._checks import check_finite, check_hold_images, check_images, check_whole
 from sa_plugin._tensors import expand, follow
 from sa_plugin.bounds.likelihood import mean_with_error
 from sa_plugin.sampling.batches import MOST, BlockNoise, parts_of
@@ -163,8 +163,8 @@ def gap_along_chain(
         ValueError: a bad argument; a network output of another shape, or not finite.
     """
     check_hold_images("x0", x0, 2)
-    if not x0.isfinite().all():
-        raise ValueError("x0 must be finite")
+    check_finite("x0", x0)
+    check_images(x0, wait=True)
     check_whole("start", start, 2, schedule.N)
     check_whole("seed", seed, 0, MOST)
     check_whole("first", first, 0, MOST)

@@ -12,6 +12,8 @@ import torch.distributed as dist
 
 from sa_plugin.metrics._arrays import Array, as_float64
 
+MOST_FEATURES = 2**14
+
 
 class Moments:
     """Streaming mean and covariance in float64.
@@ -156,6 +158,11 @@ class Moments:
     def _require_dim(self, name: str, dim: int) -> None:
         if dim == 0:
             raise ValueError(f"{name} must have at least one feature, got dimension 0")
+        if dim > MOST_FEATURES:
+            raise ValueError(
+                f"{name} must have at most {MOST_FEATURES} features, whose covariance takes 2 GiB, "
+                f"got dimension {dim}: compare smaller images, or other features than pixels"
+            )
         if self._count and dim != len(self._origin):
             raise ValueError(f"{name} must have dimension {len(self._origin)} as before, got {dim}")
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sa_files.arrays import Arrays, open_npz
-from sa_files.reading import reading
+from sa_files.reading import UnreadableFile, reading
 from sa_files.writing import written_atomically
 from sa_plugin.metrics._arrays import Array, as_float64
 from sa_plugin.metrics.moments import Moments
@@ -68,16 +68,16 @@ class Statistics:
         """
         path = Path(path)
         if not path.is_file():
-            raise ValueError(f"statistics must be an .npz file, but there is none at {path}")
+            raise UnreadableFile(f"statistics must be an .npz file, but there is none at {path}")
         with reading(path, "cannot be used as statistics") as file:
             found = cls._read(file)
         if features is not None and found.features not in (None, features):
-            raise ValueError(
+            raise UnreadableFile(
                 f"{path} holds statistics of the features {found.features!r}, must hold those of "
                 f"{features!r}"
             )
         if dim is not None and len(found.mu) != dim:
-            raise ValueError(
+            raise UnreadableFile(
                 f"{path} holds statistics of dimension {len(found.mu)}, the features have {dim}"
             )
         return found

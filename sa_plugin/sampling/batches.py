@@ -70,7 +70,7 @@ def images_of(batches: Iterable[Tensor]) -> Iterator[Tensor]:
 
     Raises:
         ValueError: one tensor in place of a list of them; no floating-point images; images of
-            different shapes. Images that are not in [-1, 1] are warned of.
+            different shapes, or not finite. Images that are not in [-1, 1] are warned of.
     """
     check_batches(batches)
     seen, shape = False, None
@@ -82,6 +82,7 @@ def images_of(batches: Iterable[Tensor]) -> Iterator[Tensor]:
             )
         shape = x0.shape[1:]
         if x0.numel():
+            check_finite("batches", x0)
             seen = check_images(x0, seen, wait=True)
             yield x0
 

@@ -22,10 +22,16 @@ from torch import Tensor
 
 from sa_files.arrays import open_npz
 from sa_files.pickled import ARRAYS, PickledArray
-from sa_files.reading import reading
+from sa_files.reading import UnreadableFile, reading
 from sa_files.tensors import entries_once, load_tensors
 from sa_files.writing import written_atomically
-from sa_plugin._checks import check_choice, check_finite, check_non_negative, check_whole
+from sa_plugin._checks import (
+    check_choice,
+    check_finite,
+    check_non_negative,
+    check_whole,
+    real_array,
+)
 from sa_plugin._execution import NetworkCall
 from sa_plugin._tensors import Coefficients, follow
 from sa_plugin.prediction import PREDICTS
@@ -91,7 +97,7 @@ class Gamma:
         """
         path = Path(path).absolute()
         if not path.is_file():
-            raise ValueError(f"there is no Gamma file at {path}")
+            raise UnreadableFile(f"there is no Gamma file at {path}")
         with reading(path, "holds no Gamma (one number per step, [N+1])") as file:
             if path.suffix != ".npz":
                 return cls(_load_array(file))
@@ -277,7 +283,7 @@ def _numbered(batches: Iterable[Tensor], n_images: int | None) -> Iterator[tuple
 
 def _table(name: str, table: ArrayLike, size: int) -> FloatArray:
     """A read-only float64 copy [size] with entry 0 set to zero, as steps count from 1."""
-    values = np.array(table, dtype=np.float64)
+    values = real_array(name, table)
     if values.ndim != 1 or size < 2 or len(values) != size:
         raise ValueError(f"{name} must be [N+1] with N >= 1, got shape {values.shape}")
     values[0] = 0.0

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sa_plugin._checks import check_choice, check_whole
+from sa_plugin._checks import check_choice, check_whole, real_array
 from sa_plugin.sampling.variance import check_gamma
 from sa_plugin.schedule import NoiseSchedule
 
@@ -227,7 +227,7 @@ def _required(name: str, table: ArrayLike | None, kind: str) -> ArrayLike:
 
 
 def _check_betas(betas: ArrayLike, N: int) -> NDArray[np.float64]:
-    values = np.asarray(betas, dtype=np.float64)
+    values = real_array("betas", betas)
     if values.shape == (N + 1,) and values[0] == 0:
         values = values[1:]
     if values.shape != (N,):
@@ -239,7 +239,7 @@ def _check_betas(betas: ArrayLike, N: int) -> NDArray[np.float64]:
 
 
 def _check_terms(terms: ArrayLike, N: int) -> NDArray[np.float64]:
-    cost = np.asarray(terms, dtype=np.float64)
+    cost = real_array("terms", terms)
     if cost.shape != (N + 1, N + 1):
         raise ValueError(f"terms must have shape {(N + 1, N + 1)}, got {cost.shape}")
     s, t = np.nonzero(~np.isfinite(np.triu(cost[1:, 1:], k=1)))

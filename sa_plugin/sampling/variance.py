@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sa_plugin._arrays import Numeric, bound
-from sa_plugin._checks import check_choice, check_non_negative
+from sa_plugin._checks import check_choice, check_non_negative, real_array
 
 FORWARDS = ("ddpm", "ddim")
 COVARIANCES = ("analytic", "npr", "sn", "heuristic", "ocm", "probes")
@@ -56,7 +56,7 @@ def check_gamma(gamma: ArrayLike, N: int) -> NDArray[np.float64]:
 
     One warning for values far above 1, which no network has that learned anything.
     """
-    values = np.asarray(gamma, dtype=np.float64)
+    values = real_array("gamma", gamma)
     if values.shape != (N + 1,):
         raise ValueError(f"gamma must have shape {(N + 1,)} (entry 0 unused), got {values.shape}")
     wrong = ~(np.isfinite(values) & (values >= 0))

@@ -35,6 +35,11 @@ def test_the_network_gets_floats_as_from_the_published_code():
     assert times.tolist() == [*range(8), 0, *range(7)]
 
 
+@refuses((0, r"x0 must hold at least 1 .*got torch.float32 \(0, "))
+def test_an_empty_batch_is_refused(count):
+    sequence_aware_loss(Toy(), X0[:count].float(), T[:count], E[:count].float(), betas())
+
+
 @pytest.mark.parametrize("lamda", [1.0, 0.0])
 @refuses(*[(rows, r"noises must have shape \(1, 8") for rows in (0, 2)])
 def test_noises_of_another_number_are_refused(rows, lamda):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -74,6 +75,10 @@ def test_a_schedule_keeps_its_own_betas():
     ([0.1, float("nan")], r"got nan at step n = 2"),
     ([], r"not empty, got shape \(0,\)"),
     ([[0.1]], r"one-dimensional"),
+    ([0.1 + 0.1j], "betas must be real numbers, got complex128"),
+    (torch.tensor([0.1 + 0.1j]), "betas must be real numbers, got complex64"),
+    (["0.1"], "betas must be real numbers, got <U3"),
+    ([None], "betas must be real numbers, got object"),
     # What float64 cannot hold:
     ([0.5, 5e-324], "betas must be at least 1.2e-38, got 4.94066e-324 at step n = 2"),
     ([1e-300, 0.5], "betas must be at least 1.2e-38, got 1e-300 at step n = 1"),

@@ -39,7 +39,7 @@ DAMAGED = ".damaged"  # ends the name of a checkpoint that was set aside
 _FOLDER = re.compile(r"(\d+)\.ckpt")
 
 
-class DamagedCheckpoint(ValueError):
+class DamagedCheckpoint(UnreadableFile):
     """A checkpoint that cannot be read, or that lacks a file."""
 
 
@@ -210,19 +210,23 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """A plain state dict from one file; published checkpoints have this form."""
     file = Path(path).absolute()
     if not file.is_file():
-        raise ValueError(f"no checkpoint at {file}: give the path of a state dict saved as .pth")
+        raise UnreadableFile(
+            f"no checkpoint at {file}: give the path of a state dict saved as .pth"
+        )
     try:
         with reading(file, "is damaged or holds more than weights") as opened:
             state = load_tensors(opened)
     except UnreadableFile as error:
-        raise ValueError(
-            f'{error}. If you trust its origin, convert it: python -c "import torch; '
+        raise UnreadableFile(
+            f"{error}. If a run made it, remove its folder IT.ckpt, and the run's command makes it "
+            "again. If you trust its origin otherwise, convert it: "
+            'python -c "import torch; '
             f"torch.save(torch.load('{file}', map_location='cpu', weights_only=False)['KEY'], "
             "'weights.pth')\", KEY being the entry with the state dict"
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         found = f"the entries {list(state)[:8]}" if isinstance(state, Mapping) else type(state)
-        raise ValueError(f"{file} holds {found}: must be a plain state dict, name -> tensor")
+        raise UnreadableFile(f"{file} holds {found}: must be a plain state dict, name -> tensor")
     return dict(state)
 
 

@@ -146,6 +146,7 @@ def test_a_known_bias_has_a_known_gap():
     assert max(curve.mean.max(), curve.distance_mean.max(), curve.end.max()) < 1e-12
 
 
+@pytest.mark.filterwarnings("ignore:x0 ranges over")  # Gaussian data has no bounds
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_the_exact_network_of_gaussian_data_has_a_known_gap(stochastic):
     """E|d|^2 through the chain's linear coefficients of x_0 - mu, eps and every draw."""
@@ -282,6 +283,11 @@ def test_short_chains_and_unused_entries():
 
 
 # ------------------------------------------------------------------------------------- bad input
+
+
+def test_images_of_another_range_are_warned_of():
+    with pytest.warns(UserWarning, match=r"x0 ranges over \[.*scaled to \[-1, 1\]"):
+        gap_of(toy_eps, x0=X0 * 127.5 + 127.5)
 
 
 @refuses(

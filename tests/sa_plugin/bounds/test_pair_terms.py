@@ -71,7 +71,7 @@ def test_the_noise_is_seeded_and_its_own_at_each_step():
 
 
 @refuses(
-    ({"x0": torch.zeros(3)}, r"x0 must hold floating-point images .*\(3,\)"),
+    ({"x0": torch.zeros(3)}, r"x0 must hold at least 1 floating-point images .*\(3,\)"),
     ({"x0": torch.zeros(2, 3, dtype=torch.uint8)}, "x0 must hold .*uint8"),
     ({"x0": [1.0]}, "x0 must hold .*list"),
     ({"variance": "exact"}, "variance must be one of .*'exact'"),

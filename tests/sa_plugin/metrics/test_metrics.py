@@ -208,6 +208,7 @@ class TestMoments:
             "dimension 3 as before, got 4",
         ),
         (lambda moments: moments.update(np.zeros((2, 0))), "at least one feature"),
+        (lambda moments: moments.update(np.zeros((1, 2**14 + 1))), "at most 16384 features"),
         (lambda moments: moments.update([[0, 1, np.nan], [np.inf, 0, 0]]), "2 of 6 entries"),
         (lambda moments: moments.merge(np.zeros((2, 3))), "must be a Moments, got ndarray"),
     )

@@ -375,6 +375,7 @@ def test_entry_zero_is_zero_whatever_a_file_holds_there():
     ({"predicts": "score"}, "predicts must be one of"),
     ({"save_every": -1}, "save_every must be a finite number >= 0"),
     ({"batches": []}, "batches must hold at least 2 images, got 0"),
+    ({"batches": [X0, X0 * torch.nan]}, "batches must be finite, got values that are not"),
     ({"batches": [X0[:1]]}, "batches must hold at least 2 images, got 1"),
     ({"batches": [(X0 * 127).to(torch.uint8)]}, r"floating-point images .* got torch.uint8"),
     ({"batches": [(X0, 0)]}, "floating-point images .* got tuple"),
