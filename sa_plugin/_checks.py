@@ -180,12 +180,12 @@ def can_look(tensor: Tensor, wait: bool = False) -> bool:
 
 
 def look(*scalars: Tensor, wait: bool = False) -> list[float] | None:
-    """The numbers of 0-d tensors; None where they cannot be seen at once.
+    """The numbers of 0-d tensors of one device; None where they cannot be seen at once.
 
     That is within ``torch.compile`` and ``torch.func`` transforms, on the meta device, and on an
     accelerator unless ``wait`` allows to wait for it.
     """
-    if not all(can_look(s, wait) for s in scalars):
+    if not can_look(scalars[0], wait):
         return None
     try:
         return [s.item() for s in scalars]

@@ -159,7 +159,10 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 EXPERIMENT = Schema(
-    "an experiment", "python -m adapters.sn_dpm, npr_dpm or analytic_dpm", KEYS, default_workdir
+    "an experiment",
+    "python -m adapters.sn_dpm, npr_dpm, ocm_dpm or analytic_dpm",
+    KEYS,
+    default_workdir,
 )
 COMPARISON = Schema(
     "a comparison",

@@ -534,6 +534,7 @@ def test_every_comparison_can_be_read(path):
 
 def test_there_is_a_comparison_for_every_table():
     expected = [
+        "digits_ablations_tables",
         "digits_converged_tables",
         "digits_covariances_tables",
         "digits_effect_tables",

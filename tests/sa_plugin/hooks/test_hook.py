@@ -535,5 +535,5 @@ def test_an_objective_within_itself_and_an_empty_batch_are_refused():
     attach(criterion, SALoss(SCHEDULE))
     with pytest.raises(ValueError, match="wrapper is intercepted already"):
         criterion.objective(X0)
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="at least 1"):
         attach(port("eps", Toy()), SALoss(SCHEDULE)).objective(X0[:0])
