@@ -20,10 +20,9 @@ def both(name: str, title: str, **sections: dict) -> dict[str, dict]:
 
 
 def get_config():
-    config = digits_tables.get_config()
-    config.name = "digits_ablations"
-    config.title = "What the gain of SA depends on, on digits"
-    config.seeds = (0, 1, 2, 3, 4)
+    config = digits_tables.five_seeds(
+        "digits_ablations", "What the gain of SA depends on, on digits"
+    )
     pairs = {"b": baseline(), "sa": sa()}
     weights = {
         f"sa{K}_{lam * factor:g}".replace(".", ""): sa(K, round(lam * factor, 2))
@@ -51,5 +50,4 @@ def get_config():
     }
     config.parts = {name: part(*told, CONTROLLED, steps) for name, told in tables.items()}
     config.tables = tuple(tables)
-    config.gap.trainings = ()
     return config

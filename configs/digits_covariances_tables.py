@@ -10,10 +10,9 @@ from configs.comparison import CONTROLLED, COVARIANCES, part, sampling
 
 
 def get_config():
-    config = digits_tables.get_config()
-    config.name = "digits_covariances"
-    config.title = "Covariances of x_0 in the reverse step, on digits"
-    config.seeds = (0, 1, 2, 3, 4)
+    config = digits_tables.five_seeds(
+        "digits_covariances", "Covariances of x_0 in the reverse step, on digits"
+    )
     config.samplings = {
         "default": sampling(""),
         "probes4": sampling("4 probes", probes=4),
@@ -27,5 +26,4 @@ def get_config():
         "probes": part("More probes", ("b", *more), probes, steps[:-1]),
     }
     config.tables = ("rows", "probes")
-    config.gap.trainings = ()
     return config

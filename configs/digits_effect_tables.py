@@ -13,10 +13,7 @@ OPTIMAL = ("analytic_ddpm", "npr_ddpm", "sn_ddpm", "analytic_ddim", "npr_ddim", 
 
 
 def get_config():
-    config = digits_tables.get_config()
-    config.name = "digits_effect"
-    config.title = "What the SA loss does, on digits"
-    config.seeds = (0, 1, 2, 3, 4)
+    config = digits_tables.five_seeds("digits_effect", "What the SA loss does, on digits")
     base = config.experiment.base
     half, fifth = {"batch_size": base.batch_size // 2}, {"iterations": base.iterations // 5}
     config.trainings = {
@@ -66,5 +63,4 @@ def get_config():
         "optimal": part("With the optimal variances", few, OPTIMAL, (5, 10, 25)),
     }
     config.tables = ("sampling", "price", "unclipped", "forms", "optimal")
-    config.gap.trainings = ()
     return config

@@ -9,14 +9,10 @@ from configs.comparison import CONTROLLED, part, sa
 
 
 def get_config():
-    config = digits_tables.get_config()
-    config.name = "digits_options"
-    config.title = "Options of the SA loss on digits"
-    config.seeds = (0, 1, 2, 3, 4)
+    config = digits_tables.five_seeds("digits_options", "Options of the SA loss on digits")
     quarter = config.experiment.base.iterations // 4
     config.trainings = {"sa": sa(), "sa_reuse": sa(reuse=True), "sa_rise": sa(lam_warmup=quarter)}
     steps = config.parts.main.steps
     config.parts = {"options": part("Options", tuple(config.trainings), CONTROLLED, steps)}
     config.tables = ("options",)
-    config.gap.trainings = ()
     return config

@@ -11,10 +11,7 @@ PERTURBED = {"input_perturbation": 0.1}
 
 
 def get_config():
-    config = digits_tables.get_config()
-    config.name = "digits_rivals"
-    config.title = "SA and its rivals on digits"
-    config.seeds = (0, 1, 2, 3, 4)
+    config = digits_tables.five_seeds("digits_rivals", "SA and its rivals on digits")
     config.trainings = {
         "b": baseline(),
         "sa": sa(),
@@ -28,5 +25,4 @@ def get_config():
     lines = (*config.trainings, "b/scaled", "b/line", "b/shifted")
     config.parts = {"rivals": part("Rivals", lines, CONTROLLED, (5, 10, 25, 50))}
     config.tables = ("rivals",)
-    config.gap.trainings = ()
     return config

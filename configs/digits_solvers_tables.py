@@ -11,10 +11,7 @@ ROWS = ("ddpm_small", "ddim", "sn_ddim", "ddim_solver", "dpm_solver", "unipc", "
 
 
 def get_config():
-    config = digits_tables.get_config()
-    config.name = "digits_solvers"
-    config.title = "Fast solvers with the SA loss, on digits"
-    config.seeds = (0, 1, 2, 3, 4)
+    config = digits_tables.five_seeds("digits_solvers", "Fast solvers with the SA loss, on digits")
     config.samplings = {
         "default": sampling(""),
         "shifted": sampling("shifted q 1/3", correction="shifted", q=1 / 3),
@@ -22,5 +19,4 @@ def get_config():
     lines = ("b", "sa", "b/shifted")
     config.parts = {"rows": part("Equal calls", lines, ROWS, (5, 8, 10, 15, 20, 25))}
     config.tables = ("rows",)
-    config.gap.trainings = ()
     return config

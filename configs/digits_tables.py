@@ -37,3 +37,11 @@ def get_config():
     config.tables = ("main", "compute", "scaled", "unclipped")
     config.gap.update(trainings=("b", "sa"), batch_size=256)
     return config
+
+
+def five_seeds(name: str, title: str):
+    """Another comparison of the same experiment and store: five seeds, no gap curves."""
+    config = get_config()
+    config.update(name=name, title=title, seeds=(0, 1, 2, 3, 4))
+    config.gap.trainings = ()
+    return config
