@@ -139,7 +139,9 @@ def test_the_other_kind_of_configuration_is_named_with_its_command(more, capsys)
     assert run(SN_DPM, ["sn_dpm", *words("digits_tables.py"), *more]) == 2
     one_line(capsys, "digits_tables.py is a comparison, which python -m adapters.compare takes")
     assert compare.main(["compare", *words("digits.py"), *more]) == 2
-    one_line(capsys, "digits.py is an experiment, which python -m adapters.sn_dpm, npr_dpm, ocm_dpm or")
+    one_line(
+        capsys, "digits.py is an experiment, which python -m adapters.sn_dpm, npr_dpm, ocm_dpm or"
+    )
 
 
 @pytest.mark.parametrize(
