@@ -1,4 +1,4 @@
-"""What the gain of SA depends on: K and lambda, the average, the length, unseen digits; five seeds.
+"""What the gain of SA depends on: K and lambda, the average, the length and more; five seeds.
 
 K and lambda are those of configs/table4_lambda.py. "Held out" trains on two thirds of the digits
 and measures against the last third. The store is that of configs/digits_tables.py; a longer
@@ -35,7 +35,8 @@ def get_config():
     lengths = both("3000", "3,000 iterations", base={"iterations": 3000})
     lengths |= both("10000", "10,000 iterations", base={"iterations": 10_000})
     held_out = both("held", "held out", **HELD_OUT)
-    config.trainings = pairs | weights | averages | lengths | held_out
+    bf16 = both("bf16", "trained in bf16", base={"precision": "bf16"})
+    config.trainings = pairs | weights | averages | lengths | held_out | bf16
     config.samplings = {
         "default": sampling(""),
         "unclipped": sampling("x_0 not clipped", clip_x0=False),
@@ -47,6 +48,7 @@ def get_config():
         "length": ("The length of the training", (*pairs, *lengths)),
         "clip": ("x_0 not clipped", ("b/unclipped", "sa/unclipped")),
         "held_out": ("Against unseen digits", tuple(held_out)),
+        "precision": ("Trained in bf16", (*pairs, *bf16)),
     }
     config.parts = {name: part(*told, CONTROLLED, steps) for name, told in tables.items()}
     config.tables = tuple(tables)

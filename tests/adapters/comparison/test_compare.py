@@ -543,7 +543,6 @@ def test_there_is_a_comparison_for_every_table():
         "digits_rivals_tables",
         "digits_solvers_tables",
         "digits_tables",
-        "fashion_short_tables",
         "fashion_tables",
         "figure4_gap",
         "folder_tables",
