@@ -1,9 +1,9 @@
 """The closed form beside measured cells: python -m benchmarks.effect --cells CSV
 
-Takes the cells of configs/digits_effect_tables.py (``cells.csv`` of its reports). Prints, for each
-form of the SA loss, the change of the sample variance from B, predicted and measured; draws the
-sample variance and the distance in pixels over the steps. The prediction takes the data's mean and
-variances alone and a sampler that does not clip.
+Takes the cells of a comparison (``cells.csv`` of its reports), by default of the digits. Prints,
+for each form of the SA loss, the change of the sample variance from B, predicted and measured;
+draws the sample variance and the distance in pixels over the steps. The prediction takes the data's
+mean and variances alone and a sampler that does not clip.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from adapters.comparison.grid import Grid, Line
 from adapters.comparison.store import Store
@@ -40,10 +41,10 @@ SHOWN: dict[str, tuple[str, float | str | None]] = {
 
 
 class Closed:
-    """What the closed form says of the digits."""
+    """What the closed form says of a comparison's data, digits by default."""
 
-    def __init__(self) -> None:
-        self.grid = Grid(FrozenConfigDict(digits_effect_tables.get_config()))
+    def __init__(self, config: ConfigDict | None = None) -> None:
+        self.grid = Grid(FrozenConfigDict(config or digits_effect_tables.get_config()))
         self.store = Store(self.grid, Path(), "cpu", False)
         variances = self.store.spectrum.variances
         self.s = variances[variances > 0]
@@ -145,10 +146,11 @@ def draw(closed: Closed, cells: Cells, processes: Sequence[str], path: Path) -> 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cells", type=Path, nargs="+", required=True)
+    parser.add_argument("--comparison", default="digits_effect_tables", help="of configs/")
     parser.add_argument("--out", type=Path, default=Path("docs/figures/effect_predicted.png"))
     args = parser.parse_args(argv)
     closed, cells, processes = (
-        Closed(),
+        Closed(import_module(f"configs.{args.comparison}").get_config()),
         read_cells(args.cells, (VARIANCE, DISTANCE)),
         ("ddpm_small", "ddim"),
     )
