@@ -1,0 +1,21 @@
+"""The page of answers quotes the pages of results: every interval stands on a page that it links."""
+
+import re
+
+import pytest
+
+from tests.code_blocks import ROOT
+
+RESULTS = ROOT / "docs" / "results"
+ANSWERS = [
+    text for text in (RESULTS / "index.md").read_text().split("\n\n") if not text.startswith("How ")
+]
+INTERVAL = re.compile(r"[-+]?\d+\.\d+\s\[[-+]\d+\.\d+,\s[-+]\d+\.\d+\]")
+
+
+@pytest.mark.parametrize("answer", [text for text in ANSWERS if INTERVAL.search(text)])
+def test_every_interval_stands_on_a_linked_page(answer):
+    links = re.findall(r"\]\((\w+\.md)", answer)
+    sources = "".join((RESULTS / link).read_text() for link in links)
+    for interval in INTERVAL.findall(answer):
+        assert " ".join(interval.split()) in sources
