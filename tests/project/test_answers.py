@@ -1,4 +1,4 @@
-"""The page of answers quotes the pages of results: every interval stands on a page that it links."""
+"""The page of answers quotes the pages of results: its intervals stand on pages that it links."""
 
 import re
 
