@@ -8,8 +8,6 @@ experiment for a GPU. Interrupted, the command goes on where it stopped.
 from configs import fashion
 from configs.comparison import CONTROLLED, base_comparison, baseline, part, sa, sampling, training
 
-HEADS = ("npr_ddpm", "sn_ddpm", "npr_ddim", "sn_ddim")
-
 
 def get_experiment():
     """The experiment of configs/fashion.py with a network and a training for a CPU."""
@@ -59,7 +57,9 @@ def get_config():
         "main": part("Trainings", trained, CONTROLLED, (*few, 50)),
         "sampling": part("At sampling time", (*shifts, "sa"), CONTROLLED, few),
         "solver": part("A fast solver", ("b", "sa", "b/shifted"), ("dpm_solver",), few),
-        "optimal": part("With the optimal variances", ("b", "sa"), HEADS, (*few, 50)),
+        "optimal": part(
+            "With the optimal variances", ("b", "sa"), ("npr_ddpm", "sn_ddpm"), (*few, 50)
+        ),
         "precision": part("bf16 and float32", ("b", "b/float32"), CONTROLLED, (10,)),
     }
     config.tables = tuple(config.parts)
