@@ -147,6 +147,10 @@ class Cell:
             raise ValueError(
                 f"--against goes with --format {METRICS}, got --format {self.args.format}"
             )
+        if self.args.gamma and needs != "gamma":
+            raise ValueError(
+                f"--gamma goes with the rows of Analytic-DPM, got --process {self.args.process}"
+            )
 
     def identity(self) -> FrozenConfigDict:
         """Everything that determines the images, and the kind of output."""
@@ -179,9 +183,9 @@ class Cell:
         return self.experiment.source(self.args.process, self.args.steps, network, typ, self.gamma)
 
     def _gamma(self) -> Gamma | None:
-        if get_process(self.args.process).needs != "gamma":
-            return None
-        return Gamma.load(self.args.gamma) if self.args.gamma else self.stage.gamma()
+        if self.args.gamma:
+            return Gamma.load(self.args.gamma)
+        return self.stage.gamma() if get_process(self.args.process).needs == "gamma" else None
 
 
 def sample(argv: Sequence[str]) -> None:

@@ -32,7 +32,7 @@ from sa_files.whole import is_whole
 from sa_files.writing import write_atomically, write_json
 from sa_plugin.bounds.gap import GapCurve, gap_along_chain
 
-DAMAGED = "is damaged: remove it, and the same command makes it again"
+DAMAGED = "is damaged: remove it, and adapters.compare makes it again"
 
 
 class Task(Protocol):

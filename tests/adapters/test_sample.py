@@ -178,6 +178,7 @@ def test_a_network_that_breaks_is_told(tmp_path, weights, capsys, factor, said):
             ["--config.sample.precision=fp8"],
             r"sample.precision must be one of \['bf16', 'float32', 'fp16'\], got 'fp8'",
         ),
+        (["--gamma=g.npz"], "--gamma goes with the rows of Analytic-DPM, got --process d"),
         (["--weights=no.pth"], "there is no file of weights no.pth"),
         (["--weights=README.md"], "README.md"),
         (["--pictures=3"], "[Uu]nknown command line flag 'pictures'"),
