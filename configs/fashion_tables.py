@@ -54,7 +54,7 @@ def get_config():
     shifts = ("b", "b/shifted", "b/shifted_best")
     few = (5, 10, 25)
     config.parts = {
-        "main": part("Trainings", trained, CONTROLLED, (*few, 50)),
+        "main": part("Trainings", trained, CONTROLLED, few),
         "sampling": part("At sampling time", (*shifts, "sa"), CONTROLLED, few),
         "solver": part("A fast solver", ("b", "sa", "b/shifted"), ("dpm_solver",), few),
         "optimal": part(
