@@ -57,9 +57,8 @@ def get_config():
         "main": part("Trainings", trained, CONTROLLED, few),
         "sampling": part("At sampling time", (*shifts, "sa"), CONTROLLED, few),
         "solver": part("A fast solver", ("b", "sa", "b/shifted"), ("dpm_solver",), few),
-        "optimal": part(
-            "With the optimal variances", ("b", "sa"), ("npr_ddpm", "sn_ddpm"), (*few, 50)
-        ),
+        "optimal": part("With the optimal variances", ("b", "sa"), ("npr_ddpm", "sn_ddpm"), few),
+        "many": part("Many steps", ("b", "sa", "b/shifted"), CONTROLLED, (50,)),
         "precision": part("bf16 and float32", ("b", "b/float32"), CONTROLLED, (10,)),
     }
     config.tables = tuple(config.parts)
