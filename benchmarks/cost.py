@@ -20,10 +20,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from adapters.experiment.config import read_command_line
+from adapters.experiment.experiment import calls_an_image
 from adapters.hosts import Adapter, get_process
 from adapters.sample import adapter_of
 from adapters.shell.command import OwnOptions, exit_code
-from adapters.shell.options import own_options
+from adapters.shell.options import own_options, whole_numbers
 from third_party.common.datasets import IMAGE_SHAPES
 from third_party.common.nets.by_name import build_network
 from third_party.extended_analytic_dpm.methods import get_method
@@ -129,7 +130,7 @@ def sampling(config: FrozenConfigDict, plain: Network, second: Network) -> list[
     sample, parts = config.sample, []
     for name in sample.processes:
         net = plain if get_process(name).needs is None else second
-        calls = sample.n_images * sum(sample.steps)
+        calls = sample.n_images * sum(calls_an_image(sample, name, steps) for steps in sample.steps)
         pixels = math.prod(IMAGE_SHAPES[config.data.name])
         stored = len(sample.steps) * sample.n_images * pixels
         parts.append(Part(f"sample {name}", calls, calls * net.forward, stored))
@@ -179,7 +180,7 @@ def parser() -> OwnOptions:
     add("--efficiency", type=_share, default=0.35, help="achieved share of the peak; default: 0.35")
     add("--images_per_second", type=_positive, help="measured, for one call of the noise network")
     add("--pair", type=_share, default=1.0, help="efficiency of 2 processes; default: 1.0")
-    add("--gpus", type=_numbers, default=(1, 8, 64), help="default: 1,8,64")
+    add("--gpus", type=whole_numbers, default=(1, 8, 64), help="default: 1,8,64")
     return own
 
 
@@ -195,13 +196,6 @@ def _share(text: str) -> float:
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"must be > 0 and at most 1, got {text}")
     return value
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    values = tuple(int(word) for word in text.split(","))
-    if min(values) < 1:
-        raise argparse.ArgumentTypeError(f"must be whole numbers >= 1, got {text}")
-    return values
 
 
 def report(argv: Sequence[str]) -> str:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from statistics import median
 
 import torch
 from torch import Tensor
 
 from benchmarks import machine
-from benchmarks.correction import ALONE, report
 from benchmarks.live_memory import LiveMemory
 from sa_plugin.sampling.jacobian import WAYS, Probed, lanczos_root
 from sa_plugin.schedule import NoiseSchedule
+
+ALONE = "network alone"
 
 
 def ways_of(network: str, batch: int, device: str) -> dict[str, Callable[[], Tensor]]:
@@ -45,6 +47,19 @@ def peaks(ways: dict[str, Callable[[], Tensor]]) -> dict[str, int]:
             call()
         found[title] = memory.peak
     return found
+
+
+def report(seconds: dict[str, list[float]]) -> None:
+    """A table in Markdown, with the ratio to the network alone within each round."""
+    print("| call | ms, median (quartiles) | of the network alone: median (quartiles) | 95 % |")
+    print("|---|---|---|---|")
+    for title, values in seconds.items():
+        shown = machine.quartiles([1e3 * s for s in values])
+        ratios = machine.ratios(values, seconds[ALONE])
+        low, high = machine.median_interval(ratios)
+        more = 1e6 * (median(values) - median(seconds[ALONE]))
+        interval = "" if title == ALONE else f"{low:.3f} to {high:.3f} ({more:+.0f} µs)"
+        print(f"| {title} | {shown} | {machine.quartiles(ratios)} | {interval} |")
 
 
 def main() -> None:

@@ -60,6 +60,28 @@ def real_array(name: str, value: ArrayLike | Tensor) -> NDArray[np.float64]:
     return array.astype(np.float64)
 
 
+def table_by_step(
+    name: str, value: ArrayLike, N: int, *, number: bool = False, least: str = ">= 0"
+) -> NDArray[np.float64]:
+    """A new float64 table [N+1], entry 0 zero; with ``number`` also of one number for all steps.
+
+    Raises:
+        ValueError: another shape, or an entry that is not finite or not ``least``, "> 0" or ">= 0".
+    """
+    values = real_array(name, value)
+    if values.shape != (N + 1,) and not (number and values.ndim == 0):
+        wanted = "be a number or a table of shape" if number else "have shape"
+        raise ValueError(f"{name} must {wanted} {(N + 1,)} (entry 0 unused), got {values.shape}")
+    table = np.broadcast_to(values, (N + 1,)).copy()
+    wrong = ~(np.isfinite(table) & ((table > 0) if least == "> 0" else (table >= 0)))[1:]
+    if wrong.any():
+        n = int(np.argmax(wrong)) + 1
+        where = f"{name}[{n}] = " if values.ndim else ""
+        raise ValueError(f"{name} must be finite and {least}, got {where}{table[n]:g}")
+    table[0] = 0
+    return table
+
+
 def check_images(x0: Tensor, seen: bool = False, *, wait: bool = False) -> bool:
     """ValueError unless x_0 is floating point, [B, ...]; one warning unless it is in [-1, 1].
 

@@ -11,13 +11,6 @@ from sa_plugin._arrays import Numeric
 PREDICTS = ("eps", "x0", "v")
 
 
-def check_predicts(predicts: str) -> str:
-    """Return ``predicts`` or raise ValueError with the allowed names."""
-    if predicts not in PREDICTS:
-        raise ValueError(f"predicts must be one of {PREDICTS}, got {predicts!r}")
-    return predicts
-
-
 def to_eps(output: Numeric, x: Numeric, a: Numeric, b: Numeric, predicts: str) -> Numeric:
     """The noise implied by an output of kind ``predicts``; a, b broadcast over x."""
     if predicts == "eps":

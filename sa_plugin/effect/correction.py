@@ -35,7 +35,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from sa_plugin._checks import check_choice, check_steps, real_array
+from sa_plugin._checks import check_choice, check_steps, real_array, table_by_step
 from sa_plugin._execution import module_of
 from sa_plugin._tensors import DeviceTables, expand
 from sa_plugin.effect.chains import best_strength
@@ -111,9 +111,11 @@ class _Correction(ABC):
             )
         return (output[0], output[1]) if is_pair else (output, None)
 
-    def _with_own(self, eps: Tensor, own: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """Corrected eps with a second output that gives the network's own covariance."""
-        if self._second_is != "eps2":
+    def _answer(self, eps: Tensor, own: Tensor, second: Tensor | None) -> Any:
+        """Corrected eps; beside it a second output, if any, which may keep the own covariance."""
+        if second is None:
+            return eps
+        if not self._keeps_own or self._second_is != "eps2":
             return eps, second
         # At least float32: half precision would lose the difference that the covariance is.
         dtype = torch.promote_types(second.dtype, torch.float32)
@@ -179,9 +181,7 @@ class SpectralShrinkage(_Correction):
     def _corrected(self, x: Tensor, n: Tensor, kwargs: dict[str, Any]) -> Any:
         own, second = self._split(self._network(x, n, **kwargs))
         eps = own - self.spectrum.apply(own, self._removed(n, own))
-        if second is None:
-            return eps
-        return self._with_own(eps, own, second) if self._keeps_own else (eps, second)
+        return self._answer(eps, own, second)
 
     def _removed(self, n: Tensor, like: Tensor) -> Tensor:
         """1 - factor, [B, D]."""
@@ -221,10 +221,7 @@ class ShiftedNoise(_Correction):
         second: "own": the covariance comes from a second call, f(x, n), which is made wherever
             ``second_is`` is given. "shifted": both outputs come from the corrected call, and the
             covariance is that of the inflated data.
-        second_is: what the network's second output is, "eps2" (SN) or "epsc" (NPR, or another that
-            stands alone); None for a network that returns eps alone.
-        chain: with q="best", what the chain is: ``steps``, ``forward``, ``eta``, ``variance``,
-            ``trajectory``, ``avg_cov``, as for ``best_strength``.
+        second_is, chain: as for ``SpectralShrinkage``.
 
     Attributes:
         model: the module behind the network, or the network.
@@ -273,7 +270,7 @@ class ShiftedNoise(_Correction):
         if second is None or not self._keeps_own:
             return output
         own, own_second = self._split(self._network(x, n, **kwargs))
-        return self._with_own(eps, own, second if own_second is None else own_second)
+        return self._answer(eps, own, second if own_second is None else own_second)
 
     def _input(self, x: Tensor, n: Tensor) -> Tensor:
         """(x + (sqrt(1 + q) - 1) sqrt(a) mu) / sqrt(1 + q a), in x's dtype."""
@@ -318,7 +315,7 @@ class EpsilonScaling(_Correction):
         second_is: str | None = None,
     ) -> None:
         super().__init__(model, schedule, second, second_is)
-        self.factors = _table("factors", factors, schedule.N, least="> 0")
+        self.factors = table_by_step("factors", factors, schedule.N, number=True, least="> 0")
         self._tables = DeviceTables(factors=self.factors)
 
     def _check(self, x: Tensor) -> None:
@@ -327,9 +324,7 @@ class EpsilonScaling(_Correction):
     def _corrected(self, x: Tensor, n: Tensor, kwargs: dict[str, Any]) -> Any:
         own, second = self._split(self._network(x, n, **kwargs))
         eps = (own * expand(self._factors(own, n, kwargs), own)).to(own.dtype)
-        if second is None:
-            return eps
-        return self._with_own(eps, own, second) if self._keeps_own else (eps, second)
+        return self._answer(eps, own, second)
 
     def _factors(self, own: Tensor, n: Tensor, kwargs: dict[str, Any]) -> Tensor:
         return self._tables.get("factors", own)[n]
@@ -411,29 +406,7 @@ def _strengths(
         q = best_strength(schedule, variances, **{"rests_on": rests_on, **chain})
     elif chain:
         raise ValueError(f"{', '.join(chain)} belong to q='best', got q={q!r}")
-    return _table("q", q, schedule.N, least=">= 0")
-
-
-def _table(name: str, value: float | ArrayLike, N: int, *, least: str) -> FloatArray:
-    """A table [N+1] by step; a number is taken at all steps. Entry 0 is 0.
-
-    Raises:
-        ValueError: another shape, or an entry that is not finite or not ``least``, "> 0" or ">= 0".
-    """
-    values = real_array(name, value)
-    if values.shape not in ((), (N + 1,)):
-        raise ValueError(
-            f"{name} must be a number or a table of shape {(N + 1,)} (entry 0 unused), got "
-            f"{values.shape}"
-        )
-    table = np.broadcast_to(values, (N + 1,)).copy()
-    wrong = ~(np.isfinite(table) & ((table > 0) if least == "> 0" else (table >= 0)))
-    if wrong[1:].any():
-        n = int(np.argmax(wrong[1:])) + 1
-        where = f" at step n = {n}" if values.ndim else ""
-        raise ValueError(f"{name} must be finite and {least}, got {table[n]:g}{where}")
-    table[0] = 0
-    return table
+    return table_by_step("q", q, schedule.N, number=True)
 
 
 def _shift(

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from sa_plugin._checks import check_non_negative, check_whole, real_array
+from sa_plugin._checks import check_non_negative, check_whole, real_array, table_by_step
 from sa_plugin._tensors import Coefficients
 from sa_plugin.loss import SALoss
 from sa_plugin.noise import NOISES
@@ -74,7 +74,8 @@ def inflated_gains(schedule: NoiseSchedule, variances: ArrayLike, q: ArrayLike) 
         ValueError: variances that are not finite numbers > 0, [D]; q that is negative, not finite
             or of another length.
     """
-    s, factor = check_variances(variances), 1 + _check_strengths(q, schedule.N)
+    s = check_variances(variances)
+    factor = 1 + table_by_step("q", q, schedule.N, number=True)[:, None]
     a, b = schedule.cum_alphas[:, None], schedule.cum_betas[:, None]
     return np.sqrt(b) / (factor * a * s + b)
 
@@ -141,23 +142,6 @@ def check_gains(gains: ArrayLike, N: int, name: str = "gains") -> FloatArray:
         n, i = np.argwhere(~np.isfinite(values[1:]))[0] + (1, 0)
         raise ValueError(f"{name} must be finite, got {name}[{n}, {i}] = {values[n, i]}")
     return values
-
-
-def _check_strengths(q: ArrayLike, N: int) -> FloatArray:
-    """q as a column: [1, 1] for a number, [N+1, 1] with entry 0 zero for one a step."""
-    if np.ndim(q) == 0:
-        check_non_negative("q", q)
-    values = real_array("q", q)
-    if values.ndim == 0:
-        return values.reshape(1, 1)
-    if values.shape != (N + 1,):
-        raise ValueError(f"q must be a number or have shape {(N + 1,)}, got {values.shape}")
-    values[0] = 0.0
-    wrong = ~(np.isfinite(values) & (values >= 0))
-    if wrong.any():
-        n = int(np.argmax(wrong))
-        raise ValueError(f"q must be finite and >= 0, got q[{n}] = {values[n]}")
-    return values[:, None]
 
 
 def _normal_equations(loss: SALoss) -> tuple[FloatArray, FloatArray, FloatArray]:

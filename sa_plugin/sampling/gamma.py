@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from sa_files.arrays import open_npz
@@ -30,7 +30,7 @@ from sa_plugin._checks import (
     check_finite,
     check_non_negative,
     check_whole,
-    real_array,
+    table_by_step,
 )
 from sa_plugin._execution import NetworkCall
 from sa_plugin._tensors import Coefficients, follow
@@ -58,10 +58,12 @@ class Gamma:
     stderr: FloatArray | None = None
 
     def __post_init__(self) -> None:
-        values = _table("values", self.values, np.size(self.values))
-        object.__setattr__(self, "values", values)
-        if self.stderr is not None:
-            object.__setattr__(self, "stderr", _table("stderr", self.stderr, len(values)))
+        N = max(np.size(self.values) - 1, 1)
+        for name, values in (("values", self.values), ("stderr", self.stderr)):
+            if values is not None:
+                table = table_by_step(name, values, N)
+                table.flags.writeable = False
+                object.__setattr__(self, name, table)
 
     @property
     def N(self) -> int:
@@ -279,20 +281,6 @@ def _numbered(batches: Iterable[Tensor], n_images: int | None) -> Iterator[tuple
             return
     if first < (n_images or 2):
         raise ValueError(f"batches must hold at least {n_images or 2} images, got {first}")
-
-
-def _table(name: str, table: ArrayLike, size: int) -> FloatArray:
-    """A read-only float64 copy [size] with entry 0 set to zero, as steps count from 1."""
-    values = real_array(name, table)
-    if values.ndim != 1 or size < 2 or len(values) != size:
-        raise ValueError(f"{name} must be [N+1] with N >= 1, got shape {values.shape}")
-    values[0] = 0.0
-    wrong = ~(np.isfinite(values) & (values >= 0))
-    if wrong.any():
-        n = int(np.argmax(wrong))
-        raise ValueError(f"{name} must be finite and >= 0, got {values[n]} at step n = {n}")
-    values.flags.writeable = False
-    return values
 
 
 def _load_array(file: BinaryIO) -> NDArray[Any]:

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sa_plugin._arrays import Numeric, bound
-from sa_plugin._checks import check_choice, check_non_negative, real_array
+from sa_plugin._checks import check_choice, check_non_negative, table_by_step
 
 FORWARDS = ("ddpm", "ddim")
 COVARIANCES = ("analytic", "npr", "sn", "heuristic", "ocm", "probes")
@@ -56,13 +56,7 @@ def check_gamma(gamma: ArrayLike, N: int) -> NDArray[np.float64]:
 
     One warning for values far above 1, which no network has that learned anything.
     """
-    values = real_array("gamma", gamma)
-    if values.shape != (N + 1,):
-        raise ValueError(f"gamma must have shape {(N + 1,)} (entry 0 unused), got {values.shape}")
-    wrong = ~(np.isfinite(values) & (values >= 0))
-    if wrong[1:].any():
-        n = int(np.argmax(wrong[1:])) + 1
-        raise ValueError(f"gamma must be finite and >= 0, got gamma[{n}] = {values[n]}")
+    values = table_by_step("gamma", gamma, N)
     n = int(np.argmax(values[1:])) + 1
     if values[n] > FAR_ABOVE_1:
         warnings.warn(

@@ -10,7 +10,6 @@ from ml_collections import FrozenConfigDict
 
 from adapters.comparison.grid import Grid
 from benchmarks import calls, derivatives
-from benchmarks.correction import ALONE
 from configs import digits_covariances_tables
 
 GRID = Grid(FrozenConfigDict(digits_covariances_tables.get_config()))
@@ -68,7 +67,14 @@ def test_every_way_to_derive_gives_the_same():
     ways = derivatives.ways_of("digits", 2, "cpu")
     assert len(ways) == 1 + 4 + 4 + 2
     held = derivatives.peaks(ways)
-    assert min(held.values()) == held[ALONE]
-    assert held[ALONE] * 2 < held["16 probes, vjp"] < 2 * held["1 probes, vjp"]
+    assert min(held.values()) == held[derivatives.ALONE]
+    assert held[derivatives.ALONE] * 2 < held["16 probes, vjp"] < 2 * held["1 probes, vjp"]
     for call in ways.values():
         assert call().isfinite().all()
+
+
+def test_the_ratio_is_taken_within_a_round(capsys):
+    alone, other = [0.001, 0.010, 0.002], [0.0011, 0.0120, 0.0026]
+    derivatives.report({derivatives.ALONE: alone, "other": other})
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert row.startswith("| other | 2.600 (1.850 to 7.300) | 1.200 (1.150 to 1.250) | 1.100 to")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.cost import main, measure_network, parts_of
+from benchmarks.cost import main, measure_network, parts_of, sampling
 from configs import digits
 from tests.commands import one_line
 from third_party.common.datasets import IMAGE_SHAPES, get_dataset
@@ -61,6 +61,13 @@ def test_rows_and_bytes_of_the_samples():
         assert found[f"sample {name}"].calls == 1000 * (5 + 10 + 25 + 50)
         assert found[f"sample {name}"].stored == 4 * 1000 * 64
     assert found["sample sn_ddim"].flop > found["sample ddim"].flop
+
+
+def test_derivatives_and_guidance_are_calls():
+    config = digits.get_config("sn")
+    config.sample.update(processes=("probes_ddim",), steps=(5,), guidance=2.0)
+    net = measure_network(config, "pred_eps")
+    assert [part.calls for part in sampling(config, net, net)] == [1000 * 2 * (5 + 4)]
 
 
 def test_the_shapes_are_the_datasets():

@@ -13,29 +13,21 @@ from torch.utils.data import Sampler
 CROPS, DROPS = 2, 3  # streams of `InfiniteUniforms`
 
 
-class InfiniteShuffle(Sampler[int]):
-    """The numbers 0..length-1 in an endless sequence, each once an epoch, from the `start`-th on.
+class InfiniteShuffle:
+    """The numbers 0..length-1 in an endless sequence, each once an epoch.
 
     Epoch e is the permutation of NumPy's default generator seeded by (seed, e), so any place of the
     sequence is found without drawing the places before it.
     """
 
-    def __init__(self, length: int, seed: int, start: int = 0) -> None:
+    def __init__(self, length: int, seed: int) -> None:
         if length < 1:
             raise ValueError(f"length={length!r}: must be at least 1")
-        if seed < 0 or start < 0:
-            raise ValueError(f"seed={seed!r}, start={start!r}: must not be negative")
+        if seed < 0:
+            raise ValueError(f"seed={seed!r}: must not be negative")
         self.length = length
         self.seed = seed
-        self.start = start
         self._cached: tuple[int, npt.NDArray[Any]] | None = None
-
-    def __iter__(self) -> Iterator[int]:
-        place = self.start
-        while True:
-            epoch, offset = divmod(place, self.length)
-            yield from self._epoch(epoch)[offset:].tolist()
-            place += self.length - offset
 
     def take(self, start: int, count: int) -> npt.NDArray[Any]:
         """`count` values of the sequence, from the `start`-th on."""
