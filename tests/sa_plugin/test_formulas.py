@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
 
 from examples import jax_sa2
 from sa_plugin import NoiseSchedule, SALoss, TauTable, formulas
@@ -140,48 +139,6 @@ def test_the_example_has_saloss_loss_and_gradient(K, lam):
         np.testing.assert_allclose(float(got), expected.item(), rtol=1e-5)
     for got, expected in zip(jax.tree.leaves(gradient), sum(mirrored, ()), strict=True):
         np.testing.assert_allclose(np.asarray(got), expected.grad.numpy(), rtol=1e-3, atol=1e-5)
-
-
-def digits_network(params, x, n, library):
-    """A hidden layer on [B, 64] and n / 50, for arrays of either library."""
-    (weight, bias), (out_weight, out_bias) = params
-    h = library.tanh(x @ weight + bias + n[:, None] / 50)
-    return h @ out_weight + out_bias
-
-
-def test_training_on_digits_in_jax_has_the_losses_of_our_own_loop():
-    """300 steps of gradient descent from the same weights, with the same draws."""
-    schedule, data = NoiseSchedule.linear(50), load_digits().data / 8 - 1
-    start = [(normal(1, 64, 32) / 8, normal(2, 32)), (normal(3, 32, 64) / 8, normal(4, 64))]
-    random = np.random.default_rng(0)
-    images = [data[random.integers(len(data), size=16)] for _ in range(300)]
-    draws = [(x0, random.integers(1, 51, 16), random.standard_normal((2, 16, 64))) for x0 in images]
-    params = [tuple(p.clone().requires_grad_() for p in layer) for layer in start]
-    optimizer = torch.optim.SGD([p for layer in params for p in layer], 1e-3)
-    loss, ours = SALoss(schedule), []
-    for x0, n, noise in (map(torch.from_numpy, draw) for draw in draws):
-        value = loss(lambda x, n: digits_network(params, x, n, torch), x0, n=n, noise=noise).total
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-        ours.append(value.item())
-    with jax.enable_x64(True):
-
-        @jax.jit
-        def step(params, x0, n, noise):
-            def objective(params):
-                model = lambda x, n: digits_network(params, x, n, jnp)  # noqa: E731
-                return jax_sa2.sa_loss(model, schedule, x0, n, noise)[0]
-
-            value, gradient = jax.value_and_grad(objective)(params)
-            return value, jax.tree.map(lambda p, g: p - 1e-3 * g, params, gradient)
-
-        mirrored, theirs = [tuple(jnp.asarray(p.numpy()) for p in layer) for layer in start], []
-        for draw in draws:
-            value, mirrored = step(mirrored, *map(jnp.asarray, draw))
-            theirs.append(float(value))
-    np.testing.assert_allclose(theirs, ours, rtol=1e-5)
-    assert np.mean(ours[-50:]) < 0.8 * np.mean(ours[:50])
 
 
 def test_the_example_learns(capsys):

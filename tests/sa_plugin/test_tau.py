@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sa_plugin.schedule import NoiseSchedule
-from sa_plugin.tau import TauTable, gamma_1, gamma_2, product_form
+from sa_plugin.tau import TauTable, product_form
 from tests.refusals import refuses
 from tests.toys import read_npz, schedule_of
 
@@ -20,38 +20,12 @@ def test_theorem1_equals_the_reference(name):
     np.testing.assert_allclose(values, REFERENCE[name], rtol=1e-12, atol=0)
 
 
-def test_mean_square_for_the_linear_schedule():
-    values = TauTable(NoiseSchedule.linear(1000), "theorem1").values
-    assert np.mean(values[1:] ** 2) == pytest.approx(8.487e-8, rel=1e-4)
-
-
 @given(st.lists(st.floats(1e-5, 0.99), min_size=1, max_size=40))
 def test_closed_form_equals_product_form(betas):
     schedule = NoiseSchedule.from_betas(betas)
     np.testing.assert_allclose(
         TauTable(schedule, "theorem1").values, product_form(schedule), rtol=1e-10
     )
-
-
-def test_total_gap_is_how_far_a_sampling_chain_ends_from_the_true_one():
-    """Theorem 1: with the same draws, a network's chain and the chain of q(x_{i-1} | x_i, x_0)
-    reach x_1 at a distance of sum_i tau_i e_i, e_i = f(x_i, i) - (x_i - sqrt(a_i) x0)/sqrt(1-a_i).
-    """
-    schedule = NoiseSchedule.from_betas(np.linspace(0.01, 0.3, 12))
-    rng = np.random.default_rng(0)
-    x0, start = rng.standard_normal(2)
-    draws = rng.standard_normal(schedule.N + 1)
-    ours = true = start
-    gap = 0.0
-    for i in range(schedule.N, 1, -1):
-        signal, sigma = np.sqrt(schedule.cum_alphas[i]), np.sqrt(schedule.cum_betas[i])
-        network = np.tanh(ours + 0.1 * i)
-        gap += TauTable(schedule, "theorem1").values[i] * (network - (ours - signal * x0) / sigma)
-        noise = np.sqrt(schedule.tilde_beta(i - 1, i)) * draws[i]
-        predicted = (ours - sigma * network) / signal
-        ours = gamma_1(schedule)[i] * predicted + gamma_2(schedule)[i] * ours + noise
-        true = gamma_1(schedule)[i] * x0 + gamma_2(schedule)[i] * true + noise
-    assert ours - true == pytest.approx(-gap, rel=1e-10)
 
 
 def test_uniform_relative_and_custom_weights():

@@ -108,32 +108,6 @@ def test_sa_term_takes_the_noises_of_the_other_positions(window):
     torch.testing.assert_close(found, (output.simple_per_sample, output.sa_per_sample))
 
 
-@BOTH
-def test_always_taking_the_first_position_would_be_biased(window):
-    """The reason for drawing positions: position 0 alone, scaled by K, misses the mark."""
-    loss = SALoss(SMALL, 3, weighting=CUSTOM, window=window, backprop="one")
-    n = torch.arange(1, N + 1)
-    _, (_, estimate) = enumerated(loss, n, n, torch.tensor(1 / N, dtype=torch.float64))
-    _, (_, gradient) = written_out(loss)
-    assert abs(estimate / gradient - 1) > 0.01
-
-
-@pytest.mark.parametrize("K", [1, 2, 3, 5, 7])
-def test_theorem_2_bounds_hold_by_enumeration(K):
-    """(N-1)/(N+K) E[tau_t^2 |e_t|^2] >= L_sa >= |d|^2 / (N+K)^2, t uniform on 2..N."""
-    loss = SALoss(SMALL, K=K, window="paper", weighting="theorem1")
-    _, (sa, _) = enumerated(loss, *every_window(loss))
-    n = torch.arange(2, N + 1)
-    a, tau = (torch.tensor(t[2:]).reshape(-1, 1, 1, 1) for t in (SMALL.cum_alphas, loss.tau.values))
-    e = Toy()(a.sqrt() * X0 + (1 - a).sqrt() * EPS[n], n).detach() - EPS[n]
-    upper = (N - 1) / (N + K) * (tau * e).square().sum((1, 2, 3)).mean().item()
-    lower = (tau * e).sum(0).square().sum().item() / (N + K) ** 2
-    assert upper * (1 + 1e-12) >= sa >= lower
-    assert upper > lower > 0
-    if K == 1:
-        assert upper == pytest.approx(sa, rel=1e-12)  # a window of one step: Jensen is equality
-
-
 @pytest.mark.parametrize(
     ("window", "backprop", "low"),
     [("down", "all", 1), ("down", "one", 1), ("paper", "all", -2), ("paper", "one", -1)],

@@ -67,34 +67,18 @@ def assert_close(actual: Tensor, expected: Tensor | np.ndarray, atol: float) -> 
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_checkpoint_loads_strictly(name):
+def test_published_checkpoints_load_strictly_and_have_these_parameters(name):
     case = PUBLISHED[name]
     with torch.device("meta"):
         net = build(case)
         state = {k: torch.empty(shape) for k, shape in case["state"].items()}
-    assert {k: list(v.shape) for k, v in net.state_dict().items()} == case["state"]
-    net.load_state_dict(state, strict=True, assign=True)
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_published_parameter_counts(name):
-    case = PUBLISHED[name]
-    with torch.device("meta"):
-        parameters = dict(build(case).named_parameters())
+    net.load_state_dict(state, strict=True, assign=True)  # equal names and shapes
+    parameters = dict(net.named_parameters())
     trained = {k: p.numel() for k, p in parameters.items() if p.requires_grad}
     assert sum(p.numel() for p in parameters.values()) == case["params"]
     assert sum(trained.values()) == case["trainable"]
     if "Pretrained" in case["cls"]:
         assert all(k.startswith(HEAD_NAMES) for k in trained)
-
-
-@pytest.mark.parametrize("name", HEADS)
-def test_trunk_checkpoint_loads_into_a_head_network(name):
-    trunk = build(SMALL[name.split("_")[0]])
-    missing, unexpected = build(SMALL[name]).load_state_dict(trunk.state_dict(), strict=False)
-    assert not unexpected
-    assert missing
-    assert all(k.startswith(HEAD_NAMES) for k in missing)
 
 
 # ------------------------------------------------------------------------- golden forwards
@@ -283,12 +267,6 @@ def test_iddpm_starts_at_zero_and_its_blocks_as_the_identity():
     assert torch.equal(net.middle_block[1](h), h)
 
 
-def test_fresh_network_is_trainable_and_random():
-    a, b = tiny("Model"), tiny("Model")
-    x, t = tiny_inputs()
-    assert not torch.allclose(a(x, t), b(x, t))
-
-
 # ----------------------------------------------------------------- options of the iDDPM UNet
 
 
@@ -452,10 +430,6 @@ def test_autocast_agrees_to_bfloat16(name):
         *product(["UNetModel", "Model"], ["eager"], [False, True], [0]),
         # Traced and run operation by operation; what is generated from it is PyTorch's affair.
         *product(HEAD_CLASSES, ["aot_eager"], [True], [0.05]),
-        *(
-            pytest.param(cls, "inductor", False, 1e-4, marks=pytest.mark.slow)
-            for cls in HEAD_CLASSES
-        ),
     ],
 )
 def test_compiles_to_one_graph(cls, backend, autocast, tolerance):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-import sa_plugin
 from sa_plugin.bounds.gap import gap_along_chain
 from sa_plugin.diagnosis.findings import MEASURED, PREDICTED
 from sa_plugin.diagnosis.measurement import diagnose, jackknife
@@ -271,10 +270,6 @@ def test_the_grid_is_spread_over_the_steps_that_have_a_neighbour():
     for count, expected in ((3, [2, 31, 60]), (1, [2]), (500, list(range(2, 61)))):
         options = OPTIONS | {"steps": count, "sampling_steps": ()}
         assert diagnose(toy_eps, SCHEDULE, [x0], **options).steps.tolist() == expected
-
-
-def test_is_exported():
-    assert sa_plugin.diagnose is diagnose
 
 
 X0 = images(0, 4, 1, 2, 2)

@@ -285,26 +285,6 @@ def test_reads_arrays_that_numpy_1_wrote(known, tmp_path):
     assert np.array_equal(Gamma.load(path).values, known.values)
 
 
-class Malicious:
-    """Makes a folder if it is unpickled without care."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.folder),)
-
-
-def test_runs_no_code_from_a_file(tmp_path):
-    malicious = Malicious(tmp_path / "made")
-    torch.save({"ms_eps": malicious}, tmp_path / "ms_eps.pth")
-    np.savez(tmp_path / "gamma.npz", values=np.array([malicious]))
-    for name in ("ms_eps.pth", "gamma.npz"):
-        with pytest.raises(ValueError, match="holds no Gamma"):
-            Gamma.load(tmp_path / name)
-    assert not (tmp_path / "made").exists()
-
-
 @refuses(
     ("none.npz", r"there is no Gamma file at .*none\.npz"),
     ("model.pth", r"model\.pth holds no Gamma.*it is a dict"),

@@ -133,20 +133,6 @@ def test_second_output_of_an_x0_network():
     torch.testing.assert_close(drawn(DATA.network("sn"), **options), other, rtol=1e-9, atol=0)
 
 
-def test_heuristic_is_sn_of_unit_noise():
-    ones = drawn(lambda x, n: (DATA.eps(x, n), torch.ones_like(x)), variance="sn", steps=7)
-    assert torch.equal(drawn(DATA.eps, variance="heuristic", steps=7), ones)
-
-
-@pytest.mark.parametrize(("end", "value"), [("small", -1.0), ("big", 1.0)])
-def test_iddpm_between_small_and_big(end, value):
-    iddpm = drawn(
-        lambda x, n: (DATA.eps(x, n), torch.full_like(x, value)), variance="iddpm", steps=7
-    )
-    expected = drawn(DATA.eps, variance=end, steps=7)
-    torch.testing.assert_close(iddpm, expected, rtol=1e-9, atol=1e-12)
-
-
 def test_clipping_bounds_x0():
     step = None
     for step in Sampler(lambda x, n: -x, LINEAR, steps=5).iterate((8, 3)):

@@ -73,17 +73,6 @@ def test_ddpm_optimal_variance_is_the_exact_one_of_a_gaussian(step):
     torch.testing.assert_close(result, data.reverse_variance(s, t), rtol=1e-9, atol=1e-15)
 
 
-@given(ANY_STEP)
-@MANY
-def test_ddim_with_eta_one_is_ddpm(step):
-    alpha_s, alpha_t, beta_s, beta_t, skip_beta, tilde_beta = numbers(*step)
-    lambda2 = v.forward_variance(tilde_beta, "ddim", 1.0)
-    assert lambda2 == v.forward_variance(tilde_beta, "ddpm")
-    weight = v.covariance_weight_ddim(alpha_s, alpha_t, beta_s, beta_t, lambda2)
-    expected = v.covariance_weight_ddpm(alpha_s, beta_t, skip_beta)
-    assert weight == pytest.approx(expected, rel=1e-8, abs=1e-14)
-
-
 @given(ANY_STEP, st.floats(0, 1), st.floats(0, 1))
 @MANY
 def test_bounds(step, eta, q):
