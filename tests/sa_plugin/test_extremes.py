@@ -116,11 +116,10 @@ def test_gamma_is_finite(schedule: NoiseSchedule) -> None:
     assert np.isfinite(gamma.values).all()
 
 
-@pytest.mark.parametrize("side", [1, 256])
 @pytest.mark.parametrize(("forward", "variance"), PAIRS)
-def test_images_of_one_pixel_and_of_many(side: int, forward: str, variance: str) -> None:
+def test_images_of_one_pixel(forward: str, variance: str) -> None:
     sampler = sampler_of(NoiseSchedule.linear(100), forward, variance, 3)
-    assert sampler.sample((1, 3, side, side)).isfinite().all()
+    assert sampler.sample((1, 3, 1, 1)).isfinite().all()
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
