@@ -27,7 +27,7 @@ from adapters.measuring.image_sources import open_images
 from adapters.pictures.diagnosis_pictures import plot_diagnosis
 from adapters.sample import adapter_of
 from adapters.shell.command import OwnOptions, exit_code, keep_freed_memory
-from adapters.shell.options import own_options
+from adapters.shell.options import own_options, whole_numbers
 from sa_plugin.diagnosis.measurement import diagnose
 from sa_plugin.effect.spectrum import Spectrum
 from sa_plugin.loss import SALoss
@@ -103,19 +103,12 @@ def _parser() -> OwnOptions:
     add("--out", type=Path, help="folder for the tables and the picture")
     add("--n_images", type=int, default=256, help="images and samples; default: 256")
     add("--grid", type=int, default=20, help="how many steps n of the forward process; default: 20")
-    add("--steps", type=_counts, default=(5, 10, 25), help="sampling steps; default: 5,10,25")
+    add("--steps", type=whole_numbers, default=(5, 10, 25), help="sampling steps; default: 5,10,25")
     add("--gap_start", type=int, help="also follow Theorem 1's gap from this step")
     add("--probes", type=int, default=0, help="also measure its derivative, by so many probes")
     add("--batch_size", type=int, default=64, help="images in a network call; default: 64")
     add("--noise_seed", type=int, default=0, help="seed of all noise; default: 0")
     return parser
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(word) for word in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be whole numbers, got {text!r}") from None
 
 
 def _of_run(own: argparse.Namespace, argv: Sequence[str]) -> Subject:

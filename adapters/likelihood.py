@@ -6,7 +6,6 @@ Uses the networks (and Gamma) in the folder of the configuration's experiment.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import logging
 import math
@@ -31,9 +30,9 @@ from adapters.experiment.run import stages_of
 from adapters.experiment.tables import table as table_of
 from adapters.hosts import PROCESSES, get_process, host_of
 from adapters.shell.command import OwnOptions, exit_code, keep_freed_memory
-from adapters.shell.options import own_options
+from adapters.shell.options import own_options, whole_numbers
 from sa_files.stored import read_json
-from sa_files.writing import write_atomically
+from sa_files.writing import write_atomically, written_atomically
 from sa_plugin.bounds.likelihood import bits_per_dim, mean_with_error, negative_elbo
 from third_party.common.data import ImageDataset, to_unit_range
 
@@ -85,10 +84,10 @@ def _run(argv: Sequence[str]) -> None:
 def _parser() -> OwnOptions:
     parser = own_options(MODULE, "Bits per dimension of a finished training, and DDPM's bound.")
     parser.add_argument("--help_likelihood", action="help", help=argparse.SUPPRESS)  # older
-    words = lambda text: tuple(text.split(","))  # noqa: E731
     add = parser.add_argument
-    add("--variances", type=words, help="of small,big and the host's own; default: all three")
-    add("--steps", type=words, help="numbers of sampling steps; default: sample.steps")
+    variances = "of small,big and the host's own; default: all three"
+    add("--variances", type=lambda text: text.split(","), help=variances)
+    add("--steps", type=whole_numbers, help="numbers of sampling steps; default: sample.steps")
     add("--split", default="train", help="train (default), or another split: test, val")
     add("--n_images", type=int, default=500, help="first images of the split; default: 500")
     add("--batch_size", type=int, default=250, help="images in a network call; default: 250")
@@ -122,14 +121,14 @@ class LikelihoodCells:
         config, adapter = experiment.config, experiment.adapter
         self.experiment = experiment
         optimal = {"gamma": "analytic", "epsc": "npr", "eps2": "sn", "ocm": "ocm"}[adapter.needs]
-        self.variances = own.variances or ("small", "big", optimal)
+        self.variances = own.variances or ["small", "big", optimal]
         for name in self.variances:
             if name not in ("small", "big", optimal):
                 raise ValueError(
                     f"--variances must be some of small,big,{optimal} for {adapter.module}, "
                     f"got {name!r}"
                 )
-        self.steps = _whole_numbers("--steps", own.steps or config.sample.steps)
+        self.steps = own.steps or tuple(config.sample.steps)
         for name, low in (("n_images", 2), ("batch_size", 1), ("noise_seed", 0)):
             if getattr(own, name) < low:
                 raise ValueError(f"--{name} must be >= {low}, got {getattr(own, name)}")
@@ -222,10 +221,9 @@ class LikelihoodCells:
         """Write the arrays first, so that every cell in the table has them."""
         dims = math.prod(self.experiment.image_shape)
         mean, stderr = mean_with_error(bits_per_dim(terms.sum(0), dims))
-        content = io.BytesIO()
-        np.savez_compressed(content, terms=terms.numpy())
         name = f"{FOLDER}/{variance}_{steps}.npz"
-        write_atomically(self.experiment.workdir / name, content.getvalue())
+        with written_atomically(self.experiment.workdir / name) as file:
+            np.savez_compressed(file, terms=terms.numpy())
         cell = {"bits_per_dim": float(mean), "stderr": float(stderr), "terms": name}
         self.stored.setdefault(variance, {})[str(steps)] = cell
         result = {"settings": vars(self.settings), "cells": self.stored}
@@ -257,13 +255,6 @@ def _dataset(experiment: Experiment, split: str) -> ImageDataset:
     if split == "train":
         return experiment.dataset
     return load_dataset(experiment.config.data, split=split)
-
-
-def _whole_numbers(name: str, values: Sequence[Any]) -> tuple[int, ...]:
-    try:
-        return tuple(int(value) for value in values)
-    except ValueError as error:
-        raise ValueError(f"{name} must be whole numbers, got {','.join(values)!r}") from error
 
 
 if __name__ == "__main__":

@@ -5,16 +5,7 @@ python -m adapters.ocm_dpm --config configs/FILE.py:ocm
 
 from __future__ import annotations
 
-from adapters.shell.options import help_first
+from adapters.host_command import main
 
 if __name__ == "__main__":
-    help_first("adapters.ocm_dpm")
-
-    import sys
-
-    from adapters.experiment.run import run
-    from adapters.hosts import OCM_DPM
-    from adapters.shell.command import keep_freed_memory
-
-    keep_freed_memory()
-    sys.exit(run(OCM_DPM))
+    main("adapters.ocm_dpm")

@@ -2,16 +2,7 @@
 
 from __future__ import annotations
 
-from adapters.shell.options import help_first
+from adapters.host_command import main
 
 if __name__ == "__main__":
-    help_first("adapters.sn_dpm")
-
-    import sys
-
-    from adapters.experiment.run import run
-    from adapters.hosts import SN_DPM
-    from adapters.shell.command import keep_freed_memory
-
-    keep_freed_memory()
-    sys.exit(run(SN_DPM))
+    main("adapters.sn_dpm")

@@ -157,25 +157,19 @@ def control_samplings() -> dict[str, dict]:
 
 
 def paper_table(name: str, title: str, experiment: ConfigDict, metric: str) -> ConfigDict:
-    """Table 1 ("fid") or 2 ("inception_score") of DATA; ``name`` is TABLE_DATA."""
+    """Table 1 ("fid") or 2 ("inception_score") of DATA; ``name`` is TABLE_DATA.
+
+    B and SA in all rows, and the controls in the rows of DDPM and DDIM.
+    """
     data = name.split("_", 1)[1]
     config = base_comparison()
     config.name, config.title, config.store = name, title, data
-    tables_1_and_2(config, experiment)
-    if metric == "fid":
-        config.metrics = (metric, "sample_variance")
-        config.published = published(data)
-    else:
-        config.metrics = (metric,)
-    return config
-
-
-def tables_1_and_2(
-    config: ConfigDict, experiment: ConfigDict, steps: tuple[int, ...] = COLUMNS
-) -> None:
-    """B and SA in all rows, and the controls in the rows of DDPM and DDIM."""
-    K, lam = experiment.sa.K, experiment.sa.lam
     config.experiment = experiment
+    config.metrics = (metric,)
+    if metric == "fid":
+        config.metrics += ("sample_variance",)
+        config.published = published(data)
+    K, lam = experiment.sa.K, experiment.sa.lam
     config.trainings = {
         "b": baseline(),
         "sa": sa(K, lam),
@@ -190,11 +184,12 @@ def tables_1_and_2(
     forms = ("b", "sa", "sa_one", "sa_theorem1", "sa_relative", "sa_shared", "sa_chain")
     unclipped = ("b/unclipped", "sa/unclipped")
     config.parts = {
-        "main": part("Equal iterations", ("b", "sa"), ROWS, steps),
-        "compute": part("Equal compute", ("b_equal", "sa"), ROWS, steps),
-        "ocm": part("OCM, which the paper does not have", ("b", "sa"), OCM, steps),
-        "scaled": part("B with eps scaled", ("b/scaled", "b", "sa"), CONTROLLED, steps),
-        "unclipped": part("x_0 not clipped", unclipped, CONTROLLED, steps),
-        "forms": part("Forms of the SA loss", forms, CONTROLLED, steps),
+        "main": part("Equal iterations", ("b", "sa"), ROWS, COLUMNS),
+        "compute": part("Equal compute", ("b_equal", "sa"), ROWS, COLUMNS),
+        "ocm": part("OCM, which the paper does not have", ("b", "sa"), OCM, COLUMNS),
+        "scaled": part("B with eps scaled", ("b/scaled", "b", "sa"), CONTROLLED, COLUMNS),
+        "unclipped": part("x_0 not clipped", unclipped, CONTROLLED, COLUMNS),
+        "forms": part("Forms of the SA loss", forms, CONTROLLED, COLUMNS),
     }
     config.tables = ("main", "ocm", "compute", "scaled", "unclipped", "forms")
+    return config

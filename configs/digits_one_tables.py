@@ -10,10 +10,7 @@ from configs.comparison import CONTROLLED, part, sa, training
 
 
 def get_config():
-    config = digits_tables.get_config()
-    config.name = "digits_one"
-    config.title = "SA-2 with one backward pass a step, on digits"
-    config.seeds = (0, 1, 2, 3, 4)
+    config = digits_tables.five_seeds("digits_one", "SA-2 with one backward pass a step, on digits")
     longer = {"iterations": config.experiment.base.iterations * 5 // 4}
     config.trainings = {
         "sa": sa(),
@@ -28,5 +25,4 @@ def get_config():
         "time": part("Equal time", ("sa", "sa_one_longer"), CONTROLLED, steps),
     }
     config.tables = ("one", "time")
-    config.gap.trainings = ()
     return config

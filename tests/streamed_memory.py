@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from adapters.measuring.evaluation import Summary, summarise
-from adapters.measuring.extractor import network_features
+from adapters.measuring.extractor import Extracted, Extractor
 from adapters.sample import METRICS, SINKS
 from adapters.sampling.metrics_sink import MetricsFile
 from adapters.sampling.pipeline import Source, fill
@@ -31,7 +31,8 @@ def sink_of(form: str, n_images: int, folder: Path) -> Sink:
     """A sink of ``adapters.sample``; for metrics, the means of 8x8 pixels are the features."""
     if form != METRICS:
         return SINKS[form](folder, n_images)
-    extractors = [network_features("means", lambda x: torch.nn.functional.avg_pool2d(x, 8))]
+    means = torch.nn.AvgPool2d(8)
+    extractors = [Extractor("means", lambda x: Extracted(means(x).flatten(1)))]
 
     def reference() -> Summary:
         levels = torch.arange(100 * 3 * 32 * 32) * 7919 % 256

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +28,7 @@ from adapters.pictures.pictures import save_grid
 from adapters.sampling.sinks import first_images
 from sa_files.stored import read_arrays, read_json
 from sa_files.whole import is_whole
-from sa_files.writing import write_atomically, write_json
+from sa_files.writing import write_json, written_atomically
 from sa_plugin.bounds.gap import GapCurve, gap_along_chain
 
 DAMAGED = "is damaged: remove it, and adapters.compare makes it again"
@@ -269,7 +268,8 @@ class CellTask:
         scaling: dict[str, Any] = {"eps_scale": self.store.grid.eps_scale(self.cell.line)}
         if self.fit is not None:
             scaling = self.fit.result()
-        config, kept = experiment.config, _First(GRID_IMAGES)
+        config = experiment.config
+        first: list[Tensor] = []
         network = self.network()
         call, chosen = corrected(self.store, experiment, self.cell, network)
         scale_eps = scaled(experiment, **scaling)
@@ -283,8 +283,8 @@ class CellTask:
         )
         batches = source.batches(0, config.sample.n_images)
         reference = self.store.reference(config.evaluate.features, config.evaluate.reference)
-        metrics = evaluate(kept.of(batches), reference, splits=config.evaluate.splits)
-        self._store_images(kept.images)
+        metrics = evaluate(_kept(batches, first), reference, splits=config.evaluate.splits)
+        self._store_images(torch.stack(first))
         result = {
             "metrics": metrics,
             **scaling,
@@ -302,9 +302,8 @@ class CellTask:
 
     def _store_images(self, images: Tensor) -> None:
         save_grid(self._picture_path, images, columns=GRID_COLUMNS)
-        content = io.BytesIO()
-        np.savez_compressed(content, images.permute(0, 2, 3, 1).numpy())
-        write_atomically(self._images_path, content.getvalue(), sync=True)
+        with written_atomically(self._images_path, sync=True) as file:
+            np.savez_compressed(file, images.permute(0, 2, 3, 1).numpy())
 
 
 def as_result(found: Any) -> dict[str, Any]:
@@ -361,9 +360,8 @@ class GapTask:
             clip_x0=experiment.config.sample.clip_x0,
             **experiment.labels_of(store.dataset, slice(count)),
         )
-        content = io.BytesIO()
-        np.savez(content, **{f.name: getattr(curve, f.name) for f in fields(curve)})
-        write_atomically(self.path, content.getvalue(), sync=True)
+        with written_atomically(self.path, sync=True) as file:
+            np.savez(file, **{f.name: getattr(curve, f.name) for f in fields(curve)})
 
     def result(self) -> GapCurve:
         """The curve."""
@@ -384,20 +382,8 @@ def made_with(device: str) -> dict[str, str]:
     }
 
 
-class _First:
-    """Passes batches on and keeps the first images."""
-
-    def __init__(self, count: int) -> None:
-        self._missing = count
-        self._parts: list[Tensor] = []
-
-    def of(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
-        for batch in batches:
-            if self._missing > 0:
-                self._parts.append(batch[: self._missing].cpu())
-                self._missing -= len(self._parts[-1])
-            yield batch
-
-    @property
-    def images(self) -> Tensor:
-        return torch.cat(self._parts)
+def _kept(batches: Iterator[Tensor], first: list[Tensor]) -> Iterator[Tensor]:
+    """Pass the batches on; their first images, one by one, go to ``first``."""
+    for batch in batches:
+        first.extend(batch[: GRID_IMAGES - len(first)].cpu())
+        yield batch

@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adapters.measuring.extractor import Extracted, Extractor, from_uint8
+from adapters.shell.processes import torch_threads
 from sa_files.reading import reading
 from sa_files.tensors import load_tensors
 from sa_files.writing import write_atomically
@@ -38,14 +37,6 @@ class ClassifierSettings:
     dropout: float = 0.3
     lr: float = 2e-3
     batch_size: int = 64
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name not in ("seed", "dropout") and value <= 0:
-                raise ValueError(f"{field.name} must be positive, got {value}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
 
 
 # By dataset: the settings, and the name of the feature space.
@@ -90,7 +81,8 @@ def train(images: Tensor, labels: Tensor, settings: ClassifierSettings) -> Class
     """
     if len(images) < settings.batch_size:
         raise ValueError(f"images must be at least {settings.batch_size}, got {len(images)}")
-    with _one_thread(), torch.random.fork_rng(devices=[]):
+    # A sum's rounding can depend on the number of threads.
+    with torch_threads(1), torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would also seed the accelerators.
         torch.default_generator.manual_seed(settings.seed)
         model = _blank(images.shape[-1], settings)
@@ -193,14 +185,3 @@ def read_cache(path: Path, key: dict[str, object], model: nn.Module) -> bool:
             return False
         model.load_state_dict(stored["state"])
     return True
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Use one thread within the block: a sum's rounding can depend on the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

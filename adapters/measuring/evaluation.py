@@ -118,11 +118,7 @@ def summarise(
 
 
 def evaluate(
-    batches: Iterable[Tensor],
-    reference: Summary,
-    *,
-    splits: int = 10,
-    extras: Sequence[str] = (),
+    batches: Iterable[Tensor], reference: Summary, *, splits: int = 10
 ) -> dict[str, float]:
     """Metrics of generated uint8 batches [B, C, H, W] against the reference's images.
 
@@ -132,24 +128,19 @@ def evaluate(
     ``Extractor.metric_names`` holds these keys; for
     "inception" and "inception_tf" they include ``fid`` and ``inception_score``. Distances of a
     finite number of images are biased upwards: compare only results of equal ``n_images``.
-
-    ``extras``: "kid" adds ``kid_NAME`` and ``kid_NAME_std``; "precision_recall" adds
-    ``precision_NAME`` and ``recall_NAME``. The reference must have kept its features for them.
     """
-    check_extras(extras, reference)
-    samples = summarise(
-        batches,
-        reference.extractors,
-        image_shape=reference.image_shape,
-        keep_features=bool(extras),
-    )
-    return compare(samples, reference, splits=splits, extras=extras)
+    samples = summarise(batches, reference.extractors, image_shape=reference.image_shape)
+    return compare(samples, reference, splits=splits)
 
 
 def compare(
     samples: Summary, reference: Summary, *, splits: int = 10, extras: Sequence[str] = ()
 ) -> dict[str, float]:
-    """``evaluate`` for samples that are already summarised."""
+    """``evaluate`` for samples that are already summarised.
+
+    ``extras``: "kid" adds ``kid_NAME`` and ``kid_NAME_std``; "precision_recall" adds
+    ``precision_NAME`` and ``recall_NAME``. Both summaries must have kept their features for them.
+    """
     check_extras(extras, reference)
     metrics = {"n_images": float(samples.count)}
     if samples.variance is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from third_party.common.data import to_unit_range
 
@@ -44,34 +44,3 @@ def from_uint8(images: Tensor) -> Tensor:
             f"images must be uint8 [B, C, H, W], got {images.dtype} of shape {tuple(images.shape)}"
         )
     return to_unit_range(images)
-
-
-def network_features(
-    name: str,
-    network: Callable[[Tensor], Tensor | tuple[Tensor, Tensor]],
-    *,
-    device: str | torch.device = "cpu",
-) -> Extractor:
-    """The features of any network, for ``summarise`` and ``evaluate``.
-
-    ``network``: takes images [B, C, H, W] in [-1, 1], float32 on ``device``. It returns features
-    [B, ...], which are flattened, or a pair of features and a classifier's logits [B, classes]. A
-    module is moved to ``device`` and put in eval mode. Wrap a network that needs images of another
-    size or range.
-    """
-    if not name.isidentifier():
-        raise ValueError(f"name must be an identifier, since it names metrics, got {name!r}")
-    if isinstance(network, nn.Module):
-        network = network.to(device).eval()
-
-    @torch.no_grad()
-    def extract(x: Tensor) -> Extracted:
-        output = network(x.to(device))
-        features, logits = output if isinstance(output, tuple) else (output, None)
-        if features.ndim < 2 or len(features) != len(x):
-            raise ValueError(
-                f"network {name!r} must give features [{len(x)}, ...], got {tuple(features.shape)}"
-            )
-        return Extracted(features.flatten(1), logits)
-
-    return Extractor(name, extract)

@@ -8,6 +8,7 @@ To add a space, write a builder and enter it in ``EXTRACTORS``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,35 +40,15 @@ def thumbnails(cache_dir: Path | None, device: torch.device, root: Path | None) 
     return Extractor("thumbnails", extract)
 
 
-def digit_classifier(cache_dir: Path | None, device: torch.device, root: Path | None) -> Extractor:
-    """A classifier of scikit-learn's digits, D = 64."""
-    return classifiers.extractor("digits", cache_dir, device, root)
-
-
-def fashion_classifier(
-    cache_dir: Path | None, device: torch.device, root: Path | None
-) -> Extractor:
-    """A classifier of Fashion-MNIST, D = 64; the dataset's files are below ``root``."""
-    return classifiers.extractor("fashion", cache_dir, device, root)
-
-
-def inception(cache_dir: Path | None, device: torch.device, root: Path | None) -> Extractor:
-    """pool3 (D = 2048) and logits of pytorch-fid's network."""
-    return networks.inception(cache_dir, device)
-
-
-def inception_tf(cache_dir: Path | None, device: torch.device, root: Path | None) -> Extractor:
-    """The same network on torch-fidelity's input."""
-    return networks.inception_tf(cache_dir, device)
-
-
 EXTRACTORS: dict[str, Builder] = {
     "pixels": pixels,
     "thumbnails": thumbnails,
-    "digit_classifier": digit_classifier,
-    "fashion_classifier": fashion_classifier,
-    "inception": inception,
-    "inception_tf": inception_tf,
+    # The hidden layers of classifiers, D = 64; Fashion-MNIST's files are below ``root``.
+    "digit_classifier": partial(classifiers.extractor, "digits"),
+    "fashion_classifier": partial(classifiers.extractor, "fashion"),
+    # pool3 (D = 2048) and logits of pytorch-fid's network; "_tf": on torch-fidelity's input.
+    "inception": lambda cache_dir, device, root: networks.inception(cache_dir, device),
+    "inception_tf": lambda cache_dir, device, root: networks.inception_tf(cache_dir, device),
 }
 
 

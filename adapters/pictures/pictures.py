@@ -6,10 +6,9 @@ as pyplot's current figure, is changed.
 
 from __future__ import annotations
 
-import io
 import math
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from adapters.measuring.metric_names import label
-from sa_files.writing import write_atomically
+from sa_files.writing import written_atomically
 
 _CELL = 64  # pixels a side, about, of an enlarged image
 _PANEL = 400  # pixels a side, at most, of a panel that shows the first images alone
@@ -38,20 +37,15 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 MARKERS = "osD^vPX"
 DASHES = ("-", "--", ":", "-.")
 
-Table = Mapping[str, Mapping[int, float | Sequence[float]]]
 
-
-def save_grid(
-    path: str | Path, images_uint8: Tensor, *, columns: int, scale: int | None = None
-) -> None:
+def save_grid(path: str | Path, images_uint8: Tensor, *, columns: int) -> None:
     """Save images [B, C, H, W], uint8, C = 1 (grey) or 3, row by row as a PNG.
 
-    ``scale``: factor of enlargement; by default an image becomes about 64 pixels large. Between
-    images is a gap of one enlarged pixel.
+    A small image is enlarged to about 64 pixels. Between images is a gap of one enlarged pixel.
     """
-    buffer = io.BytesIO()
-    Image.fromarray(_grid("images_uint8", images_uint8, columns, scale)).save(buffer, format="PNG")
-    write_atomically(path, buffer.getvalue())
+    grid = _grid("images_uint8", images_uint8, columns)
+    with written_atomically(path) as file:
+        Image.fromarray(grid).save(file, format="PNG")
 
 
 def save_labelled_grids(
@@ -61,7 +55,6 @@ def save_labelled_grids(
     columns: int = 8,
     all_images: bool = False,
     panel_columns: int | None = None,
-    scale: int | None = None,
     heading: str | None = None,
 ) -> None:
     """Save one grid of images for each title, side by side, as a PNG.
@@ -69,7 +62,7 @@ def save_labelled_grids(
     ``columns``: images in a row of a panel. ``all_images``: show all, however large the picture; by
     default a panel shows the first ones, at most ``columns`` in a row, so many as fit in 400 by 400
     pixels, but at least two by two. ``panel_columns``: panels in a row of the picture; by default
-    at most four, in even rows. ``scale``: see ``save_grid``.
+    at most four, in even rows.
     """
     if not panels:
         raise ValueError("panels must hold at least one title and its images, got none")
@@ -79,7 +72,7 @@ def save_labelled_grids(
         raise ValueError(f"panel_columns must be positive, got {panel_columns}")
     most = None if all_images else _PANEL
     grids = {
-        title: _grid(f"panels[{title!r}]", images, columns, scale, most)
+        title: _grid(f"panels[{title!r}]", images, columns, most)
         for title, images in panels.items()
     }
     write_figure(path, _panel_figure(grids, across, heading))
@@ -87,40 +80,36 @@ def save_labelled_grids(
 
 def plot_metric(
     path: str | Path,
-    table: Table,
+    table: Mapping[str, Mapping[int, float]],
     *,
     metric: str,
     title: str | None = None,
     x_label: str = "sampling steps",
-    groups: Mapping[str, str] | None = None,
-    log_x: bool | None = None,
-    log_y: bool | None = None,
+    log_x: bool = False,
     reference: float | None = None,
 ) -> None:
     """Plot a metric over the number of steps, a line for each method, as a PNG.
 
-    ``table``: method -> steps -> a value, or the values of several seeds, which are shown as their
-    mean with a bar of one standard deviation either way. ``metric``: its name, which the y axis
-    gives in words, with the better direction; or another label. ``reference``: the data's own
-    value, a horizontal line. ``groups``: method -> group; lines of a group share a colour and
-    differ in their dashes. ``log_x``, ``log_y``: logarithmic axes; by default where the values are
-    positive and span more than a factor of 4 (x) or 8 (y).
+    ``table``: method -> steps -> value. ``metric``: its name, which the y axis gives in words, with
+    the better direction; or another label. ``reference``: the data's own value, a horizontal line.
+    An axis is logarithmic where its values are positive and span more than a factor of 4 (x) or 8
+    (y), x also with ``log_x``. Up to 28 lines all differ.
     """
-    points = {method: _mean_and_deviation(method, row) for method, row in table.items()}
-    if not points:
-        raise ValueError("table must hold at least one method, got none")
-    steps = sorted({step for rows in points.values() for step, _, _ in rows})
-    means = [mean for rows in points.values() for _, mean, _ in rows]
+    _check(table)
+    steps = sorted({step for row in table.values() for step in row})
+    values = [value for row in table.values() for value in row.values()]
     figure = Figure(figsize=(7.6, 4.4), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    lines = {
-        method: _draw_line(axes, points[method], **style)
-        for method, style in _styles(points, groups)
-    }
+    lines = {}
+    for index, (method, row) in enumerate(table.items()):
+        dash, colour = divmod(index, len(COLOURS))
+        style = {"color": COLOURS[colour], "marker": MARKERS[colour], "markersize": 5}
+        line = {"linestyle": DASHES[dash % len(DASHES)], "linewidth": 1.8, "zorder": 2.1}
+        (lines[method],) = axes.plot(*zip(*sorted(row.items()), strict=True), **style, **line)
     if reference is not None:
         lines["data"] = draw_reference(axes, reference)
-    label_steps(axes, steps, log=_wants_log("log_x", log_x, steps, factor=4))
-    if _wants_log("log_y", log_y, means, factor=8):
+    label_steps(axes, steps, log=log_x or _is_wide(steps, 4))
+    if _is_wide(values, 8):
         label_log_values(axes)
     label_axes(axes, x_label, label(metric), title)
     add_legend(figure, list(lines.values()), list(lines))
@@ -130,9 +119,7 @@ def plot_metric(
 # ----------------------------------------------------------------------------------------- grids
 
 
-def _grid(
-    name: str, images: Tensor, columns: int, scale: int | None, most: int | None = None
-) -> np.ndarray:
+def _grid(name: str, images: Tensor, columns: int, most: int | None = None) -> np.ndarray:
     """The images side by side, enlarged without smoothing: uint8 [H, W, 3].
 
     ``most``: show the first images alone, so many as fit in a square of so many pixels.
@@ -144,9 +131,9 @@ def _grid(
         )
     if len(images) == 0:
         raise ValueError(f"{name} must hold at least one image, got none")
-    if columns < 1 or (scale is not None and scale < 1):
-        raise ValueError(f"columns and scale must be positive, got {columns} and {scale}")
-    scale = scale or max(1, round(_CELL / max(images.shape[2:])))
+    if columns < 1:
+        raise ValueError(f"columns must be positive, got {columns}")
+    scale = max(1, round(_CELL / max(images.shape[2:])))
     gap = max(_GAP, scale)
     if most is not None:
         down, across = (max(2, (most - gap) // (side * scale + gap)) for side in images.shape[2:])
@@ -193,55 +180,19 @@ def _panel_figure(grids: Mapping[str, np.ndarray], across: int, heading: str | N
 # ----------------------------------------------------------------------------------------- lines
 
 
-def _mean_and_deviation(
-    method: str, row: Mapping[int, float | Sequence[float]]
-) -> list[tuple[int, float, float]]:
-    """(steps, mean, standard deviation over the seeds), by ascending number of steps."""
-    if not row:
-        raise ValueError(f"table[{method!r}] must hold at least one number of steps, got none")
-    points = []
-    for steps, value in sorted(row.items()):
-        values = np.atleast_1d(np.asarray(value, dtype=np.float64))
-        if values.ndim > 1 or values.size == 0 or not np.isfinite(values).all():
-            raise ValueError(f"table[{method!r}][{steps}] must be finite numbers, got {value!r}")
-        deviation = float(values.std(ddof=1)) if values.size > 1 else 0.0
-        points.append((steps, float(values.mean()), deviation))
-    return points
+def _check(table: Mapping[str, Mapping[int, float]]) -> None:
+    if not table:
+        raise ValueError("table must hold at least one method, got none")
+    for method, row in table.items():
+        if not row:
+            raise ValueError(f"table[{method!r}] must hold at least one number of steps, got none")
+        for steps, value in row.items():
+            if not math.isfinite(value):
+                raise ValueError(f"table[{method!r}][{steps}] must be finite, got {value!r}")
 
 
-def _styles(
-    methods: Iterable[str], groups: Mapping[str, str] | None
-) -> Iterator[tuple[str, dict[str, str]]]:
-    """Each method with its line's style; up to 28 lines all differ."""
-    members: dict[str, int] = {}
-    for index, method in enumerate(methods):
-        if groups is None:
-            colour, dash = index % len(COLOURS), index // len(COLOURS)
-        elif method in groups:
-            group = groups[method]
-            dash = members[group] = members.get(group, -1) + 1
-            colour = list(members).index(group) % len(COLOURS)
-        else:
-            raise ValueError(f"groups must name every method of the table, {method!r} is missing")
-        marker, line = MARKERS[colour], DASHES[dash % len(DASHES)]
-        yield method, {"color": COLOURS[colour], "marker": marker, "linestyle": line}
-
-
-def _draw_line(axes: Axes, rows: list[tuple[int, float, float]], **style: str) -> Line2D:
-    """Draw one method's line with its bars; return the line, for the legend."""
-    steps, means, deviations = zip(*rows, strict=True)
-    bars = deviations if any(deviations) else None
-    container = axes.errorbar(
-        steps, means, yerr=bars, markersize=5, linewidth=1.8, capsize=3, elinewidth=1.0, **style
-    )
-    return container.lines[0]
-
-
-def _wants_log(name: str, asked: bool | None, values: Sequence[float], *, factor: float) -> bool:
-    positive = min(values) > 0
-    if asked and not positive:
-        raise ValueError(f"{name} must be False where values are not positive, got {min(values)}")
-    return positive and max(values) > factor * min(values) if asked is None else asked
+def _is_wide(values: Sequence[float], factor: float) -> bool:
+    return min(values) > 0 and max(values) > factor * min(values)
 
 
 def label_axes(axes: Axes, x_label: str, y_label: str, title: str | None) -> None:
@@ -286,6 +237,5 @@ def label_log_values(axes: Axes) -> None:
 
 def write_figure(path: str | Path, figure: Figure) -> None:
     """Write a figure as a PNG file."""
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    write_atomically(path, buffer.getvalue())
+    with written_atomically(path) as file:
+        FigureCanvasAgg(figure).print_png(file)

@@ -10,7 +10,6 @@ distance, because covariances are summed in another order. All else is equal to 
 
 from __future__ import annotations
 
-import io
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +28,7 @@ from sa_files.arrays import Arrays as StoredArrays
 from sa_files.arrays import open_npz
 from sa_files.reading import reading
 from sa_files.stored import read_json
-from sa_files.writing import write_atomically, write_json
+from sa_files.writing import write_json, written_atomically
 from sa_plugin.metrics import Moments
 from sa_plugin.sampling.batches import BLOCK
 
@@ -87,9 +86,8 @@ class MetricsFile:
         """Write this process's part."""
         if self._part.units:
             path = self.parts / f"from_{self._part.units[0]:08d}.npz"
-            buffer = io.BytesIO()
-            np.savez(buffer, **self._part.arrays())
-            write_atomically(path, buffer.getvalue())
+            with written_atomically(path) as file:
+                np.savez(file, **self._part.arrays())
         self._saved_at = time.monotonic()
 
     def finish(self) -> None:

@@ -33,7 +33,8 @@ Images = NDArray[np.uint8]  # [n, H, W, C]
 class Sink(Protocol):
     """A place for ``n_images`` images. ``unit``: images written together, at least a block.
 
-    Units are counted from 0; the last one may be shorter.
+    Units are counted from 0; the last one may be shorter. Where ``write`` has written everything,
+    ``close`` and ``finish`` do nothing.
     """
 
     unit: int
@@ -64,7 +65,7 @@ def encode_png(image: Images) -> bytes:
     return buffer.getvalue()
 
 
-class PngFolder:
+class PngFolder(Sink):
     """``00000000.png``, ``00000001.png``, … in one folder."""
 
     unit = BLOCK
@@ -83,14 +84,8 @@ class PngFolder:
         for i, image in enumerate(images, start=unit * self.unit):
             write_atomically(self.folder / _png_name(i), encode_png(image))
 
-    def close(self) -> None:
-        """Do nothing: ``write`` has written everything."""
 
-    def finish(self) -> None:
-        """Do nothing: ``write`` has written everything."""
-
-
-class TarShards:
+class TarShards(Sink):
     """``shard-000000.tar``, … of ``unit`` PNG files each, as WebDataset reads them."""
 
     def __init__(self, folder: Path, n_images: int, unit: int = 16 * BLOCK) -> None:
@@ -107,26 +102,21 @@ class TarShards:
 
     def write(self, unit: int, images: Images) -> None:
         """Write a shard."""
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        with (
+            written_atomically(self._path(unit), sync=True) as file,
+            tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+        ):
             for i, image in enumerate(images, start=unit * self.unit):
                 content = encode_png(image)
                 entry = tarfile.TarInfo(_png_name(i))  # owner and time stay 0
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
-        write_atomically(self._path(unit), buffer.getvalue(), sync=True)
-
-    def close(self) -> None:
-        """Do nothing: ``write`` has written everything."""
-
-    def finish(self) -> None:
-        """Do nothing: ``write`` has written everything."""
 
     def _path(self, unit: int) -> Path:
         return self.folder / f"shard-{unit:06d}.tar"
 
 
-class NpzFile:
+class NpzFile(Sink):
     """FILE.npz with ``arr_0``, uint8 [n, H, W, C]; before it is complete, FILE.parts/."""
 
     unit = BLOCK
@@ -148,9 +138,6 @@ class NpzFile:
         buffer = io.BytesIO()
         np.save(buffer, images)
         write_atomically(self._part(unit), buffer.getvalue(), sync=True)
-
-    def close(self) -> None:
-        """Do nothing: ``write`` has written everything."""
 
     def finish(self) -> None:
         """Join the parts, one in memory at a time, and remove them."""

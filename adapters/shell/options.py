@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from adapters.shell.command import OwnOptions, exit_code
+from adapters.shell.command import OwnOptions
 from configs.base import KEYS
 from configs.keys import Keys, flat
 
@@ -83,7 +82,12 @@ def keys_text(keys: Keys) -> str:
     return "\n".join(lines)
 
 
-def help_first(module: str) -> None:
-    """Show the help of a host's command and exit, if asked: before PyTorch takes its seconds."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        sys.exit(exit_code(module, lambda: stage_options(module).parse_args(["--help"])))
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """The type of an option that is a list such as "5,10,25"."""
+    try:
+        values = tuple(map(int, text.split(",")))
+    except ValueError:
+        values = ()
+    if min(values, default=0) < 1:
+        raise argparse.ArgumentTypeError(f"must be whole numbers >= 1, got {text}")
+    return values

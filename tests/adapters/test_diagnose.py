@@ -166,7 +166,7 @@ def test_bad_diffusers_input_is_one_line(arguments, said, pipeline, capsys):
     ("arguments", "said"),
     [
         (["--n_images=1"], "--n_images must be >= 2, got 1"),
-        (["--steps=2,x"], "must be whole numbers, got '2,x'"),
+        (["--steps=2,x"], "--steps: must be whole numbers >= 1, got 2,x"),
         (["--steps=101"], "steps"),
         (["--images=nowhere"], "images must be a folder"),
         (["--weights=nowhere.pth"], "nowhere.pth"),

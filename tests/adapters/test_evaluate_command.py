@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from adapters.evaluate import main
 from adapters.measuring.classifiers import labelled_images
-from adapters.measuring.evaluation import evaluate, summarise
-from adapters.measuring.extractor import from_uint8, network_features
+from adapters.measuring.evaluation import compare, evaluate, summarise
+from adapters.measuring.extractor import Extracted, Extractor, from_uint8
 from adapters.measuring.features import EXTRACTORS, build_extractors
 from adapters.measuring.image_sources import open_images
 from adapters.sample import SINKS
@@ -145,40 +145,17 @@ def test_a_sampler_streams_into_the_metrics_without_files():
     }
 
 
-class TestNetworkFeatures:
-    def test_any_network(self):
-        torch.manual_seed(0)
-        network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Dropout(0.5), nn.AvgPool2d(3))
-        extractor = network_features("mine", network)
-        x = from_uint8(DIGITS[:9])
-        result = extractor.extract(x)
-        assert result.logits is None
-        assert torch.equal(result.features, network.eval()(x).flatten(1))
-        assert not result.features.requires_grad
-        assert extractor.metric_names == ("frechet_mine", "is_mine")
-        both = network_features("two", lambda x: (x.mean(dim=3), x.flatten(1)))
-        reference = summarise([DIGITS], [extractor, both])
-        metrics = evaluate([DIGITS], reference)
-        assert {"frechet_mine", "frechet_two", "is_two"} <= set(metrics)
-
-    def test_refuses_bad_ones(self):
-        with pytest.raises(ValueError, match=r"name must be an identifier.*got 'a b'"):
-            network_features("a b", lambda x: x)
-        with pytest.raises(ValueError, match=r"'mean' must give features \[9, ...\], got \(\)"):
-            network_features("mean", lambda x: x.mean()).extract(from_uint8(DIGITS[:9]))
-
-
 def test_extras_need_the_references_features():
     reference = summarise([DIGITS], build_extractors(["pixels"]))
     with pytest.raises(ValueError, match="its statistics alone"):
-        evaluate([DIGITS], reference, extras=["kid"])
+        compare(reference, reference, extras=["kid"])
     with pytest.raises(ValueError, match=r"among \['kid', 'precision_recall'\], got 'fid'"):
-        evaluate([DIGITS], reference, extras=["fid"])
+        compare(reference, reference, extras=["fid"])
 
 
 @pytest.mark.filterwarnings("default:.*(singular|left out).*:UserWarning")
 def test_too_few_images_for_a_score_leave_the_distance(tmp_path, capsys, monkeypatch):
-    toy = network_features("digit_classifier", lambda x: (x[:, :, 0], x[:, 0, 1]))
+    toy = Extractor("digit_classifier", lambda x: Extracted(x[:, 0, 0], x[:, 0, 1]))
     monkeypatch.setitem(EXTRACTORS, "digit_classifier", lambda *_: toy)
     source = write(tmp_path / "images", DIGITS[:8], "npz")
     features = ("--features", "digit_classifier")

@@ -106,7 +106,7 @@ def test_another_split_is_asked_of_the_dataset(workdir, monkeypatch):
     ("arguments", "said"),
     [
         (["--variances=small,npr"], "--variances must be some of small,big,analytic .*'npr'"),
-        (["--steps=3,many"], "--steps must be whole numbers, got '3,many'"),
+        (["--steps=3,many"], "--steps: must be whole numbers >= 1, got 3,many"),
         (["--steps=101"], r"steps must be a whole number in 1\.\.100, got 101"),
         (["--n_images=1"], "--n_images must be >= 2, got 1"),
         (["--n_images=x"], "--n_images: invalid int value: 'x'"),

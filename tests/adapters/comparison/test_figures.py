@@ -9,6 +9,7 @@ import torch
 
 from adapters.comparison import figures
 from adapters.comparison.tables import build_tables
+from adapters.comparison.tasks import _kept
 from tests.adapters.comparison.test_comparison_statistics import a_grid, results
 from third_party.common.data import Images
 
@@ -82,3 +83,11 @@ def test_samples_stand_beside_real_images_of_the_whole_data_set(monkeypatch):
     assert figures.draw_samples(None, grid, plan, part)
     assert panels.pop("real").flatten().tolist() == [0, 4]
     assert all(panel is images for panel in panels.values())
+
+
+def test_a_cell_keeps_its_first_images_alone():
+    images = torch.arange(180, dtype=torch.uint8).view(180, 1, 1, 1)
+    first = []
+    passed = list(_kept(iter(images.split(60)), first))
+    assert torch.equal(torch.cat(passed), images)
+    assert torch.equal(torch.stack(first), images[:100])
