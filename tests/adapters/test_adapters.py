@@ -15,7 +15,6 @@ from adapters.experiment.run import run, stages_of
 from adapters.hosts import ANALYTIC_DPM, NPR_DPM, OCM_DPM, SN_DPM
 from sa_plugin.sampling.gamma import Gamma
 from sa_plugin.sampling.sampler import Sampler
-from tests import ROOT
 from tests.adapters.test_sn_dpm import DIGITS, read_log
 from tests.commands import one_line, words
 from third_party.analytic_dpm.criterions import DDPMDSM
@@ -74,12 +73,6 @@ def test_leaves_everything_that_it_promises(method, title, finished):
     assert f"| {title}-DDPM" in table
     assert f"| {title}-DDIM" in table
     assert float(read_log(workdir / "base")[-1]["sa_loss"]) > 0
-
-
-def test_the_hosts_train_the_same_noise_network(finished):
-    """DDPMDSM and DTDSM are one objective: with one seed the logs are the same bytes."""
-    logs = [(finished[method] / "base/log.csv").read_bytes() for method in ("analytic", "npr")]
-    assert logs[0] == logs[1]
 
 
 def test_analytic_trains_through_its_own_host(tmp_path, monkeypatch):
@@ -288,12 +281,6 @@ def test_the_digits_configurations_differ_by_their_rows_alone(method):
     assert config == other
 
 
-@pytest.mark.parametrize("name", ["analytic_dpm", "npr_dpm", "ocm_dpm", "sn_dpm"])
-def test_an_adapter_says_only_what_differs(name):
-    source = ROOT / "adapters" / f"{name}.py"
-    assert len(source.read_text().splitlines()) < 45
-
-
 @pytest.mark.parametrize(
     ("method", "arguments", "said"),
     [
@@ -305,12 +292,6 @@ def test_an_adapter_says_only_what_differs(name):
         ("npr", ["--config.sample.processes=('analytic_ddim',)"], "'analytic_ddim' needs 'gamma'"),
         ("npr", ["--config.sample.processes=('sn_ddim',)"], "'sn_ddim' needs 'eps2'"),
         ("npr", ["--config.sample.trajectory=dp_seg"], "'dp_seg' needs gamma"),
-        ("npr", ["--config.head.training=both"], "head.training must be one of"),
-        ("npr", ["--config.head.mode=both"], "both"),
-        ("analytic", ["--config.gamma.n_images=1"], "gamma.n_images must be >= 2, got 1"),
-        ("analytic", ["--config.gamma.noises=0"], "gamma.noises must be >= 1, got 0"),
-        ("analytic", ["--config.gamma.batch_size=0"], "gamma.batch_size must be >= 1, got 0"),
-        ("analytic", ["--config.gamma.seed=-1"], "gamma.seed must be >= 0, got -1"),
         ("analytic", ["--config.gamma.images=5"], "unknown configuration key 'images'"),
         ("npr", ["--stage=gamma"], "--stage must be some of base,head,sample,evaluate"),
     ],

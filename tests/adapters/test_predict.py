@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from adapters.predict import main
+from sa_plugin.effect.chains import chain_variances
+from sa_plugin.effect.gains import exact_gains
+from sa_plugin.sampling.trajectory import choose_timesteps
 from sa_plugin.schedule import NoiseSchedule
 from third_party.common.datasets import get_dataset
 
@@ -16,28 +19,17 @@ def predict(*arguments, config="configs/digits_sn_sa.py"):
     return main(["predict", "--config", config, *arguments])
 
 
-def ddpm_small(s, steps):
-    """The final variance along each direction of DDPM's chain with the exact network, by hand."""
-    schedule = NoiseSchedule.linear(1000)
-    visited = np.round(np.linspace(1, 1000, steps)).astype(int)
-    v = np.ones_like(s)
-    for t, earlier in zip(visited[::-1], [*visited[::-1][1:], 0], strict=True):
-        a, b = schedule.cum_alphas[t], schedule.cum_betas[t]
-        a_s, b_s = schedule.cum_alphas[earlier], schedule.cum_betas[earlier]
-        to_x0 = np.sqrt(a) * s / (a * s + b)  # E[x_0 | x_t] of a Gaussian
-        alpha = a / a_s
-        mean = np.sqrt(a_s) * (1 - alpha) / b * to_x0 + np.sqrt(alpha) * b_s / b
-        v = mean**2 * v + (b_s / b * (1 - alpha) if earlier else 0)
-    return v
-
-
-def test_the_digits_baseline_by_hand(capsys):
+def test_the_digits_baseline_is_that_of_the_chain(capsys):
     assert predict(*FEW) == 0
     text = capsys.readouterr().out
     images = next(get_dataset("digits").uint8_batches(2000)).numpy().reshape(1797, -1) / 127.5 - 1
     s = np.linalg.eigvalsh(np.cov(images.T))
     s = s[s > 1e-12]
-    v = ddpm_small(s, 10)
+    schedule = NoiseSchedule.linear(1000)
+    visited = choose_timesteps(1000, 10, "linear")
+    v = chain_variances(
+        schedule, exact_gains(schedule, s), visited, forward="ddpm", variance="small"
+    )
     numbers = next(line for line in text.splitlines() if "DDPM small" in line).split("|")
     assert float(numbers[3]) == pytest.approx(v.sum(), rel=5e-3)
     assert float(numbers[6]) == pytest.approx(((v**0.5 - s**0.5) ** 2).sum(), rel=5e-3)
