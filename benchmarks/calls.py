@@ -8,7 +8,7 @@ last step adds no noise and needs no derivative. The differences are paired by s
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ml_collections import FrozenConfigDict
@@ -17,8 +17,8 @@ from adapters.comparison.grid import Grid, Line
 from adapters.experiment.experiment import calls_an_image
 from adapters.experiment.tables import table
 from adapters.hosts import PROCESSES
-from adapters.measuring.statistics import Interval, paired
-from benchmarks.cells import Cells, read_cells
+from adapters.measuring.statistics import paired
+from benchmarks.cells import Cells, read_cells, shown, values
 from configs import digits_covariances_tables
 
 BUDGETS = (10, 25, 50)
@@ -37,20 +37,8 @@ def within(grid: Grid, cells: Cells, line: str, process: str, budget: int) -> in
     return max((s for s in there if calls(grid, line, process, s) <= budget), default=None)
 
 
-def shown(interval: Interval | None) -> str:
-    """A difference with its interval, bold where that excludes zero."""
-    if interval is None:
-        return ""
-    text = f"{interval.mean:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
-    return f"**{text}**" if interval.tells_apart else text
-
-
 def rows(grid: Grid, cells: Cells, metric: str, forward: str) -> Iterator[list[str]]:
     """For each row and line: by budget the steps, the difference from the plain row."""
-
-    def values(line: str, process: str, steps: int) -> Mapping[int, float]:
-        return {seed: one[metric] for seed, one in cells[line, process, steps].items()}
-
     there = dict.fromkeys((line, process) for line, process, _ in cells)
     for line, process in there:
         if PROCESSES[process].forward != forward:
@@ -62,8 +50,9 @@ def rows(grid: Grid, cells: Cells, metric: str, forward: str) -> Iterator[list[s
             if steps is None or plain is None:
                 row += ["", ""]
                 continue
-            found = values(line, process, steps)
-            reference = values(Line.parse(line).training, PLAIN[forward], plain)
+            found = values(cells, (line, process, steps), metric)
+            training = Line.parse(line).training
+            reference = values(cells, (training, PLAIN[forward], plain), metric)
             mean = f"{sum(found.values()) / len(found):.2f} ({steps})"
             is_plain = process == PLAIN[forward]
             row += [mean, "" if is_plain else shown(paired(found, reference))]

@@ -1,4 +1,4 @@
-"""benchmarks.calls and benchmarks.derivatives: what counts as a call, and what is compared."""
+"""benchmarks.calls, .cells and .derivatives: what counts as a call, and what is compared."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from ml_collections import FrozenConfigDict
 
 from adapters.comparison.grid import Grid
-from benchmarks import calls, derivatives
+from benchmarks import calls, cells, derivatives
 from configs import digits_covariances_tables
 
 GRID = Grid(FrozenConfigDict(digits_covariances_tables.get_config()))
@@ -60,6 +60,24 @@ def test_rows_are_compared_with_the_plain_row_at_no_more_calls(tmp_path, capsys)
         "",
     ]
     assert len(lines) == 1
+
+
+def test_any_two_lines_are_paired_by_seed(tmp_path, capsys):
+    """Differences of 1.9, 2.0 and 2.1 over the seeds that both have; the fourth seed is alone."""
+    names = ["training", "sampling", "seed", "process", "steps", "frechet_digit_classifier"]
+    lines = [("b", "default", seed, "ddim", 5, 4.0 + seed) for seed in range(3)]
+    lines += [("b", "shifted", seed, "unipc", 5, 5.9 + 1.1 * seed) for seed in range(4)]
+    with (tmp_path / "cells.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([names, *lines])
+    cells.main([str(tmp_path / "cells.csv"), "b/shifted:unipc", "b:ddim"])
+    row = capsys.readouterr().out.strip().splitlines()[-1].split("|")
+    assert [word.strip() for word in row[1:-1]] == [
+        "5",
+        "7.55",
+        "5.00",
+        "**+2.00 [+1.75, +2.25]**",
+        "3",
+    ]
 
 
 def test_every_way_to_derive_gives_the_same():
