@@ -7,9 +7,8 @@ import pytest
 from tests.code_blocks import ROOT
 
 RESULTS = ROOT / "docs" / "results"
-ANSWERS = [
-    text for text in (RESULTS / "index.md").read_text().split("\n\n") if not text.startswith("How ")
-]
+PARAGRAPHS = (RESULTS / "index.md").read_text().split("\n\n")
+ANSWERS = [text for text in PARAGRAPHS if not text.startswith("How ")]
 INTERVAL = re.compile(r"[-+]?\d+\.\d+\s\[[-+]\d+\.\d+,\s[-+]\d+\.\d+\]")
 
 
@@ -19,3 +18,7 @@ def test_every_interval_stands_on_a_linked_page(answer):
     sources = "".join((RESULTS / link).read_text() for link in links)
     for interval in INTERVAL.findall(answer):
         assert " ".join(interval.split()) in sources
+
+
+def test_the_readme_gives_its_first_lines():
+    assert "**Result.** " + PARAGRAPHS[1] in (ROOT / "README.md").read_text()
