@@ -357,6 +357,14 @@ class TestEpsilonScaling:
         own = net(X, STEPS)
         torch.testing.assert_close(second - eps**2, own[1] - own[0] ** 2, atol=1e-12, rtol=0)
 
+    @pytest.mark.parametrize("make", [EpsilonScaling, SpectralShrinkage])
+    def test_a_shifted_second_output_is_returned_as_it_is(self, make):
+        how = [0.9] if make is EpsilonScaling else [correlated()[0], 0.5]
+        net = DATA.network("sn")
+        eps, second = make(net, SCHEDULE, *how, second="shifted", second_is="eps2")(X, STEPS)
+        assert torch.equal(second, net(X, STEPS)[1])
+        assert not torch.equal(eps, net(X, STEPS)[0])
+
     def test_matched_norms_on_a_chain_are_those_of_training(self):
         """With another seed, and a network whose chain has too long an eps."""
         steps, count = 6, 4000
