@@ -146,5 +146,6 @@ def one_line_warnings(module: str) -> Iterator[None]:
 
 
 def _tell(module: str, what: object, code: int, more: str = "") -> int:
-    print(f"{module}: {one_line(str(what))}{more}", file=sys.stderr)
+    # In one piece: torchrun's processes do not buffer, and print writes the line's end on its own.
+    sys.stderr.write(f"{module}: {one_line(str(what))}{more}\n")
     return code

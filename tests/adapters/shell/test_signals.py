@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -47,6 +48,14 @@ def test_a_signal_stops_a_command_with_its_code_and_one_line(capsys, number, cod
     assert error.startswith(f"module: {said}")
     assert error.endswith("; the same command continues it\n")
     assert error.count("\n") == 1
+
+
+def test_the_line_is_written_in_one_piece(monkeypatch):
+    """Or the lines of torchrun's processes, which do not buffer, could run into each other."""
+    written = []
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=written.append, flush=lambda: None))
+    exit_code("module", lambda: send(signal.SIGTERM))
+    assert written == ["module: terminated; the same command continues it\n"]
 
 
 def test_handlers_are_there_while_a_command_works_alone():
