@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import FrozenConfigDict
 from torch import nn
 
+from sa_plugin.effect.chains import CLOSED
 from third_party.analytic_dpm import criterions as analytic
 from third_party.common.criterion_base import Criterion
 from third_party.common.schedule import Schedule
@@ -111,6 +112,11 @@ class ReverseProcess:
     def is_optimal(self) -> bool:
         """Whether its variance holds an estimate of Cov[x_0 | x_t]."""
         return self.variance not in ("small", "big")
+
+    @property
+    def has_closed_form(self) -> bool:
+        """Whether ``sa_plugin.effect.chains`` knows its chains for Gaussian data."""
+        return self.solver is None and self.variance in CLOSED
 
 
 PROCESSES: dict[str, ReverseProcess] = {

@@ -42,11 +42,11 @@ def row_of(title: str, found: Prediction) -> list[str]:
 def predictions(experiment: Experiment, spectrum: Spectrum) -> Iterator[tuple[str, Prediction]]:
     """Each row and number of steps of the configuration; directions without variance have none.
 
-    The rows of solvers are left out: the closed form is of DDPM's and DDIM's steps.
+    Rows without a closed form are left out: those of solvers, OCM, probes and Lanczos.
     """
     sample = experiment.config.sample
     rows = map(get_process, sample.processes)
-    for row in (row for row in rows if row.solver is None):
+    for row in (row for row in rows if row.has_closed_form):
         for steps in sample.steps:
             yield (
                 row.title,

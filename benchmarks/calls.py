@@ -13,8 +13,8 @@ from pathlib import Path
 
 from ml_collections import FrozenConfigDict
 
-from adapters.comparison.grid import Grid, Line
-from adapters.experiment.experiment import calls_an_image
+from adapters.comparison.corrections import calls_of_cell
+from adapters.comparison.grid import Cell, Grid, Line
 from adapters.experiment.tables import table
 from adapters.hosts import PROCESSES
 from adapters.measuring.statistics import paired
@@ -27,8 +27,8 @@ PLAIN = {"ddpm": "ddpm_small", "ddim": "ddim"}  # what the others are compared w
 
 def calls(grid: Grid, line: str, process: str, steps: int) -> int:
     """Calls of the network for an image, with derivatives."""
-    sample = grid.experiment(Line.parse(line), grid.seeds[0], process).sample
-    return calls_an_image(sample, process, steps)
+    cell = Cell(Line.parse(line), grid.seeds[0], process, steps)
+    return calls_of_cell(grid, cell, grid.experiment(cell.line, cell.seed, process).sample)
 
 
 def within(grid: Grid, cells: Cells, line: str, process: str, budget: int) -> int | None:

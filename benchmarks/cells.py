@@ -50,7 +50,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--metric", default="frechet_digit_classifier")
     parser.add_argument("lines", nargs=2, metavar="LINE:PROCESS")
     args = parser.parse_args(argv)
-    cells, rows = read_cells([args.cells], (args.metric,)), []
+    try:
+        cells, rows = read_cells([args.cells], (args.metric,)), []
+    except KeyError:
+        parser.error(f"--metric must be a column of {args.cells}, got {args.metric!r}")
+    there = sorted({f"{line}:{process}" for line, process, _ in cells})
+    if absent := set(args.lines) - set(there):
+        parser.error(f"a line must be one of {', '.join(there)}, got {absent.pop()!r}")
     pair = [tuple(one.rsplit(":", 1)) for one in args.lines]
     for steps in sorted({steps for _, _, steps in cells}):
         ours, theirs = (values(cells, (*one, steps), args.metric) for one in pair)

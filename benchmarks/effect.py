@@ -46,9 +46,10 @@ class Closed:
     def __init__(self, config: ConfigDict | None = None) -> None:
         self.grid = Grid(FrozenConfigDict(config or digits_effect_tables.get_config()))
         self.store = Store(self.grid, Path(), "cpu", False)
-        variances = self.store.spectrum.variances
+        plain = self.store.experiment(Line("b"), 0, None)
+        variances = self.store.spectrum(plain.config.data).variances
         self.s = variances[variances > 0]
-        self.schedule = self.store.experiment(Line("b"), 0, None).schedule
+        self.schedule = plain.schedule
 
     @cached_property
     def exact(self) -> FloatArray:

@@ -17,6 +17,6 @@ def get_config():
         "shifted": sampling("shifted q 1/3", correction="shifted", q=1 / 3),
     }
     lines = ("b", "sa", "b/shifted")
-    config.parts = {"rows": part("Equal calls", lines, ROWS, (5, 8, 10, 15, 20, 25))}
+    config.parts = {"rows": part("Equal steps", lines, ROWS, (5, 8, 10, 15, 20, 25))}
     config.tables = ("rows",)
     return config

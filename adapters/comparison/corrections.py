@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from ml_collections import FrozenConfigDict
 from torch import nn
 
-from adapters.comparison.grid import Cell
+from adapters.comparison.grid import Cell, Grid
 from adapters.comparison.store import Store
-from adapters.experiment.experiment import Experiment
+from adapters.experiment.experiment import Experiment, calls_an_image
 from adapters.hosts import get_process
 from sa_plugin.effect.chains import best_strength
 from sa_plugin.effect.correction import (
@@ -67,13 +68,12 @@ def corrected(
     asked = store.grid.correction(cell.line)
     if asked is None:
         return lambda found: found, {}
-    schedule, needs = experiment.schedule, get_process(cell.process).needs
-    second_is = needs if needs in SECOND_IS else None
+    schedule, second_is = experiment.schedule, _second_is(cell)
     if asked["name"] == "norms":
-        factors = _matched(store, experiment, cell, network, second_is)
+        factors = _matched(experiment, cell, network, second_is)
         chosen = {"factors": {str(n): f for n, f in enumerate(factors.tolist()) if n and f != 1}}
         return (lambda found: EpsilonScaling(found, schedule, factors, second_is=second_is)), chosen
-    spectrum = store.spectrum
+    spectrum = store.spectrum(experiment.config.data)
     q = asked["q"] or _best(experiment, cell, spectrum.variances)
     if asked["name"] == "spectral":
         return (
@@ -82,6 +82,22 @@ def corrected(
     return (lambda found: ShiftedNoise(found, schedule, q, spectrum.mean, second_is=second_is)), {
         "q": q
     }
+
+
+def calls_of_cell(grid: Grid, cell: Cell, sample: FrozenConfigDict) -> int:
+    """Network evaluations for one image; the shift asks a network with a second output twice.
+
+    ``sample`` is the cell's section of that name.
+    """
+    asked = grid.correction(cell.line)
+    twice = asked is not None and asked["name"] == "shifted" and _second_is(cell) is not None
+    return calls_an_image(sample, cell.process, cell.steps) * (2 if twice else 1)
+
+
+def _second_is(cell: Cell) -> str | None:
+    """What the second output of the cell's network is, if there is one."""
+    needs = get_process(cell.process).needs
+    return needs if needs in SECOND_IS else None
 
 
 def _best(experiment: Experiment, cell: Cell, variances: Any) -> float:
@@ -93,15 +109,14 @@ def _best(experiment: Experiment, cell: Cell, variances: Any) -> float:
         forward=row.forward,
         variance=row.variance,
         trajectory=experiment.config.sample.trajectory,
+        avg_cov=experiment.config.sample.avg_cov,
         rests_on="exact",  # the corrections leave the covariance the network's own
     )
 
 
-def _matched(
-    store: Store, experiment: Experiment, cell: Cell, network: Network, second_is: str | None
-) -> Any:
+def _matched(experiment: Experiment, cell: Cell, network: Network, second_is: str | None) -> Any:
     """The factors of ``NormMatching`` for this cell, found with another seed than the tables'."""
-    images = to_unit_range(next(store.dataset.uint8_batches(FIT_IMAGES))).to(experiment.device)
+    images = to_unit_range(next(experiment.dataset.uint8_batches(FIT_IMAGES))).to(experiment.device)
     fits: list[NormMatching] = []
 
     def matching(found: Any) -> NormMatching:
@@ -114,7 +129,6 @@ def _matched(
         cell.process, cell.steps, network.network, network.typ, network.gamma, call=matching
     )
     seed = cell.seed + FIT_SEED
-    labels = experiment.labels_of_samples(0, FIT_IMAGES, seed)
     with torch.no_grad():
-        sampler.sample((FIT_IMAGES, *experiment.image_shape), seed=seed, **labels)
+        sampler.sample((FIT_IMAGES, *experiment.image_shape), seed=seed)
     return fits[0].factors

@@ -58,7 +58,8 @@ class Plan:
         base = self._base(cell.line.training, cell.seed)
         row = get_process(cell.process)
         if row.solver:
-            self._check_solver(cell)
+            solver_sampler()  # raises without diffusers
+        self._check_correction(cell, base)
         second = self._second(cell, base) if row.needs else None
         fit, asked = None, self.store.grid.eps_scale(cell.line)
         if asked in FITTED:
@@ -66,14 +67,20 @@ class Plan:
             fit = self._add(EpsScaleTask(self.store, cell.line, cell.seed, base, is_line=is_line))
         return self._add(CellTask(self.store, cell, base, second, fit))
 
-    def _check_solver(self, cell: Cell) -> None:
-        """ValueError without diffusers, or for a q that no closed form tells."""
-        solver_sampler()
-        asked = self.store.grid.correction(cell.line)
-        if asked and asked["name"] != "norms" and not asked["q"]:
+    def _check_correction(self, cell: Cell, base: StageTask) -> None:
+        """ValueError for a q that no closed form tells, and for norms with classes."""
+        asked, name = self.store.grid.correction(cell.line), f"samplings.{cell.line.sampling}"
+        if asked is None:
+            return
+        if asked["name"] == "norms":
+            if base.stage.experiment.config.data.labels:
+                raise ValueError(
+                    f"{name}.correction must not be 'norms' with data.labels: the images that it "
+                    "compares would have other labels than the samples"
+                )
+        elif not asked["q"] and not get_process(cell.process).has_closed_form:
             raise ValueError(
-                f"samplings.{cell.line.sampling}.q must be > 0 for {cell.process!r}: the best q is "
-                "known for DDPM and DDIM alone, got 0"
+                f"{name}.q must be > 0 for {cell.process!r}, whose best q has no closed form, got 0"
             )
 
     def _make_base(self, training: str, seed: int) -> StageTask:

@@ -38,6 +38,8 @@ class Store:
         self._networks: dict[Path, tuple[nn.Module, str]] = {}
         # All experiments with equal data sections, normally all, share one copy of the images.
         self._load = lru_cache(maxsize=2)(load_dataset)
+        self.spectrum = lru_cache(maxsize=2)(self._spectrum)
+        self._summary = lru_cache(maxsize=2)(self._summarise)
 
     def training_folder(self, line: Line, seed: int) -> Path:
         """Where a noise network is trained."""
@@ -51,29 +53,31 @@ class Store:
 
     @cached_property
     def dataset(self) -> ImageDataset:
-        """The real images."""
-        cell = Line(next(iter(self.grid.config.trainings)))
-        return self.experiment(cell, self.grid.seeds[0], None).dataset
+        """The images of the grid's experiment; a training may have others."""
+        # A new section, like those of the trainings: it would differ from these as it is.
+        return self._load(FrozenConfigDict(self.grid.config.experiment.data.to_dict()))
 
-    @cached_property
-    def spectrum(self) -> Spectrum:
-        """Mean and variances of the real images."""
-        batch = self.grid.config.experiment.sample.batch_size
-        return Spectrum.of(self.dataset.uint8_batches(batch))
+    def _spectrum(self, data: FrozenConfigDict) -> Spectrum:
+        """Mean and variances of the images that a section ``data`` names."""
+        return Spectrum.of(self._load(data).uint8_batches(self._batch))
 
-    @lru_cache(maxsize=2)  # noqa: B019, a store lives as long as its process
-    def reference(self, features: tuple[str, ...], split: str) -> Summary:
-        """The moments of the features of the real images that metrics compare with."""
+    def reference(self, config: FrozenConfigDict) -> Summary:
+        """The moments of the features of the real images that an experiment's metrics compare with.
+
+        A training may have other images than the grid's experiment, so these are of its own.
+        """
+        return self._summary(config.data, config.evaluate.features, config.evaluate.reference)
+
+    def _summarise(self, data: FrozenConfigDict, features: tuple[str, ...], split: str) -> Summary:
         extractors = build_extractors(
-            features,
-            cache_dir=self.folder / CACHE,
-            device=self.device,
-            data_root=self.grid.config.experiment.data.root,
+            features, cache_dir=self.folder / CACHE, device=self.device, data_root=data.root
         )
-        config = self.grid.config.experiment
-        images = self._load(config.data, split=split) if split else self.dataset
-        batch = config.sample.batch_size
-        return summarise(images.uint8_batches(batch), extractors)
+        images = self._load(data, split=split) if split else self._load(data)
+        return summarise(images.uint8_batches(self._batch), extractors)
+
+    @property
+    def _batch(self) -> int:
+        return int(self.grid.config.experiment.sample.batch_size)
 
     def _experiment(self, line: Line, seed: int, process: str | None) -> Experiment:
         """The experiment whose folder holds what ``process`` needs besides the noise network."""

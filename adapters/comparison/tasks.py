@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 import sa_plugin
-from adapters.comparison.corrections import FIT_SEED, Network, corrected, scaled
+from adapters.comparison.corrections import FIT_SEED, Network, calls_of_cell, corrected, scaled
 from adapters.comparison.grid import Cell, Line
 from adapters.comparison.store import Store
 from adapters.experiment.config import CONFIG_FILE, write_config
@@ -23,6 +24,7 @@ from adapters.experiment.gamma_stage import GammaStage
 from adapters.experiment.identity import cell_name, digest, training_name
 from adapters.experiment.stages import GRID_COLUMNS, GRID_IMAGES, TrainStage
 from adapters.experiment.tables import check_cell
+from adapters.hosts import get_process
 from adapters.measuring.evaluation import evaluate
 from adapters.pictures.pictures import save_grid
 from adapters.sampling.sinks import first_images
@@ -201,10 +203,9 @@ class EpsScaleTask:
             seed=self.seed + FIT_SEED,
             progress=False,
         )
-        config = experiment.config.evaluate
         batches = source.batches(0, settings.n_images)
-        reference = store.reference(config.features, config.reference)
-        return evaluate(batches, reference, splits=config.splits)
+        reference = store.reference(experiment.config)
+        return evaluate(batches, reference, splits=experiment.config.evaluate.splits)
 
     def _digest(self) -> str:
         config = self.store.grid.experiment(self.line, self.seed)
@@ -235,7 +236,7 @@ class CellTask:
         name = cell_name(config, cell, scale, store.grid.correction(cell.line))
         self.path = folder / f"{name}.json"
         self.name = self.path.relative_to(store.folder).as_posix()
-        calls = calls_an_image(config.sample, cell.process, cell.steps)
+        calls = calls_of_cell(store.grid, cell, config.sample)
         self.evaluations = float(config.sample.n_images * calls)
 
     def is_done(self) -> bool:
@@ -282,7 +283,7 @@ class CellTask:
             call=lambda found: call(scale_eps(found)),
         )
         batches = source.batches(0, config.sample.n_images)
-        reference = self.store.reference(config.evaluate.features, config.evaluate.reference)
+        reference = self.store.reference(config)
         metrics = evaluate(_kept(batches, first), reference, splits=config.evaluate.splits)
         self._store_images(torch.stack(first))
         result = {
@@ -290,9 +291,13 @@ class CellTask:
             **scaling,
             **chosen,
             "seconds": round(time.monotonic() - began, 2),
-            "made_with": made_with(self.store.device),
+            "made_with": made_with(self.store.device) | self._solver_made_with(),
         }
         write_json(self.path, result)
+
+    def _solver_made_with(self) -> dict[str, str]:
+        solved = get_process(self.cell.process).solver is not None
+        return {"diffusers": version("diffusers")} if solved else {}
 
     def network(self) -> Network:
         """What the cell samples with."""
@@ -348,8 +353,8 @@ class GapTask:
         """Follow the chains of the data's first images, with the seed's noise."""
         store, settings = self.store, self.settings
         experiment = store.experiment(self.line, self.seed, None)
-        count = min(settings.n_images, len(store.dataset))
-        x0 = next(store.dataset.uint8_batches(count)).to(experiment.device)
+        count = min(settings.n_images, len(experiment.dataset))
+        x0 = next(experiment.dataset.uint8_batches(count)).to(experiment.device)
         curve = gap_along_chain(
             experiment.wrapper(*store.network(self.base.stage)),
             experiment.schedule,
@@ -358,7 +363,7 @@ class GapTask:
             seed=self.seed,
             batch_size=settings.batch_size,
             clip_x0=experiment.config.sample.clip_x0,
-            **experiment.labels_of(store.dataset, slice(count)),
+            **experiment.labels_of(experiment.dataset, slice(count)),
         )
         with written_atomically(self.path, sync=True) as file:
             np.savez(file, **{f.name: getattr(curve, f.name) for f in fields(curve)})

@@ -20,8 +20,10 @@ The second output of a pair belongs to the covariance of x_0 given x_t, and a co
 falsify it: SN's covariance is a multiple of second - eps^2. With ``second="own"`` the mean takes
 the corrected eps, and the covariance stays what the network's own answer at (x, n) makes of it: for
 "eps2" (SN) the second output becomes second + corrected eps^2 - own eps^2, and for "epsc" (NPR, and
-any other that stands alone) it does not change. The variance "analytic" takes Gamma, of the network
-without a wrapper. "heuristic" has no second output: it takes the corrected eps.
+any other that stands alone) it does not change. ``ShiftedNoise`` needs a second call for it. The
+variance "analytic" takes Gamma, of the network without a wrapper. "heuristic" has no second output:
+it takes the corrected eps. "probes" and "lanczos" differentiate the network that they are given,
+the corrected one: under ``ShiftedNoise`` their covariance is that of the inflated data.
 """
 
 from __future__ import annotations
@@ -96,8 +98,12 @@ class _Correction(ABC):
     @abstractmethod
     def _corrected(self, x: Tensor, n: Tensor, kwargs: dict[str, Any]) -> Any: ...
 
-    def _split(self, output: Any) -> tuple[Tensor, Tensor | None]:
-        """(eps, second); ValueError unless a pair is returned just where it was announced."""
+    def _split(self, output: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(eps, second); ValueError unless a pair is returned just where it was announced.
+
+        Within autocast eps has half the precision of x. It gets x's: a factor near 1 would be
+        rounded away.
+        """
         is_pair = isinstance(output, tuple | list)
         if is_pair and (len(output) != 2 or (self._second_is is None and self._keeps_own)):
             raise ValueError(
@@ -109,7 +115,8 @@ class _Correction(ABC):
                 f"second_is={self._second_is!r} needs a network that returns the pair (eps, "
                 f"second output), got {type(output).__name__}"
             )
-        return (output[0], output[1]) if is_pair else (output, None)
+        eps, second = (output[0], output[1]) if is_pair else (output, None)
+        return eps.to(torch.promote_types(eps.dtype, x.dtype)), second
 
     def _answer(self, eps: Tensor, own: Tensor, second: Tensor | None) -> Any:
         """Corrected eps; beside it a second output, if any, which may keep the own covariance."""
@@ -118,7 +125,7 @@ class _Correction(ABC):
         if not self._keeps_own or self._second_is != "eps2":
             return eps, second
         # At least float32: half precision would lose the difference that the covariance is.
-        dtype = torch.promote_types(second.dtype, torch.float32)
+        dtype = torch.promote_types(torch.promote_types(eps.dtype, second.dtype), torch.float32)
         own, second = own.to(dtype), second.to(dtype)
         return eps, (second - own * own) + eps.to(dtype) ** 2
 
@@ -179,7 +186,7 @@ class SpectralShrinkage(_Correction):
         self.spectrum.check(x)
 
     def _corrected(self, x: Tensor, n: Tensor, kwargs: dict[str, Any]) -> Any:
-        own, second = self._split(self._network(x, n, **kwargs))
+        own, second = self._split(self._network(x, n, **kwargs), x)
         eps = own - self.spectrum.apply(own, self._removed(n, own))
         return self._answer(eps, own, second)
 
@@ -266,10 +273,10 @@ class ShiftedNoise(_Correction):
 
     def _corrected(self, x: Tensor, n: Tensor, kwargs: dict[str, Any]) -> Any:
         output = self._network(self._input(x, n), self._steps_of(n, x), **kwargs)
-        eps, second = self._split(output)
+        eps, second = self._split(output, x)
         if second is None or not self._keeps_own:
             return output
-        own, own_second = self._split(self._network(x, n, **kwargs))
+        own, own_second = self._split(self._network(x, n, **kwargs), x)
         return self._answer(eps, own, second if own_second is None else own_second)
 
     def _input(self, x: Tensor, n: Tensor) -> Tensor:
@@ -322,7 +329,7 @@ class EpsilonScaling(_Correction):
         pass
 
     def _corrected(self, x: Tensor, n: Tensor, kwargs: dict[str, Any]) -> Any:
-        own, second = self._split(self._network(x, n, **kwargs))
+        own, second = self._split(self._network(x, n, **kwargs), x)
         eps = (own * expand(self._factors(own, n, kwargs), own)).to(own.dtype)
         return self._answer(eps, own, second)
 
@@ -376,7 +383,7 @@ class NormMatching(EpsilonScaling):
         steps = n[:1].expand(len(x0))
         a, b = self.schedule.cum_alphas[t], self.schedule.cum_betas[t]
         x = float(a**0.5) * x0 + float(b**0.5) * noise
-        eps, _ = self._split(self._network(x, steps, **kwargs))
+        eps, _ = self._split(self._network(x, steps, **kwargs), x)
         self.factors[t] = (eps.square().mean() / own.square().mean()).sqrt().item()
         return torch.full_like(n, self.factors[t], dtype=torch.float64)
 

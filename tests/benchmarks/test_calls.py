@@ -79,6 +79,14 @@ def test_any_two_lines_are_paired_by_seed(tmp_path, capsys):
         "3",
     ]
 
+    for words, said in (
+        (["b:unipc", "b:ddim"], "one of b/shifted:unipc, b:ddim, got 'b:unipc'"),
+        (["b:ddim", "b:ddim", "--metric", "fid"], "--metric must be a column of"),
+    ):
+        with pytest.raises(SystemExit):
+            cells.main([str(tmp_path / "cells.csv"), *words])
+        assert said in capsys.readouterr().err
+
 
 def test_every_way_to_derive_gives_the_same():
     torch.manual_seed(0)

@@ -26,7 +26,8 @@ from sa_plugin.sampling.trajectory import resolve_trajectory
 from sa_plugin.schedule import NoiseSchedule
 
 _GIVEN = {"prediction_type": "v_prediction"}
-# The orders that diffusers recommends without guidance. iPNDM is of v, and has no such option.
+# DPM-Solver++ is the "2M" of the papers; 3 is what diffusers recommends without guidance for the
+# others. iPNDM is of v, and has no such option.
 SOLVERS: dict[str, Callable[..., Any]] = {
     "ddim": partial(DPMSolverMultistepScheduler, solver_order=1, **_GIVEN),
     "dpm_solver": partial(DPMSolverMultistepScheduler, solver_order=2, **_GIVEN),

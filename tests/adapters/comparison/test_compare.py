@@ -30,6 +30,8 @@ from adapters.measuring import inception
 from adapters.measuring.extractor import Extracted
 from adapters.measuring.inception import WEIGHTS_VARIABLE
 from adapters.shell.locks import locked
+from configs import digits_tables
+from configs.comparison import training
 from tests import ROOT
 from tests.adapters.comparison.test_comparison_statistics import a_grid
 from tests.commands import one_line
@@ -341,6 +343,8 @@ def test_cells_corrected_at_sampling_time_are_other_cells(finished, tmp_path, na
         network = wrap(experiment.wrapper(found.network, found.typ))
         assert type(network).__name__ == kind
         assert network._second_is == {"sn_ddim": "eps2", "npr_ddpm": "epsc"}.get(cell.process)
+        calls = 2 if name == "shifted" and network._second_is else 1  # a step
+        assert task.evaluations == 30 * cell.steps * calls
 
 
 def test_a_training_starts_from_anothers_average(finished, tmp_path):
@@ -581,6 +585,15 @@ BAD = [
     ("--config.gap.start=51", "gap.start"),
     ("--config.eps_scale.low=1.2", "eps_scale"),
     ("--config.samplings.scaled.correction=none", "samplings.scaled.correction must be one of"),
+    (
+        "--config.samplings.scaled.correction=norms --config.experiment.data.labels=True",
+        "samplings.scaled.correction must not be 'norms' with data.labels",
+    ),
+    (
+        "--config.samplings.scaled.correction=shifted"
+        " --config.parts.scaled.processes=('ocm_ddpm',)",
+        "samplings.scaled.q must be > 0 for 'ocm_ddpm'",
+    ),
     ("--config.samplings.scaled.q=-0.5", "samplings.scaled.q must be >= 0"),
     ("--config.samplings.scaled.eps_scale=-0.5", "eps_scale must be >= 0 or 'line', got -0.5"),
 ]
@@ -648,10 +661,24 @@ def test_metrics_compare_with_the_images_of_another_split(tmp_path):
     store = plan_of(tmp_path, words).store
     experiment = store.experiment(Line("b"), 0, None)
     assert (len(experiment.dataset), len(experiment.reference)) == (1198, 599)
-    summary = store.reference(("pixels",), "test")
+    summary = store.reference(experiment.config)
     held_out = next(experiment.reference.uint8_batches(599)).double() / 127.5 - 1
     assert summary.count == 599
     assert summary.variance == pytest.approx(float(held_out.var(0).sum()))
+
+
+def test_a_training_with_other_images_is_compared_with_them(tmp_path):
+    """Whatever its name and its place in the grid."""
+    config = digits_tables.get_config()
+    config.trainings["a_part"] = training("B, a part", data={"split": "train"})
+    config.parts.main.lines = ("b", "a_part")
+    config.experiment.evaluate.features = ("pixels",)
+    store = Store(Grid(FrozenConfigDict(config)), tmp_path, "cpu", False)
+    for name, count in (("a_part", 1198), ("b", 1797)):
+        experiment = store.experiment(Line(name), 0, None)
+        assert store.reference(experiment.config).count == count
+        assert store.spectrum(experiment.config.data).count == count
+        assert len(experiment.dataset) == count
 
 
 def test_a_training_whose_rate_falls_is_no_first_part_of_a_longer_one(tmp_path):

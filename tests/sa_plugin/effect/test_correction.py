@@ -157,6 +157,11 @@ class TestSpectralShrinkage:
         assert torch.equal(found, DATA.eps(X, STEPS))
 
 
+def halved(x, _):
+    """A network within autocast: it answers in half precision."""
+    return (0.5 * x).bfloat16()
+
+
 def both(model, q=Q, **options):
     """Each correction of a network, by name."""
     spectrum = correlated()[0]
@@ -234,9 +239,9 @@ class TestBoth:
             return tuple(part.half() for part in DATA.network("sn")(x, n))
 
         eps, second = both(net, second_is="eps2")[name](X, STEPS)
-        own = [part.float() for part in net(X, STEPS)]
-        assert (eps.dtype, second.dtype) == (torch.float16, torch.float32)
-        torch.testing.assert_close(second - eps.float() ** 2, own[1] - own[0] ** 2)
+        own = [part.double() for part in net(X, STEPS)]
+        assert (eps.dtype, second.dtype) == (X.dtype, X.dtype)
+        torch.testing.assert_close(second - eps**2, own[1] - own[0] ** 2, rtol=0, atol=1e-12)
 
     def test_a_shifted_second_output_is_that_of_the_corrected_call(self, name):
         calls = []
@@ -402,6 +407,26 @@ class TestEpsilonScaling:
     )
     def test_refused(self, bad):
         EpsilonScaling(DATA.eps, SCHEDULE, bad)
+
+    @pytest.mark.parametrize("factor", [0.999, 1.0015])
+    def test_a_factor_near_1_acts_within_autocast(self, factor):
+        x = X.float()
+        found = EpsilonScaling(halved, SCHEDULE, factor)(x, STEPS)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, halved(x, STEPS).float() * factor, rtol=1e-6, atol=0)
+
+    def test_norms_are_matched_in_the_precision_of_the_chain(self):
+        asked = []
+
+        def watched(x, n):
+            asked.append(x)
+            return halved(x, n)
+
+        fit = NormMatching(watched, SCHEDULE, X)
+        fit(X.float(), torch.full((len(X),), 30))
+        chain, noised = (halved(x, None).double().square().mean() for x in asked)
+        assert [x.dtype for x in asked] == [torch.float32] * 2
+        assert fit.factors[30] == pytest.approx(float((noised / chain) ** 0.5), rel=1e-6)
 
     def test_factors_are_found_one_step_at_a_time(self):
         with pytest.raises(ValueError, match="all images must be at one step"):
