@@ -1,8 +1,8 @@
 """The closed form beside measured cells: python -m benchmarks.effect --cells CSV
 
 Takes the cells of a comparison (``cells.csv`` of its reports), by default of the digits. Prints,
-for each form of the SA loss, the change of the sample variance from B, predicted and measured;
-draws the sample variance and the distance in pixels over the steps. The prediction takes the data's
+for each form of the SA loss, the change of the sample variance from B, predicted and measured.
+``--out`` draws the sample variance and the distance in pixels over the steps. The prediction takes the data's
 mean and variances alone and a sampler that does not clip.
 """
 
@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cells", type=Path, nargs="+", required=True)
     parser.add_argument("--comparison", default="digits_effect_tables", help="of configs/")
-    parser.add_argument("--out", type=Path, default=Path("docs/figures/effect_predicted.png"))
+    parser.add_argument("--out", type=Path, help="the picture")
     args = parser.parse_args(argv)
     closed, cells, processes = (
         Closed(import_module(f"configs.{args.comparison}").get_config()),
@@ -158,8 +158,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     head = ["training", "q", *(f"{PROCESSES[p].title}, {s}" for p in processes for s in STEPS)]
     print("Change of the sample variance from B, predicted / measured:\n")
     print(table(head, list(forms(closed, cells, processes)), left=1))
-    draw(closed, cells, processes, args.out)
-    print(args.out)
+    if args.out is not None:
+        draw(closed, cells, processes, args.out)
+        print(args.out)
 
 
 if __name__ == "__main__":
