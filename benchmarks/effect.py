@@ -2,8 +2,8 @@
 
 Takes the cells of a comparison (``cells.csv`` of its reports), by default of the digits. Prints,
 for each form of the SA loss, the change of the sample variance from B, predicted and measured.
-``--out`` draws the sample variance and the distance in pixels over the steps. The prediction takes the data's
-mean and variances alone and a sampler that does not clip.
+``--out`` draws the sample variance and the distance in pixels over the steps. The prediction takes
+the data's mean and variances alone and a sampler that does not clip.
 """
 
 from __future__ import annotations
