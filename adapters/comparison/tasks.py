@@ -291,13 +291,9 @@ class CellTask:
             **scaling,
             **chosen,
             "seconds": round(time.monotonic() - began, 2),
-            "made_with": made_with(self.store.device) | self._solver_made_with(),
+            "made_with": made_with(self.store.device, self.cell.process),
         }
         write_json(self.path, result)
-
-    def _solver_made_with(self) -> dict[str, str]:
-        solved = get_process(self.cell.process).solver is not None
-        return {"diffusers": version("diffusers")} if solved else {}
 
     def network(self) -> Network:
         """What the cell samples with."""
@@ -373,11 +369,12 @@ class GapTask:
         return GapCurve(**read_arrays(self.path, DAMAGED, *(f.name for f in fields(GapCurve))))
 
 
-def made_with(device: str) -> dict[str, str]:
-    """Versions and device, stored with a result."""
+def made_with(device: str, process: str) -> dict[str, str]:
+    """Versions and device, stored with a result; a solver's row rests on diffusers, too."""
     kind = torch.device(device)
     name = torch.cuda.get_device_name(kind) if kind.type == "cuda" else "cpu"
-    return {
+    solver = {"diffusers": version("diffusers")} if get_process(process).solver else {}
+    return solver | {
         "sa_plugin": sa_plugin.__version__,
         "torch": torch.__version__,
         "numpy": np.__version__,

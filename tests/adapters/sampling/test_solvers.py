@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from adapters import compare, predict
+from adapters.comparison.tasks import made_with
 from adapters.experiment.config import read_command_line
 from adapters.experiment.experiment import Experiment
 from adapters.hosts import PROCESSES, SN_DPM
@@ -58,6 +59,10 @@ def test_the_closed_form_leaves_them_out(capsys):
     said = capsys.readouterr().out
     assert "| DDIM " in said
     assert not {"UniPC", "OCM", "Probes"} & set(re.split(r"\W", said))
+
+
+def test_a_cell_says_the_diffusers_that_it_was_made_with():
+    assert made_with("cpu", "unipc").keys() - made_with("cpu", "ddim").keys() == {"diffusers"}
 
 
 def test_a_best_q_is_refused(tmp_path, capsys):
