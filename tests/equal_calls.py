@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from sa_plugin import NoiseSchedule, SALoss
+from third_party.common import distributed
 
 
 class Network(torch.nn.Conv2d):
@@ -32,6 +33,4 @@ for stack in (True, False):
         loss = SALoss(NoiseSchedule.linear(30), K=3, backprop=backprop, stack=stack)
         n = torch.tensor([1 if dist.get_rank() == 0 else 9])
         loss(model, torch.zeros(1, 1, 4, 4), n=n, anchor=n).total.backward()
-dist.barrier()  # reached by both, or by none within the time
-del model, loss  # nothing may hold the group's threads when the process ends
-dist.destroy_process_group()
+distributed.stop()  # reached by both, or by none within the time

@@ -6,6 +6,7 @@ processes must see the same folders.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import threading
@@ -42,7 +43,11 @@ def start(
 def stop() -> None:
     """Leave the group after all processes have reached this call."""
     if dist.is_initialized():
-        dist.barrier()
+        work = dist.barrier(async_op=True)
+        work.wait()
+        # Never freed. The group's destruction does not wait for gloo's threads; one that frees the
+        # barrier needs Python, and where Python is ending by then it would abort the process.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(work))
         dist.destroy_process_group()
 
 
