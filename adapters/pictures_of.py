@@ -22,7 +22,6 @@ from adapters.sample import adapter_of
 from adapters.shell.command import exit_code, keep_freed_memory
 from adapters.shell.options import own_options
 from sa_plugin.sampling.sampler import Sampler
-from third_party.common.data import to_unit_range
 
 logger = logging.getLogger(__name__)
 
@@ -99,16 +98,15 @@ def _draw(experiment: Experiment, own: argparse.Namespace) -> None:
 def _variances(
     experiment: Experiment, sampler: Sampler, variance: str, gamma: object, own: argparse.Namespace
 ) -> dict[int, float]:
-    """The variances of one reverse process, on the first training images."""
+    """The variances of one reverse process, on training images of all parts."""
     sample = experiment.config.sample
     if len(sampler.timesteps) < 2:
         return {}
+    x0, labels = experiment.examples(own.variance_images)
     return reverse_variances(
         sampler.model,
         experiment.schedule,
-        to_unit_range(next(experiment.dataset.uint8_batches(own.variance_images))).to(
-            experiment.device
-        ),
+        x0,
         sampler.timesteps,
         variance=variance,
         gamma=None if gamma is None else gamma.values,
@@ -116,7 +114,7 @@ def _variances(
         avg_cov=sample.avg_cov,
         probes=own.probes or sample.probes,
         seed=sample.seed,
-        **experiment.labels_of(experiment.dataset, slice(own.variance_images)),
+        **labels,
     )
 
 

@@ -30,7 +30,6 @@ from sa_plugin.effect.correction import (
     linear_factors,
 )
 from sa_plugin.sampling.gamma import Gamma
-from third_party.common.data import to_unit_range
 
 FIT_SEED = 2**32  # added to the seed for the images on which factors of eps are fitted
 FIT_IMAGES = 500
@@ -116,7 +115,7 @@ def _best(experiment: Experiment, cell: Cell, variances: Any) -> float:
 
 def _matched(experiment: Experiment, cell: Cell, network: Network, second_is: str | None) -> Any:
     """The factors of ``NormMatching`` for this cell, found with another seed than the tables'."""
-    images = to_unit_range(next(experiment.dataset.uint8_batches(FIT_IMAGES))).to(experiment.device)
+    images, _ = experiment.examples(FIT_IMAGES)  # norms with classes are refused
     fits: list[NormMatching] = []
 
     def matching(found: Any) -> NormMatching:

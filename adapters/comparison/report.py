@@ -61,7 +61,7 @@ def write_report(plan: Plan, command: str, failures: Sequence[Outcome] = ()) -> 
     )
     for path in set(folder.glob("*.png")) - {one.path for one in report.pictures}:
         path.unlink(missing_ok=True)  # from a table that this comparison no longer has
-    scales = {cell: found["eps_scale"] for cell, found in stored.items()}
+    scales = {cell: _eps_scale(found) for cell, found in stored.items()}
     content = {
         "report.md": _markdown(report, folder),
         "report.html": html_page(report),
@@ -123,13 +123,23 @@ def _facts(plan: Plan, command: str, stored: dict[Cell, dict]) -> dict[str, str]
         if (scale := found["eps_scale"]) != 1
     }
     lines = {
-        f"eps of {plan.store.grid.title(cell.line)}, seed {cell.seed}, is divided by": (
-            f"{line[0]:.3g} n + {line[1]:.4f}"
+        f"eps of {plan.store.grid.title(cell.line)}, seed {cell.seed}, is divided by": _divisor(
+            *line
         )
         for cell, found in stored.items()
         if (line := found.get("eps_line"))
     }
     return facts | scales | lines | _gap_facts(plan)
+
+
+def _eps_scale(found: dict) -> float | str:
+    """The factor of a stored cell's eps: a number, or a text where it depends on the step n."""
+    line = found.get("eps_line")
+    return f"1 / ({_divisor(*line)})" if line else found["eps_scale"]
+
+
+def _divisor(k: float, c_0: float) -> str:
+    return f"{k:.3g} n + {c_0:.4f}"
 
 
 def _gap_facts(plan: Plan) -> dict[str, str]:

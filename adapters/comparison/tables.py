@@ -249,7 +249,7 @@ def _tex(text: str) -> str:
     return one_line(text).translate(_TEX)
 
 
-def comma_separated(grid: Grid, results: Results, scales: Mapping[Cell, float]) -> str:
+def comma_separated(grid: Grid, results: Results, scales: Mapping[Cell, float | str]) -> str:
     """All cells of all seeds as CSV, a line for each cell."""
     names = list(dict.fromkeys(name for metrics in results.values() for name in metrics))
     text = io.StringIO()

@@ -336,7 +336,7 @@ class GapTask:
         config = store.grid.experiment(line, seed)
         kept = {key: self.settings[key] for key in ("start", "n_images")}
         kept["clip_x0"] = config.sample.clip_x0
-        name = f"{training_name(config)}_{kept['start']}_{digest({'gap': kept})}"
+        name = f"{training_name(config)}_{kept['start']}_{digest({'gap of spread images': kept})}"
         self.path = store.folder / "gap" / f"{name}.npz"
         self.name = self.path.relative_to(store.folder).as_posix()
         self.evaluations = float(kept["n_images"] * kept["start"])
@@ -346,20 +346,19 @@ class GapTask:
         return is_whole(self.path)
 
     def run(self) -> None:
-        """Follow the chains of the data's first images, with the seed's noise."""
+        """Follow the chains of images of all parts of the data, with the seed's noise."""
         store, settings = self.store, self.settings
         experiment = store.experiment(self.line, self.seed, None)
-        count = min(settings.n_images, len(experiment.dataset))
-        x0 = next(experiment.dataset.uint8_batches(count)).to(experiment.device)
+        x0, labels = experiment.examples(settings.n_images)
         curve = gap_along_chain(
             experiment.wrapper(*store.network(self.base.stage)),
             experiment.schedule,
-            x0.to(torch.float32) / 127.5 - 1,
+            x0,
             start=settings.start,
             seed=self.seed,
             batch_size=settings.batch_size,
             clip_x0=experiment.config.sample.clip_x0,
-            **experiment.labels_of(experiment.dataset, slice(count)),
+            **labels,
         )
         with written_atomically(self.path, sync=True) as file:
             np.savez(file, **{f.name: getattr(curve, f.name) for f in fields(curve)})

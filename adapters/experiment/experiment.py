@@ -23,7 +23,13 @@ from sa_plugin.sampling.sampler import Sampler
 from sa_plugin.schedule import NoiseSchedule
 from third_party.common import distributed
 from third_party.common.classes import Classes, Guided
-from third_party.common.data import ImageDataset, check_world
+from third_party.common.data import (
+    ImageDataset,
+    check_world,
+    spread_images,
+    spread_rows,
+    to_unit_range,
+)
 from third_party.common.datasets import IMAGE_SHAPES, get_dataset
 from third_party.common.nets.by_name import build_network
 from third_party.common.schedule import NamedSchedule
@@ -116,6 +122,14 @@ class Experiment:
         if self.classes is None:
             return {}
         return {"y": Classes.of(self.config.data.name, images).labels[rows].to(self.device)}
+
+    def examples(self, count: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Training images from all parts of the set, and what the network gets beside them.
+
+        At most ``count``, [n,C,H,W] in [-1, 1], on the device.
+        """
+        images = to_unit_range(spread_images(self.dataset, count)).to(self.device)
+        return images, self.labels_of(self.dataset, spread_rows(len(self.dataset), count))
 
     def labels_of_samples(self, first: int, count: int, seed: int) -> dict[str, Tensor]:
         """The same for the samples first..first + count - 1."""

@@ -19,6 +19,8 @@ from configs import digits_classes
 from tests.commands import words
 from tests.third_party.test_datasets import noise, save
 from third_party.common.checkpoints import read_state
+from third_party.common.data import to_uint8, to_unit_range
+from third_party.common.datasets import get_dataset
 
 HOSTS = {"analytic": ANALYTIC_DPM, "npr": NPR_DPM, "ocm": OCM_DPM, "sn": SN_DPM}
 SHORT = {
@@ -123,6 +125,14 @@ def test_the_other_commands_take_the_labels_of_their_images(finished, tmp_path, 
     assert diagnose.main([*start, *few, "--grid=2", "--steps=2", "--gap_start=3"]) == 0
     assert pictures_of.main([*start, "--images=3", "--columns=2", "--variance_images=5"]) == 0
     assert "± " in capsys.readouterr().out
+
+
+def test_examples_are_of_all_parts_of_the_data_each_with_its_label(finished):
+    data = get_dataset("digits")
+    images, labels = experiment("sn", finished["sn"]).examples(3)
+    rows = [0, 1198, 599]  # of 1,797
+    assert torch.equal(images, to_unit_range(to_uint8(data.images[rows])))
+    assert torch.equal(labels["y"], data.labels[rows])
 
 
 def test_gamma_gets_the_label_of_each_of_its_images(finished, tmp_path, monkeypatch):

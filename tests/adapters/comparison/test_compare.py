@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import distributed
+import numpy as np
 import pytest
 import torch
 from ml_collections import FrozenConfigDict
@@ -24,6 +25,7 @@ from adapters.comparison.plan import Plan
 from adapters.comparison.store import Store
 from adapters.comparison.tasks import CellTask, EpsScaleTask, StageTask
 from adapters.experiment.config import COMPARISON, LOCK_FILE, check_keys, read_command_line
+from adapters.experiment.experiment import Experiment
 from adapters.experiment.identity import cell_name, digest, second_name, training_name
 from adapters.experiment.stages import TrainStage
 from adapters.measuring import inception
@@ -32,9 +34,12 @@ from adapters.measuring.inception import WEIGHTS_VARIABLE
 from adapters.shell.locks import locked
 from configs import digits_tables
 from configs.comparison import training
+from sa_plugin.bounds.gap import gap_along_chain
 from tests import ROOT
 from tests.adapters.comparison.test_comparison_statistics import a_grid
 from tests.commands import one_line
+from third_party.common.data import to_uint8, to_unit_range
+from third_party.common.datasets import get_dataset
 
 TABLES = sorted(
     path for pattern in ("*table*.py", "figure*.py") for path in (ROOT / "configs").glob(pattern)
@@ -128,6 +133,21 @@ def test_the_report_has_the_gap_in_numbers(finished):
     means = {name: sum(values) / len(values) for name, values in gaps.items()}
     assert f"total gap from x_6, SA-2: {means['sa']:.3f} ± " in text
     assert f"its difference, SA-2 less B: {means['sa'] - means['b']:+.3f} [" in text
+
+
+def test_the_gap_is_that_of_images_of_all_parts_of_the_data(finished):
+    """In a folder sorted by class, the first images would be of one class."""
+    task = next(iter(plan_of(finished, SMALL).gaps.values()))
+    experiment = task.store.experiment(task.line, task.seed, None)
+    wanted = gap_along_chain(
+        experiment.wrapper(*task.store.network(task.base.stage)),
+        experiment.schedule,
+        to_unit_range(to_uint8(get_dataset("digits").images[[0, 898, 449, 1347]])),
+        start=6,
+        seed=task.seed,
+        batch_size=256,
+    )
+    assert np.array_equal(task.result().end, wanted.end)
 
 
 def test_one_noise_network_stands_behind_all_rows(finished):
@@ -311,7 +331,9 @@ def results(folder):
         ("norms", 0.0, "EpsilonScaling"),
     ],
 )
-def test_cells_corrected_at_sampling_time_are_other_cells(finished, tmp_path, name, q, kind):
+def test_cells_corrected_at_sampling_time_are_other_cells(
+    finished, tmp_path, monkeypatch, name, q, kind
+):
     """In the networks that are there; q = 0 is the best for the row and its steps."""
     folder = tmp_path / "grid"
     shutil.copytree(finished, folder, copy_function=shutil.copy2)
@@ -323,7 +345,10 @@ def test_cells_corrected_at_sampling_time_are_other_cells(finished, tmp_path, na
     words += ["--config.samplings.unclipped.set.clip_x0=True"]
     words += [f"--config.samplings.unclipped.correction={name}"]
     words += [f"--config.samplings.unclipped.q={q}"]
+    asked, examples = [], Experiment.examples
+    monkeypatch.setattr(Experiment, "examples", lambda *a: (asked.append(a[1]), examples(*a))[1])
     assert compare(folder, *words) == 0
+    assert asked == ([500] * 3 if name == "norms" else [])  # images of all parts of the data
     new = [json.loads(path.read_text()) for path in set(folder.glob("cells/*/*.json")) - before]
     if name == "norms":
         factors = [cell["factors"] for cell in new if "factors" in cell]
@@ -454,8 +479,10 @@ def test_the_fitted_line_is_the_best_that_was_tried(tmp_path):
     found = {cell.line.sampling: task.result() for cell, task in plan.cells.items()}
     assert found["line"]["eps_line"] == [k, c_0]
     assert found["line"]["metrics"] != found["default"]["metrics"]
-    report = (tmp_path / "reports/digits_rivals/report.md").read_text()
-    assert f"fitted line, seed 0, is divided by: {k:.3g} n + {c_0:.4f}" in report
+    folder, divisor = tmp_path / "reports/digits_rivals", f"{k:.3g} n + {c_0:.4f}"
+    report = (folder / "report.md").read_text()
+    assert f"fitted line, seed 0, is divided by: {divisor}" in report
+    assert f"b,line,0,ddpm_small,2,1 / ({divisor})," in (folder / "cells.csv").read_text()
 
 
 # ------------------------------------------------------------------------------------ identities
