@@ -42,6 +42,7 @@ from adapters.experiment.config import (
     PATIENCE,
     read_command_line,
 )
+from adapters.experiment.own_images import check_images, record_images
 from adapters.shell.command import EXIT_FAILED, exit_code, keep_freed_memory
 from adapters.shell.locks import locked
 from adapters.shell.options import own_options
@@ -87,11 +88,13 @@ def compare(argv: Sequence[str]) -> bool:
         for caution in cautions(experiment, ("base", "head", "evaluate")):
             print(f"warning: {caution}")
         return True
-    _ = plan.store.dataset  # raises for a missing dataset before anything is written
+    own = (line.workdir, line.config.experiment.data, plan.store.dataset)
+    check_images(*own)  # this, or a missing dataset, is told before anything is written
     failures = []
     if not args.report_only:
         print(plan_table(plan), flush=True)
         with _claimed(line.workdir):
+            record_images(*own)
             plan.restore()
             failures = list(_computed(make_plan, plan, workers, args.scheduler))
     path = write_report(plan, f"python -m {MODULE} {shlex.join(argv[1:])}", failures)

@@ -106,17 +106,33 @@ KEYS: Keys = {
 }
 
 
+# A comparison sets these keys of its experiment by others.
+INSTEAD = {
+    "experiment.seed": "seeds",
+    "experiment.sample.seed": "seeds",
+    "experiment.sample.steps": "parts.NAME.steps",
+    "experiment.sample.processes": "parts.NAME.processes",
+    "experiment.baseline": "trainings and parts.NAME.lines",
+}
+
+
 def base_comparison() -> ConfigDict:
     """An empty comparison, for an experiment to be set."""
     return defaults(KEYS)
 
 
-def training(title: str, *, init: str = "", **sections: dict) -> dict:
+def training(
+    title: str, *, init: str = "", times: dict[str, float | str] | None = None, **sections: dict
+) -> dict:
     """A training, given by the keys of the experiment that it changes.
 
-    ``init``: another training, whose averaged network it starts from.
+    Args:
+        title: "{loss}" in it stands for "B", or such as "SA-2": what is trained.
+        init: another training, whose averaged network it starts from.
+        times: factors of base.iterations and base.batch_size. "K" is the K of the section sa, and
+            "1/K" its inverse.
     """
-    return {"title": title, "init": init, "set": sections}
+    return {"title": title, "init": init, "times": times or {}, "set": sections}
 
 
 def part(
@@ -131,20 +147,24 @@ def part(
 
 def baseline() -> dict:
     """The host's own training."""
-    return training("B", sa={"lam": 0.0})
+    return training("{loss}", sa={"lam": 0.0})
 
 
-def equal_compute(iterations: int, K: int = 2) -> dict:
-    """The baseline with as many evaluations of the network as SA-K in ``iterations`` steps."""
-    title = "B, equal compute" + (f" with SA-{K}" if K != 2 else "")
-    return training(title, sa={"lam": 0.0}, base={"iterations": iterations * K})
+def equal_compute() -> dict:
+    """The baseline with as many evaluations of the network as the experiment's SA-K."""
+    return training("{loss}, equal compute", times={"iterations": "K"}, sa={"lam": 0.0})
 
 
-def sa(K: int = 2, lam: float = 1.0, **keys: object) -> dict:
-    """SA-K; ``keys`` are further keys of the section sa."""
-    options = "".join(f", {name} {value}" for name, value in keys.items())
-    title = f"SA-{K}" + (f", lambda {lam:g}" if lam != 1.0 else "") + options
-    return training(title, sa={"K": K, "lam": lam, **keys})
+def price_of_b() -> dict:
+    """SA with as many evaluations of the network as B: fewer images a step, ``sa.reuse``."""
+    return training("{loss}, price of B", times={"batch_size": "1/K"}, sa={"reuse": True})
+
+
+def sa(K: int | None = None, lam: float | None = None, **keys: object) -> dict:
+    """SA-K; by default with the experiment's K and lambda. ``keys``: others of the section sa."""
+    title = "{loss}" + "".join(f", {name} {value}" for name, value in keys.items())
+    given = {name: value for name, value in (("K", K), ("lam", lam)) if value is not None}
+    return training(title, sa={**given, **keys})
 
 
 def control_samplings() -> dict[str, dict]:
@@ -169,16 +189,15 @@ def paper_table(name: str, title: str, experiment: ConfigDict, metric: str) -> C
     if metric == "fid":
         config.metrics += ("sample_variance",)
         config.published = published(data)
-    K, lam = experiment.sa.K, experiment.sa.lam
     config.trainings = {
         "b": baseline(),
-        "sa": sa(K, lam),
-        "b_equal": equal_compute(experiment.base.iterations, K),
-        "sa_one": sa(K, lam, backprop="one"),
-        "sa_theorem1": sa(K, lam, weighting="theorem1"),
-        "sa_relative": sa(K, lam, weighting="relative"),
-        "sa_shared": sa(K, lam, noise="shared"),
-        "sa_chain": sa(K, lam, noise="chain"),
+        "sa": sa(),
+        "b_equal": equal_compute(),
+        "sa_one": sa(backprop="one"),
+        "sa_theorem1": sa(weighting="theorem1"),
+        "sa_relative": sa(weighting="relative"),
+        "sa_shared": sa(noise="shared"),
+        "sa_chain": sa(noise="chain"),
     }
     config.samplings = control_samplings()
     forms = ("b", "sa", "sa_one", "sa_theorem1", "sa_relative", "sa_shared", "sa_chain")

@@ -15,8 +15,8 @@ HELD_OUT = {"data": {"split": "train"}, "evaluate": {"reference": "test"}}
 def both(name: str, title: str, **sections: dict) -> dict[str, dict]:
     """B and SA-2 with other settings, as trainings b_NAME and sa_NAME."""
     return {
-        f"b_{name}": training(f"B, {title}", sa={"lam": 0.0}, **sections),
-        f"sa_{name}": training(f"SA-2, {title}", **sections),
+        f"b_{name}": training(f"{{loss}}, {title}", sa={"lam": 0.0}, **sections),
+        f"sa_{name}": training(f"{{loss}}, {title}", **sections),
     }
 
 
@@ -39,13 +39,16 @@ def get_config():
     held_out = both("held", "held out", **HELD_OUT)
     bf16 = both("bf16", "trained in bf16", base={"precision": "bf16"})
     config.trainings = pairs | weights | averages | lengths | longest | held_out | bf16
-    config.samplings = {"default": sampling("")}
+    config.samplings = {
+        "default": sampling(""),
+        "shifted": sampling("shifted q 1/3", correction="shifted", q=1 / 3),
+    }
     steps = (5, 10, 25, 50)
     tables = {
         "weights": ("K and lambda", (*pairs, *weights)),
         "average": ("The average of the weights", (*pairs, *averages)),
         "length": ("The length of the training", (*pairs, *lengths)),
-        "longest": ("Ten times the training", (*pairs, *longest)),
+        "longest": ("Ten times the training", (*pairs, *longest, "b_10000/shifted")),
         "held_out": ("Against unseen digits", tuple(held_out)),
         "precision": ("Trained in bf16", (*pairs, *bf16)),
     }

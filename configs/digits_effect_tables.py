@@ -2,26 +2,27 @@
 
 SA-2 with lambda 3 and SA-4 with lambda 1 have the same strength q = lambda (K-1)/(K+lambda), 0.6.
 "Price of B" is SA-2 with ``reuse`` and half the images a step: as many network calls as B.
-"Fine-tuned" starts from B and has a fifth of its iterations: "B, 1,400 iterations" costs as much.
+"Fine-tuned" starts from B and has a fifth of its iterations: B with 1.4 times as many costs as
+much.
 The corrections are those of sa_plugin.effect. See docs/why_sa_works.md.
 """
 
 from configs import digits_tables
-from configs.comparison import CONTROLLED, baseline, part, sa, sampling, training
+from configs.comparison import CONTROLLED, baseline, part, price_of_b, sa, sampling, training
 
 OPTIMAL = ("analytic_ddpm", "npr_ddpm", "sn_ddpm", "analytic_ddim", "npr_ddim", "sn_ddim")
 
 
 def get_config():
     config = digits_tables.five_seeds("digits_effect", "What the SA loss does, on digits")
-    base = config.experiment.base
-    half, fifth = {"batch_size": base.batch_size // 2}, {"iterations": base.iterations // 5}
     config.trainings = {
         "b": baseline(),
         "sa": sa(),
-        "sa_price": training("SA-2, price of B", sa={"reuse": True}, base=half),
-        "sa_tuned": training("SA-2, fine-tuned from B", init="b", base=fifth),
-        "b_1400": training("B, 1,400 iterations", sa={"lam": 0.0}, base={"iterations": 1400}),
+        "sa_price": price_of_b(),
+        "sa_tuned": training("{loss}, fine-tuned from B", init="b", times={"iterations": 1 / 5}),
+        "b_1400": training(
+            "{loss}, 1.4 times the iterations", times={"iterations": 1.4}, sa={"lam": 0.0}
+        ),
         "sa_3": sa(2, 3.0),
         "sa4": sa(4, 1.0),
         "sa_02": sa(2, 0.2),

@@ -11,12 +11,13 @@ from configs.comparison import CONTROLLED, part, sa, training
 
 def get_config():
     config = digits_tables.five_seeds("digits_one", "SA-2 with one backward pass a step, on digits")
-    longer = {"iterations": config.experiment.base.iterations * 5 // 4}
     config.trainings = {
         "sa": sa(),
         "sa_one": sa(backprop="one"),
         "sa_one_longer": training(
-            "SA-2, backprop one, 1.25 times the iterations", sa={"backprop": "one"}, base=longer
+            "{loss}, backprop one, 1.25 times the iterations",
+            times={"iterations": 1.25},
+            sa={"backprop": "one"},
         ),
     }
     steps = config.parts.main.steps

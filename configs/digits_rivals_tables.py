@@ -15,8 +15,8 @@ def get_config():
     config.trainings = {
         "b": baseline(),
         "sa": sa(),
-        "perturbed": training("B, input perturbation 0.1", sa={"lam": 0.0}, base=PERTURBED),
-        "sa_perturbed": training("SA-2, input perturbation 0.1", base=PERTURBED),
+        "perturbed": training("{loss}, input perturbation 0.1", sa={"lam": 0.0}, base=PERTURBED),
+        "sa_perturbed": training("{loss}, input perturbation 0.1", base=PERTURBED),
     }
     config.samplings.update(
         line=sampling("epsilon scaling, fitted line", eps_scale="line"),

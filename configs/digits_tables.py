@@ -22,7 +22,7 @@ def get_config():
     config.trainings = {
         "b": baseline(),
         "sa": sa(),
-        "b_equal": equal_compute(config.experiment.base.iterations),
+        "b_equal": equal_compute(),
     }
     config.samplings = control_samplings()
     steps = tuple(config.experiment.sample.steps)

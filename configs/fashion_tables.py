@@ -6,7 +6,16 @@ experiment for a GPU. Interrupted, the command goes on where it stopped.
 """
 
 from configs import fashion
-from configs.comparison import CONTROLLED, base_comparison, baseline, part, sa, sampling, training
+from configs.comparison import (
+    CONTROLLED,
+    base_comparison,
+    baseline,
+    part,
+    price_of_b,
+    sa,
+    sampling,
+    training,
+)
 
 
 def get_experiment():
@@ -36,13 +45,12 @@ def get_config():
     config.title = "The SA loss, its rivals and its closed form on Fashion-MNIST"
     config.seeds = (0, 1, 2)
     config.experiment = get_experiment()
-    half = {"batch_size": config.experiment.base.batch_size // 2}
     perturbed = {"input_perturbation": 0.1}
     config.trainings = {
         "b": baseline(),
         "sa": sa(),
-        "sa_price": training("SA-2, price of B", sa={"reuse": True}, base=half),
-        "perturbed": training("B, input perturbation 0.1", sa={"lam": 0.0}, base=perturbed),
+        "sa_price": price_of_b(),
+        "perturbed": training("{loss}, input perturbation 0.1", sa={"lam": 0.0}, base=perturbed),
     }
     config.samplings = {
         "default": sampling(""),

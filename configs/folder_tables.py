@@ -16,7 +16,7 @@ def get_config():
     config.trainings = {
         "b": baseline(),
         "sa": sa(),
-        "b_equal": equal_compute(config.experiment.base.iterations),
+        "b_equal": equal_compute(),
     }
     steps = config.experiment.sample.steps
     config.parts = {

@@ -10,7 +10,7 @@ def get_config():
     config.title = "Table 3, CelebA-HQ 256x256: FID"
     config.store = "celebahq256"
     config.experiment = celebahq256.get_config("sn")
-    config.trainings = {"b": baseline(), "sa": sa(lam=config.experiment.sa.lam)}
+    config.trainings = {"b": baseline(), "sa": sa()}
     config.parts = {"main": part("Equal iterations", ("b", "sa"), CONTROLLED, COLUMNS)}
     config.tables = ("main",)
     config.metrics = ("fid", "sample_variance")

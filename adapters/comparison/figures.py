@@ -142,7 +142,7 @@ def draw_gaps(folder: Path, grid: Grid, plan: Plan) -> list[Path]:
     curves: dict[str, list] = {}
     for (name, _), task in plan.gaps.items():
         if task.is_done():
-            curves.setdefault(grid.config.trainings[name].title, []).append(task.result())
+            curves.setdefault(grid.training_title(name), []).append(task.result())
     paths = []
     for quantity in ("distance", "total") if curves else ():
         path = folder / f"gap_{quantity}.png"

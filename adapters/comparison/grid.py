@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -12,8 +12,9 @@ from typing import Any
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from adapters.experiment.config import check_keys
-from adapters.experiment.identity import training_name
+from adapters.experiment.identity import loss_title, training_name
 from adapters.hosts import get_process
+from adapters.measuring.features import headlines
 
 CORRECTIONS = ("spectral", "shifted", "norms")
 FITTED = (0, "line")  # the values of eps_scale that ask for a fit
@@ -84,6 +85,9 @@ class Grid:
                 _has("trainings", config.trainings, self.init(name))
         if not self.parts and not config.gap.trainings:
             raise ValueError("tables and gap.trainings must not both be empty")
+        measured = headlines(config.experiment.evaluate.features)
+        for name in config.metrics:
+            _has("metrics", measured, name)
         self._check_titles()
         self._check_gap()
         self._check_eps_scale()
@@ -97,6 +101,11 @@ class Grid:
                 raise ValueError(
                     f"samplings.{name}.correction must be one of {CORRECTIONS} or empty, got "
                     f"{sampling.correction!r}"
+                )
+            if sampling.correction and scale in FITTED:
+                raise ValueError(
+                    f"samplings.{name}.eps_scale must be > 0 with a correction, got {scale!r}: the "
+                    "fit samples without it"
                 )
             if not 0 <= sampling.q < math.inf:
                 raise ValueError(f"samplings.{name}.q must be >= 0, got {sampling.q}")
@@ -120,15 +129,21 @@ class Grid:
 
     def title(self, line: Line) -> str:
         """The title of a line in tables."""
-        training = self.config.trainings[line.training].title
+        training = self.training_title(line.training)
         sampling = self.config.samplings[line.sampling].title
         return f"{training}, {sampling}" if sampling else training
+
+    def training_title(self, name: str) -> str:
+        """The title of a training in tables, with what "{loss}" in it stands for."""
+        training = self.config.trainings[name]
+        sa = {**self.config.experiment.sa, **training["set"].get("sa", {})}
+        return str(training.title).replace("{loss}", loss_title(sa))
 
     def _check_titles(self) -> None:
         """ValueError for two equal titles: tables and legends show nothing else of a line."""
         lines = dict.fromkeys(line for part in self.parts for line in part.lines)
         titles = [self.title(line) for line in lines]
-        curves = [self.config.trainings[name].title for name in self.config.gap.trainings]
+        curves = [self.training_title(name) for name in self.config.gap.trainings]
         for some in (titles, curves):
             for title in some:
                 if some.count(title) > 1:
@@ -139,6 +154,7 @@ class Grid:
         config = ConfigDict(self.config.experiment.to_dict())
         overrides = self.config.trainings[line.training]["set"]
         _override(config, f"trainings.{line.training}.set", overrides)
+        self._multiply(config, line.training)
         sampling = self.config.samplings[line.sampling]["set"]
         _override(config.sample, f"samplings.{line.sampling}.set", sampling)
         config.seed = config.sample.seed = seed
@@ -156,6 +172,18 @@ class Grid:
                 f"noise network, got {frozen.head.training!r}"
             )
         return frozen
+
+    def _multiply(self, config: ConfigDict, training: str) -> None:
+        """Set the keys of ``base`` that a training gives as factors: ``times``."""
+        factors = {"K": config.sa.K, "1/K": 1 / config.sa.K}
+        for key, factor in self.config.trainings[training].get("times", {}).items():
+            value = factors.get(factor, factor)
+            if key not in ("iterations", "batch_size") or isinstance(value, str) or value <= 0:
+                raise ValueError(
+                    f"trainings.{training}.times must hold iterations or batch_size with factors "
+                    f"> 0, 'K' or '1/K', got {key}: {factor!r}"
+                )
+            config.base[key] = max(1, round(config.base[key] * value))
 
     def init(self, training: str) -> str:
         """The training whose averaged network this one starts from, or ""."""
@@ -196,7 +224,8 @@ class Grid:
             )
 
     def _part(self, key: str) -> Part:
-        given = self.config.parts[key].to_dict()
+        given_as = self.config.parts[key].to_dict()
+        given = dict(given_as)
         try:
             lines = tuple(Line.parse(text) for text in given.pop("lines"))
             part = Part(key, lines=lines, **given)
@@ -206,6 +235,10 @@ class Grid:
             ) from error
         for process in part.processes:
             get_process(process)
+        for name in ("lines", "processes", "steps"):
+            values = getattr(part, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"parts.{key}.{name} must hold each once, got {given_as[name]}")
         return part
 
 
@@ -223,6 +256,6 @@ def _override(config: ConfigDict, name: str, keys: Mapping[str, Any]) -> None:
         config[key] = value
 
 
-def _has(name: str, mapping: Mapping[str, Any], key: str) -> None:
-    if key not in mapping:
-        raise ValueError(f"{name} must be among {sorted(mapping)}, got {key!r}")
+def _has(name: str, known: Iterable[str], key: str) -> None:
+    if key not in known:
+        raise ValueError(f"{name} must be among {sorted(known)}, got {key!r}")

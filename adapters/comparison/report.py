@@ -152,12 +152,12 @@ def _gap_facts(plan: Plan) -> dict[str, str]:
     facts, every = {}, len(grid.seeds)
     for name, values in gaps.items():
         entry = Entry(spread(values), None, False, every)
-        title = grid.config.trainings[name].title
+        title = grid.training_title(name)
         facts[f"total gap from x_{grid.config.gap.start}, {title}"] = entry.text(3)
         reference = grid.config.gap.trainings[0]
         if name != reference and (difference := paired(values, gaps[reference])):
             text = Entry(None, difference, False, every).difference_text(3)
-            facts[f"its difference, {title} less {grid.config.trainings[reference].title}"] = text
+            facts[f"its difference, {title} less {grid.training_title(reference)}"] = text
     return facts
 
 

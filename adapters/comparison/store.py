@@ -4,7 +4,9 @@
     STORE/cells/NAME/CELL.json       its metrics; CELL.npz the first images; CELL.grid.png
     STORE/gap/NAME_START_DIGEST.npz  a gap curve
 
-NAME and CELL end in a digest of all that determines the numbers, so an existing file is right.
+    STORE/images.json                what a user's own images were
+
+NAME and CELL end in a digest of all keys that determine the numbers, so an existing file is right.
 """
 
 from __future__ import annotations

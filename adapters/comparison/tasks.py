@@ -113,7 +113,7 @@ class EpsScaleTask:
     ) -> None:
         self.store = store
         self.is_line = is_line
-        self.line = Line(line.training)
+        self.line = line  # with what its sampling sets, such as clip_x0
         self.seed = seed
         self.base = base
         self.needs: tuple[Task, ...] = (base,)

@@ -10,6 +10,7 @@ from ml_collections import FrozenConfigDict
 
 from adapters.experiment.experiment import Experiment
 from adapters.experiment.tables import Metrics
+from adapters.measuring.features import THUMBNAIL
 
 WITHOUT_ROOT = ("digits", "fashion")  # packages of Python or Debian may hold them
 NOISE_VARIANCE = 1 - math.sqrt(2 / (math.pi * math.e))  # of a standard normal, cut at -1 and 1
@@ -45,12 +46,17 @@ def cautions(experiment: Experiment, stages: Sequence[str]) -> Iterator[str]:
                 f"average after {settings.iterations} iterations: lower it, or train longer"
             )
     features, images = experiment.config.evaluate.features, experiment.config.sample.n_images
-    values = math.prod(experiment.image_shape)
-    if "evaluate" in stages and "pixels" in features and images <= values:
-        yield (
-            f"evaluate.features = pixels: images of {values} values need more than "
-            f"sample.n_images = {images}; the distance of fewer is biased upwards"
-        )
+    channels, *sides = experiment.image_shape
+    values = {
+        "pixels": channels * math.prod(sides),
+        "thumbnails": channels * math.prod(min(THUMBNAIL, side) for side in sides),
+    }
+    for name in [name for name in values if name in features and "evaluate" in stages]:
+        if images <= values[name]:
+            yield (
+                f"evaluate.features = {name}: images of {values[name]} values need more than "
+                f"sample.n_images = {images}; the distance of fewer is biased upwards"
+            )
 
 
 def noise_like(whose: str, metrics: Metrics, n_values: int) -> Iterator[str]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import difflib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,12 +48,14 @@ class Schema:
         commands: the modules that take it, in words.
         keys: the descriptions of all keys.
         workdir: gives the output folder where none is given.
+        instead: keys that another key, or an option, sets: a change of them would change nothing.
     """
 
     kind: str
     commands: str
     keys: Keys
     workdir: Callable[[FrozenConfigDict], str | Path]
+    instead: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def flat(self) -> dict[str, Key]:
@@ -85,6 +88,9 @@ def read_command_line(
     given, changes = shared_options(module).parse_known_args(rest)
     if given.config is None:
         raise ValueError(f"a configuration is needed: python -m {module} --config configs/FILE.py")
+    for name, other in schema.instead.items():
+        if any(re.match(rf"--config\.{re.escape(name)}(=|$)", word) for word in changes):
+            raise ValueError(f"--config.{name} changes nothing in {schema.kind}: set {other}")
     loaded = load(given.config)
     _check_kind(given.config, loaded, module, schema)
     config = FrozenConfigDict(changed(loaded, changes))
@@ -169,6 +175,7 @@ COMPARISON = Schema(
     "python -m adapters.compare",
     comparison.KEYS,
     lambda config: f"runs/compare/{config.store}",
+    comparison.INSTEAD,
 )
 SCHEMAS = (EXPERIMENT, COMPARISON)
 

@@ -106,6 +106,13 @@ def default_workdir(config: FrozenConfigDict) -> Path:
     return Path("runs") / config.name / f"{label}_seed{config.seed}"
 
 
+def loss_title(sa: Mapping[str, Any]) -> str:
+    """What a table calls a loss with these keys of the section sa: "B", or such as "SA-2"."""
+    if not sa["lam"]:
+        return "B"
+    return f"SA-{sa['K']}" + ("" if sa["lam"] == 1 else f", lambda {sa['lam']:g}")
+
+
 def training_name(config: FrozenConfigDict) -> str:
     """The folder name of a noise network, with a digest of what determines its weights."""
     return f"{default_workdir(config).name}_{digest(training_sections(config))}"

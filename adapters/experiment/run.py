@@ -21,7 +21,8 @@ from adapters.experiment.config import CommandLine, read_command_line
 from adapters.experiment.experiment import Experiment, load_dataset
 from adapters.experiment.folder import OVERVIEW_FILE, change_by, claimed_run
 from adapters.experiment.gamma_stage import GammaStage
-from adapters.experiment.identity import default_workdir
+from adapters.experiment.identity import default_workdir, loss_title
+from adapters.experiment.own_images import check_images, record_images
 from adapters.experiment.stages import EvaluateStage, SampleStage, TrainStage
 from adapters.experiment.tables import Metrics, against
 from adapters.hosts import Adapter
@@ -109,10 +110,7 @@ class Run:
     @property
     def title(self) -> str:
         """What its tables are headed by: "B", or such as "SA-2"."""
-        sa = self.experiment.config.sa
-        if not sa.lam:
-            return "B"
-        return f"SA-{sa.K}" + ("" if sa.lam == 1 else f", lambda {sa.lam:g}")
+        return loss_title(self.experiment.config.sa)
 
 
 def _run(adapter: Adapter, argv: Sequence[str]) -> None:
@@ -129,13 +127,16 @@ def _run(adapter: Adapter, argv: Sequence[str]) -> None:
         for run in runs if distributed.is_first() else ():
             _print_plan(run)
         return
-    _ = runs[-1].experiment.dataset  # raises for a missing dataset before anything is written
+    dataset = runs[-1].experiment.dataset  # raises for a missing one before anything is written
+    for run in runs:
+        check_images(run.experiment.workdir, line.config.data, dataset)
     distributed.start(device)
     with ExitStack() as stack, distributed.peers():
         for run in runs:
             experiment = run.experiment
             claim = claimed_run(experiment.workdir, adapter.recorded(experiment.config))
             distributed.on_first(stack.enter_context, claim)
+            distributed.on_first(record_images, experiment.workdir, line.config.data, dataset)
         for caution in cautions(runs[-1].experiment, runs[-1].names):
             logger.info("warning: %s", caution)
         if len(runs) == 2 and (threads := _threads_for_two(runs)):

@@ -61,6 +61,12 @@ def check_names(names: Sequence[str]) -> None:
         raise ValueError(f"features must be different names, at least one, got {names}")
 
 
+def headlines(names: Iterable[str]) -> tuple[str, ...]:
+    """The metrics that these features can give a table: distances, scores and the variance."""
+    of = [networks.NAMES.get(name, (f"frechet_{name}", f"is_{name}")) for name in names]
+    return (*(metric for both in of for metric in both), "sample_variance")
+
+
 def build_extractors(
     names: Iterable[str],
     *,

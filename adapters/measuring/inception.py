@@ -36,6 +36,11 @@ WEIGHTS_VARIABLE = "SA_INCEPTION_WEIGHTS"
 _IMAGES_AT_ONCE = 128
 _CLASSES = 1008  # of TensorFlow's network
 _SIDE = 299  # pixels a side of the images that Inception takes
+# The metrics' established names: of the distance, and of the Inception-Score formula.
+NAMES = {
+    "inception": ("fid", "is_inception"),
+    "inception_tf": ("frechet_inception_tf", "inception_score"),
+}
 
 
 class FIDInception(nn.Module):
@@ -85,14 +90,13 @@ def inception(cache_dir: Path | None, device: torch.device) -> Extractor:
     Its score is called ``is_inception``: ``inception_score`` needs torch-fidelity's input.
     """
     extract = _extract_with(load_inception(find_weights(cache_dir)), device)
-    return Extractor("inception", extract, established_names=("fid", "is_inception"))
+    return Extractor("inception", extract, established_names=NAMES["inception"])
 
 
 def inception_tf(cache_dir: Path | None, device: torch.device) -> Extractor:
     """pool3 (D = 2048) and logits from torch-fidelity's input, by the same network and weights."""
     extract = _extract_with(load_inception(find_weights(cache_dir), tensorflow=True), device)
-    names = ("frechet_inception_tf", "inception_score")
-    return Extractor("inception_tf", extract, established_names=names)
+    return Extractor("inception_tf", extract, established_names=NAMES["inception_tf"])
 
 
 def _extract_with(model: FIDInception, device: torch.device) -> Callable[[Tensor], Extracted]:

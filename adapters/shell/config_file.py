@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -42,6 +43,7 @@ def changed(config: ConfigDict, words: Iterable[str]) -> ConfigDict:
         ValueError: a word is no such change, or a key is unknown, or its value has another type.
     """
     for change in _changes(words):  # one by one, as absl joins the tuples of a key given twice
+        change = _names_as_tuple(config, change)
         values = flags.FlagValues()
         line = ["", *change]
         try:
@@ -63,6 +65,17 @@ def _changes(words: Iterable[str]) -> list[list[str]]:
         else:
             changes[-1].append(word)
     return changes
+
+
+def _names_as_tuple(config: ConfigDict, change: list[str]) -> list[str]:
+    """``KEY=a,b`` of a tuple as ``KEY=('a', 'b')``; absl splits numbers only."""
+    key, _, value = "=".join(change).removeprefix("--config.").partition("=")
+    found: Any = config
+    for name in key.split("."):
+        found = found.get(name) if isinstance(found, ConfigDict) else None
+    if not isinstance(found, tuple) or not re.fullmatch(r"\s*[A-Za-z][^'\"()\[\]]*", value):
+        return change
+    return [f"--config.{key}={tuple(part.strip() for part in value.split(','))!r}"]
 
 
 def _message(error: BaseException) -> str:

@@ -6,14 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_collections import FrozenConfigDict
 from PIL import Image
 
 from adapters import compare, evaluate
+from adapters.experiment.own_images import check_images, record_images
 from adapters.experiment.run import run
 from adapters.hosts import SN_DPM
 from tests import ROOT
 from tests.code_blocks import blocks
 from tests.commands import QUIET
+from third_party.common.datasets import get_dataset
 
 SHORT = {
     "data.size": 8,
@@ -24,13 +27,16 @@ SHORT = {
     "head.iterations": 2,
     "head.batch_size": 4,
     "sample.n_images": 12,
-    "sample.steps": "(2,25)",
 }
 GRID = [
     "--config.seeds=(0,)",
-    "--config.trainings.b_equal.set.base.iterations=4",
     "--config.parts.main.steps=(2,)",
     "--config.parts.compute.steps=(2,)",
+]
+ONE_CELL = [
+    "--config.tables=main",
+    "--config.parts.main.lines=b",
+    "--config.parts.main.processes=ddim",
 ]
 COMMANDS = {
     "adapters.sn_dpm": lambda words: run(SN_DPM, words),
@@ -48,15 +54,15 @@ def commands():
 def shortened(module, words):
     if module == "adapters.evaluate":
         return [word.replace("--size=32", "--size=8") for word in words]
-    prefix = "config.experiment" if module == "adapters.compare" else "config"
-    return [*words, *(f"--{prefix}.{k}={v}" for k, v in SHORT.items()), *QUIET] + (
-        [*GRID, "--workers=1"] if module == "adapters.compare" else []
-    )
+    is_grid = module == "adapters.compare"
+    prefix = "config.experiment" if is_grid else "config"
+    changes = [f"--{prefix}.{k}={v}" for k, v in SHORT.items()]
+    own = [*GRID, "--workers=1"] if is_grid else ["--config.sample.steps=(2,25)"]
+    return [*words, *changes, *own, *QUIET]
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*singular.*:UserWarning")
-def test_the_commands_of_the_page_train_sample_and_compare(tmp_path, monkeypatch):
+def take_photos(tmp_path):
+    """A folder of 24 images in two folders."""
     generator = np.random.default_rng(0)
     photos = tmp_path / "photos"
     for i in range(24):
@@ -64,6 +70,13 @@ def test_the_commands_of_the_page_train_sample_and_compare(tmp_path, monkeypatch
         path = photos / ("cats", "dogs")[i % 2] / f"{i:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
+    return photos
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*singular.*:UserWarning")
+def test_the_commands_of_the_page_train_sample_and_compare(tmp_path, monkeypatch):
+    photos = take_photos(tmp_path)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     used = set()
@@ -78,3 +91,60 @@ def test_the_commands_of_the_page_train_sample_and_compare(tmp_path, monkeypatch
     report = Path("runs/compare/folder/reports/folder/report.md").read_text()
     assert "Equal compute" in report
     assert "SA-2" in report
+
+
+def command(module, config, root, workdir):
+    """The exit code of a short run, or of a grid of one cell, on these images."""
+    is_grid = module == "adapters.compare"
+    own = [
+        f"--{'config.experiment' if is_grid else 'config'}.data.root={root}",
+        *(ONE_CELL if is_grid else ["--config.baseline=False"]),
+        f"--workdir={workdir}",
+    ]
+    words = ["--config", str(ROOT / "configs" / config), *own]
+    return COMMANDS[module]([module, *shortened(module, words)])
+
+
+@pytest.mark.filterwarnings("ignore:.*singular.*:UserWarning")
+@pytest.mark.parametrize(
+    ("module", "config"),
+    [("adapters.sn_dpm", "folder_sn_sa.py"), ("adapters.compare", "folder_tables.py")],
+)
+def test_results_of_other_images_are_not_mixed(module, config, tmp_path, capsys):
+    photos, workdir = take_photos(tmp_path), tmp_path / "results"
+    assert command(module, config, photos, workdir) == 0
+    before = written(workdir)
+    assert command(module, config, photos, workdir) == 0
+    assert written(workdir) == before
+    first = min(photos.rglob("*.png"))
+    moved = first.rename(tmp_path / "moved.png")
+    capsys.readouterr()
+    assert command(module, config, photos, workdir) == 2
+    assert f"other images of {photos} (24 were there, 23 are)" in capsys.readouterr().err
+    moved.rename(first.with_name("other.png"))
+    assert command(module, config, photos, workdir) == 2
+    assert "(files have other names or sizes)" in capsys.readouterr().err
+    first.with_name("other.png").rename(first)
+    assert command(module, config, photos, workdir) == 0
+    assert written(workdir) == before
+
+
+def written(folder):
+    kept = {path for path in folder.rglob("*") if path.is_file() and "reports" not in path.parts}
+    return {p: p.stat().st_mtime_ns for p in kept if p.suffix in (".pth", ".json", ".npz")}
+
+
+def test_an_npz_file_is_told_by_its_pixels(tmp_path):
+    path, workdir = tmp_path / "own.npz", tmp_path / "run"
+    data = FrozenConfigDict({"name": "npz", "root": str(path)})
+    pixels = np.zeros((3, 4, 4, 1), np.uint8)
+    for changed in (False, True):
+        pixels[0, 0, 0, 0] = changed
+        np.savez(path, arr_0=pixels)
+        if changed:
+            with pytest.raises(ValueError, match="pixels differ"):
+                check_images(workdir, data, get_dataset("npz", path))
+        else:
+            check_images(workdir, data, get_dataset("npz", path))
+            record_images(workdir, data, get_dataset("npz", path))
+            check_images(workdir, data, get_dataset("npz", path))

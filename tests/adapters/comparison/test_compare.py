@@ -53,7 +53,6 @@ SMALL = [
     "--config.experiment.schedule.N=50",
     "--config.experiment.base.iterations=4",
     "--config.experiment.base.batch_size=8",
-    "--config.trainings.b_equal.set.base.iterations=8",
     "--config.experiment.head.iterations=3",
     "--config.experiment.head.batch_size=8",
     "--config.experiment.gamma.n_images=4",
@@ -73,12 +72,17 @@ SMALL = [
 ]
 
 
-def options(workdir, *arguments):
+def with_changes(*arguments):
     """SMALL with other values: a tuple that is given twice would be one that has grown."""
     given = {argument.split("=")[0] for argument in arguments}
-    kept = [word for word in SMALL if word.split("=")[0] not in given]
+    return [*(word for word in SMALL if word.split("=")[0] not in given), *arguments]
+
+
+def options(workdir, *arguments):
+    """The words of a command that computes it."""
+    given = {argument.split("=")[0] for argument in arguments}
     workers = [] if given & {"--workers", "--scheduler"} else ["--workers=1"]
-    return [*kept, f"--workdir={workdir}", *workers, *arguments]
+    return [*with_changes(*arguments), f"--workdir={workdir}", *workers]
 
 
 def compare(workdir, *arguments):
@@ -600,9 +604,16 @@ BAD = [
     ("--config.parts.main.lines=('b/nohow',)", "samplings must be among"),
     ("--config.parts.main.processes=('magic',)", "sample.processes must be among"),
     ("--config.parts.main.steps=(51,)", "steps"),
+    ("--config.parts.main.steps=(2,2)", "parts.main.steps must hold each once, got (2, 2)"),
+    ("--config.parts.main.lines=b,sa,b", "parts.main.lines must hold each once"),
+    ("--config.metrics=fid", "metrics must be among ['frechet_pixels', 'is_pixels', 'sample"),
+    ("--config.experiment.seed=7", "changes nothing in a comparison: set seeds"),
+    ("--config.experiment.sample.seed 7", "changes nothing in a comparison: set seeds"),
+    ("--config.experiment.sample.steps=7", "in a comparison: set parts.NAME.steps"),
+    ("--config.experiment.sample.processes=ddim", "set parts.NAME.processes"),
     ("--config.seeds=(1,1)", "seeds must hold each value once"),
     ("--config.name=a/b", "name must be a name without /"),
-    ("--config.trainings.sa.set.sa.K=0", "K"),
+    ("--config.experiment.sa.K=0", "sa.K must be >= 1"),
     ("--config.experiment.base.iterations=0", "base.iterations must be >= 1"),
     ("--config.experiment.head.training=joint", "experiment.head.training must be 'pretrained'"),
     ("--config.sedes=(1,)", "unknown configuration key"),
@@ -613,13 +624,18 @@ BAD = [
     ("--config.eps_scale.low=1.2", "eps_scale"),
     ("--config.samplings.scaled.correction=none", "samplings.scaled.correction must be one of"),
     (
-        "--config.samplings.scaled.correction=norms --config.experiment.data.labels=True",
+        "--config.samplings.scaled.correction=norms --config.samplings.scaled.eps_scale=1.0"
+        " --config.experiment.data.labels=True",
         "samplings.scaled.correction must not be 'norms' with data.labels",
     ),
     (
-        "--config.samplings.scaled.correction=shifted"
+        "--config.samplings.scaled.correction=shifted --config.samplings.scaled.eps_scale=1.0"
         " --config.parts.scaled.processes=('ocm_ddpm',)",
         "samplings.scaled.q must be > 0 for 'ocm_ddpm'",
+    ),
+    (
+        "--config.samplings.scaled.correction=shifted",
+        "samplings.scaled.eps_scale must be > 0 with a correction, got 0.0",
     ),
     ("--config.samplings.scaled.q=-0.5", "samplings.scaled.q must be >= 0"),
     ("--config.samplings.scaled.eps_scale=-0.5", "eps_scale must be >= 0 or 'line', got -0.5"),
@@ -675,6 +691,38 @@ def test_all_experiments_of_a_grid_share_one_copy_of_the_images(tmp_path):
     other = store.experiment(Line("sa"), 1, "npr_ddpm")
     assert one is not other
     assert one.dataset is other.dataset is store.dataset
+
+
+@pytest.mark.parametrize(("K", "lam", "title"), [(2, 1.0, "SA-2"), (3, 0.3, "SA-3, lambda 0.3")])
+def test_titles_and_equal_compute_follow_the_experiment(K, lam, title, tmp_path):
+    words = [f"--config.experiment.sa.{key}={value}" for key, value in (("K", K), ("lam", lam))]
+    plan = plan_of(tmp_path, with_changes(*words, "--config.tables=main,compute"))
+    grid = plan.store.grid
+    assert [grid.title(Line(name)) for name in ("b", "sa", "b_equal")] == [
+        "B",
+        title,
+        "B, equal compute",
+    ]
+    iterations = [grid.experiment(Line(name), 0).base.iterations for name in ("sa", "b_equal")]
+    assert iterations == [4, 4 * K]
+
+
+@pytest.mark.parametrize("times", [{"lr": 2.0}, {"iterations": 0}, {"batch_size": "2"}])
+def test_factors_of_other_keys_and_values_are_refused(times):
+    grid = a_grid(trainings={"b": training("B", times=times), "sa": training("SA")})
+    with pytest.raises(ValueError, match=r"trainings\.b\.times must hold iterations or batch_size"):
+        grid.experiment(Line("b"), 0)
+
+
+def test_a_constant_is_fitted_in_its_own_way_to_sample(tmp_path):
+    words = ["--config.samplings.unclipped.eps_scale=0", "--config.tables=scaled,unclipped"]
+    words += ["--config.parts.unclipped.steps=2"]
+    plan = plan_of(tmp_path, with_changes(*words))
+    fits = {cell.line: task.fit for cell, task in plan.cells.items() if cell.line.training == "b"}
+    clipped, unclipped = fits[Line("b", "scaled")], fits[Line("b", "unclipped")]
+    assert clipped.path != unclipped.path
+    sections = [plan.store.grid.experiment(fit.line, 0).sample for fit in (clipped, unclipped)]
+    assert [sample.clip_x0 for sample in sections] == [True, False]
 
 
 def plan_of(folder, words):

@@ -138,8 +138,9 @@ def test_keys_that_exclude_each_other_are_told_in_the_plan(sections, said, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_plan_warns_of_a_long_average_and_of_few_images_for_pixels(tmp_path, capsys):
+def test_the_plan_warns_of_a_long_average_and_of_few_images(tmp_path, capsys):
     sections = {"base": {"iterations": 6, "ema": 0.9999}, "sample": {"n_images": 64}}
+    sections["evaluate"] = {"features": ("pixels", "thumbnails")}
     line = ["sn_dpm", *words("digits.py", **sections), "--dry_run"]
     assert run(SN_DPM, [*line, f"--workdir={tmp_path / 'run'}"]) == 0
     said = [x.strip() for x in capsys.readouterr().out.splitlines() if "warning" in x]
@@ -148,6 +149,8 @@ def test_the_plan_warns_of_a_long_average_and_of_few_images_for_pixels(tmp_path,
         "iterations: lower it, or train longer",
         "warning: evaluate.features = pixels: images of 64 values need more than sample.n_images "
         "= 64; the distance of fewer is biased upwards",
+        "warning: evaluate.features = thumbnails: images of 64 values need more than "
+        "sample.n_images = 64; the distance of fewer is biased upwards",
     ]
     assert list(tmp_path.iterdir()) == []
 

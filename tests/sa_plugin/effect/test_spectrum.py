@@ -81,7 +81,8 @@ class TestValues:
     def test_few_images_have_missing_variances_and_none_below_zero(self):
         found = Spectrum.of([PICTURES[:5]])
         assert (found.variances >= 0).all()
-        assert found.variances[4:].max() < 1e-14 < found.variances[3]
+        assert not found.variances[4:].any()
+        assert found.variances[3] > 0
 
     def test_a_constant_image_has_none(self):
         assert not Spectrum.of([PICTURES[:1], PICTURES[:1]]).variances.any()
