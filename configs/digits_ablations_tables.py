@@ -3,7 +3,7 @@
 K and lambda are the three published settings (Table 4 of arXiv 2312.12431) and three others: those
 of configs/digits_effect_tables.py, whose store this is. "Held out" trains on two thirds of the
 digits and measures against the last third. A longer training goes on from a shorter one; 10,000
-iterations cost as much as all the rest.
+iterations cost as much as all the rest, 90 minutes of two cores.
 """
 
 from configs import digits_tables
