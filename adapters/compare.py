@@ -88,13 +88,21 @@ def compare(argv: Sequence[str]) -> bool:
         for caution in cautions(experiment, ("base", "head", "evaluate")):
             print(f"warning: {caution}")
         return True
-    own = (line.workdir, line.config.experiment.data, plan.store.dataset)
-    check_images(*own)  # this, or a missing dataset, is told before anything is written
+    _ = plan.store.dataset  # raises for a missing dataset before anything is written
+    own = [(line.workdir, data, dataset) for data, dataset in plan.store.datasets()]
+    try:
+        for images in own:
+            check_images(*images)
+    except ValueError as error:
+        if not args.report_only:
+            raise
+        logger.warning("warning: %s", error)
     failures = []
     if not args.report_only:
         print(plan_table(plan), flush=True)
         with _claimed(line.workdir):
-            record_images(*own)
+            for images in own:
+                record_images(*images)
             plan.restore()
             failures = list(_computed(make_plan, plan, workers, args.scheduler))
     path = write_report(plan, f"python -m {MODULE} {shlex.join(argv[1:])}", failures)

@@ -81,7 +81,7 @@ KEYS: Keys = {
         {"default": sampling("")}, "ways to sample, by name, made by sampling()", free=True
     ),
     "parts": key({}, "tables by name, made by part()", free=True),
-    "tables": key((), "the parts to compute, in the order of the report"),
+    "tables": key((), "the parts to compute, in the order of the report", distinct=True),
     # Epsilon scaling (arXiv 2308.15321): eps is divided by a constant or by a line k n + c_0, which
     # minimises the first metric of one cell on images of another seed.
     "eps_scale": {
@@ -156,7 +156,10 @@ def equal_compute() -> dict:
 
 
 def price_of_b() -> dict:
-    """SA with as many evaluations of the network as B: fewer images a step, ``sa.reuse``."""
+    """SA with as many evaluations of the network as B: 1/K of the images a step, ``sa.reuse``.
+
+    The batch is rounded, so it must be a multiple of K for equal prices.
+    """
     return training("{loss}, price of B", times={"batch_size": "1/K"}, sa={"reuse": True})
 
 

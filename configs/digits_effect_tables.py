@@ -3,7 +3,7 @@
 SA-2 with lambda 3 and SA-4 with lambda 1 have the same strength q = lambda (K-1)/(K+lambda), 0.6.
 "Price of B" is SA-2 with ``reuse`` and half the images a step: as many network calls as B.
 "Fine-tuned" starts from B and has a fifth of its iterations: B with 1.4 times as many costs as
-much.
+much where K is 2.
 The corrections are those of sa_plugin.effect. See docs/why_sa_works.md.
 """
 

@@ -136,18 +136,23 @@ class Grid:
     def training_title(self, name: str) -> str:
         """The title of a training in tables, with what "{loss}" in it stands for."""
         training = self.config.trainings[name]
-        sa = {**self.config.experiment.sa, **training["set"].get("sa", {})}
+        sa = ConfigDict(self.config.experiment.sa.to_dict())
+        _override(sa, f"trainings.{name}.set.sa", training["set"].get("sa", {}))
         return str(training.title).replace("{loss}", loss_title(sa))
 
     def _check_titles(self) -> None:
         """ValueError for two equal titles: tables and legends show nothing else of a line."""
         lines = dict.fromkeys(line for part in self.parts for line in part.lines)
-        titles = [self.title(line) for line in lines]
-        curves = [self.training_title(name) for name in self.config.gap.trainings]
+        titles = [(line.training, self.title(line)) for line in lines]
+        curves = [(name, self.training_title(name)) for name in self.config.gap.trainings]
         for some in (titles, curves):
-            for title in some:
-                if some.count(title) > 1:
-                    raise ValueError(f"titles must differ, got {title!r} for two lines")
+            for _, title in some:
+                those = [name for name, other in some if other == title]
+                if len(those) > 1:
+                    raise ValueError(
+                        f"titles must differ, got {title!r} for two lines, of {those[0]} and "
+                        f"{those[1]}: leave one of them out"
+                    )
 
     def experiment(self, line: Line, seed: int, process: str | None = None) -> FrozenConfigDict:
         """The experiment of a line and a seed; ``process`` is the only row of its table."""
@@ -178,7 +183,8 @@ class Grid:
         factors = {"K": config.sa.K, "1/K": 1 / config.sa.K}
         for key, factor in self.config.trainings[training].get("times", {}).items():
             value = factors.get(factor, factor)
-            if key not in ("iterations", "batch_size") or isinstance(value, str) or value <= 0:
+            is_number = isinstance(value, int | float) and 0 < value < math.inf
+            if key not in ("iterations", "batch_size") or not is_number:
                 raise ValueError(
                     f"trainings.{training}.times must hold iterations or batch_size with factors "
                     f"> 0, 'K' or '1/K', got {key}: {factor!r}"
@@ -237,6 +243,8 @@ class Grid:
             get_process(process)
         for name in ("lines", "processes", "steps"):
             values = getattr(part, name)
+            if name == "steps" and not all(isinstance(value, int) for value in values):
+                raise ValueError(f"parts.{key}.steps must be whole numbers, got {values}")
             if len(set(values)) < len(values):
                 raise ValueError(f"parts.{key}.{name} must hold each once, got {given_as[name]}")
         return part

@@ -59,6 +59,12 @@ class Store:
         # A new section, like those of the trainings: it would differ from these as it is.
         return self._load(FrozenConfigDict(self.grid.config.experiment.data.to_dict()))
 
+    def datasets(self) -> list[tuple[FrozenConfigDict, ImageDataset]]:
+        """The sections ``data`` of the trainings, each once, with their images."""
+        grid = self.grid
+        every = (grid.experiment(Line(name), grid.seeds[0]).data for name in grid.trainings)
+        return [(data, self._load(data)) for data in dict.fromkeys(every)]
+
     def _spectrum(self, data: FrozenConfigDict) -> Spectrum:
         """Mean and variances of the images that a section ``data`` names."""
         return Spectrum.of(self._load(data).uint8_batches(self._batch))

@@ -89,7 +89,7 @@ def read_command_line(
     if given.config is None:
         raise ValueError(f"a configuration is needed: python -m {module} --config configs/FILE.py")
     for name, other in schema.instead.items():
-        if any(re.match(rf"--config\.{re.escape(name)}(=|$)", word) for word in changes):
+        if any(re.match(rf"--?config\.{re.escape(name)}(=|$)", word) for word in changes):
             raise ValueError(f"--config.{name} changes nothing in {schema.kind}: set {other}")
     loaded = load(given.config)
     _check_kind(given.config, loaded, module, schema)

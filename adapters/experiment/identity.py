@@ -175,6 +175,8 @@ def cell_name(
     }
     if correction is not None:  # a key that came later: cells without it keep their names
         decides["correction"] = dict(correction)
+        if correction["name"] == "norms":  # earlier ones were fitted on the first images
+            decides["correction"]["images"] = "spread"
     return f"{cell.process}_{cell.steps}_{digest(decides)}"
 
 

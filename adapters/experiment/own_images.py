@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import FrozenConfigDict
 
 from sa_files.stored import read_json
@@ -24,31 +25,50 @@ DATA = ("folder", "npz")  # other data sets are the same everywhere
 
 
 def check_images(workdir: Path, data: FrozenConfigDict, dataset: ImageDataset) -> None:
-    """ValueError if the results in ``workdir`` are of other images than ``dataset``."""
-    path = workdir / FILE
-    if data.name not in DATA or not path.exists():
+    """ValueError if the results in ``workdir`` are of other images of this root."""
+    found = _told(workdir).get(_key(data)) if data.name in DATA else None
+    if found is None or found["digest"] == _digest(dataset):
         return
-    count, digest = read_json(path, "is damaged", lambda found: (found["images"], found["digest"]))
-    if digest != _digest(dataset):
-        what = f"{count} were there, {len(dataset)} are"
-        if count == len(dataset):
-            what = "files have other names or sizes" if data.name == "folder" else "pixels differ"
-        raise ValueError(
-            f"the results in {workdir} are of other images of {data.root} ({what}): give another "
-            "--workdir, or put the images back"
-        )
+    what = f"{found['images']} were there, {len(dataset)} are"
+    if found["images"] == len(dataset):
+        what = "files have other names or sizes" if data.name == "folder" else "pixels differ"
+    raise ValueError(
+        f"the results in {workdir} are of other images of {data.root} ({what}): give another "
+        f"--workdir, put the images back, or remove {FILE} if there are no results yet"
+    )
 
 
 def record_images(workdir: Path, data: FrozenConfigDict, dataset: ImageDataset) -> None:
     """Tell in ``workdir`` what the images are, unless that is told."""
+    told = _told(workdir) if data.name in DATA else {}
+    if data.name in DATA and _key(data) not in told:
+        told[_key(data)] = {"images": len(dataset), "digest": _digest(dataset)}
+        text = json.dumps(told, indent=2, sort_keys=True) + "\n"
+        write_atomically(workdir / FILE, text.encode(), sync=True)
+
+
+def _told(workdir: Path) -> dict[str, dict[str, Any]]:
     path = workdir / FILE
-    if data.name in DATA and not path.exists():
-        told: dict[str, Any] = {"images": len(dataset), "digest": _digest(dataset)}
-        write_atomically(path, json.dumps(told).encode() + b"\n", sync=True)
+    if not path.exists():
+        return {}
+    damaged = "is damaged: remove it if the images are those of the results"
+    return read_json(
+        path,
+        damaged,
+        lambda found: {
+            str(root): {"images": int(one["images"]), "digest": str(one["digest"])}
+            for root, one in found.items()
+        },
+    )
+
+
+def _key(data: FrozenConfigDict) -> str:
+    """The root, with what else decides which images are read there."""
+    return f"{data.root}, links followed" if data.follow_links else str(data.root)
 
 
 def _digest(dataset: ImageDataset) -> str:
-    """Of a folder's file names and sizes, which are read quickly; of an npz file's pixels."""
+    """Of a folder's file names and sizes, which are read quickly; of an npz file's arrays."""
     found = hashlib.sha256()
     if isinstance(dataset, ImageFolder):
         for i in range(len(dataset)):
@@ -56,5 +76,7 @@ def _digest(dataset: ImageDataset) -> str:
             name = os.fsencode(path.relative_to(dataset.folder))
             found.update(b"%s\0%d\0" % (name, path.stat().st_size))
     elif isinstance(dataset, Images):
-        found.update(dataset.images.numpy().tobytes())
+        for tensor in [dataset.images, *([] if dataset.labels is None else [dataset.labels])]:
+            found.update(repr(tuple(tensor.shape)).encode())
+            found.update(np.ascontiguousarray(tensor.numpy()))
     return found.hexdigest()[:16]

@@ -104,7 +104,7 @@ class Spectrum:
             return cls(mean, variances, directions, "pca", moments.count)
         _, colours = _eigenbasis(covariance.mean(axis=0))
         variances = np.einsum("kc,fcd,kd->kf", colours, covariance, colours).reshape(-1)
-        return cls(mean, _without_rounding(variances), colours, "dct", moments.count)
+        return cls(mean, np.maximum(variances, 0), colours, "dct", moments.count)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -271,15 +271,15 @@ def _dct_covariance(height: int, width: int) -> Callable[[FloatArray], FloatArra
 
 
 def _eigenbasis(covariance: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Eigenvalues in falling order, rounding set to 0, and eigenvectors as rows."""
+    """Eigenvalues in falling order and eigenvectors as rows.
+
+    Eigenvalues within float64's error of ``eigh``, also negative ones, are set to 0: the bound is
+    that of NumPy's ``matrix_rank``.
+    """
     values, vectors = np.linalg.eigh(covariance)
-    return _without_rounding(values[::-1]), np.ascontiguousarray(vectors.T[::-1])
-
-
-def _without_rounding(variances: FloatArray) -> FloatArray:
-    """Variances of float64's error, also negative ones, set to 0, as NumPy's matrix_rank does."""
-    tolerance = variances.max() * len(variances) * np.finfo(np.float64).eps
-    return np.where(variances > tolerance, variances, 0.0)
+    tolerance = values[-1] * len(values) * np.finfo(np.float64).eps
+    values = np.where(values > tolerance, values, 0.0)
+    return values[::-1], np.ascontiguousarray(vectors.T[::-1])
 
 
 def _blocks(batches: Iterable[Tensor | ArrayLike]) -> Iterator[FloatArray]:

@@ -93,7 +93,7 @@ def test_the_commands_of_the_page_train_sample_and_compare(tmp_path, monkeypatch
     assert "SA-2" in report
 
 
-def command(module, config, root, workdir):
+def command(module, config, root, workdir, *more):
     """The exit code of a short run, or of a grid of one cell, on these images."""
     is_grid = module == "adapters.compare"
     own = [
@@ -102,7 +102,7 @@ def command(module, config, root, workdir):
         f"--workdir={workdir}",
     ]
     words = ["--config", str(ROOT / "configs" / config), *own]
-    return COMMANDS[module]([module, *shortened(module, words)])
+    return COMMANDS[module]([module, *shortened(module, words), *more])
 
 
 @pytest.mark.filterwarnings("ignore:.*singular.*:UserWarning")
@@ -124,6 +124,9 @@ def test_results_of_other_images_are_not_mixed(module, config, tmp_path, capsys)
     moved.rename(first.with_name("other.png"))
     assert command(module, config, photos, workdir) == 2
     assert "(files have other names or sizes)" in capsys.readouterr().err
+    if module == "adapters.compare":  # what is finished can be told
+        assert command(module, config, photos, workdir, "--report_only") == 0
+        assert "(files have other names or sizes)" in capsys.readouterr().err
     first.with_name("other.png").rename(first)
     assert command(module, config, photos, workdir) == 0
     assert written(workdir) == before
@@ -134,17 +137,43 @@ def written(folder):
     return {p: p.stat().st_mtime_ns for p in kept if p.suffix in (".pth", ".json", ".npz")}
 
 
-def test_an_npz_file_is_told_by_its_pixels(tmp_path):
+def data_at(path, name="npz"):
+    return FrozenConfigDict({"name": name, "root": str(path), "follow_links": False})
+
+
+PIXELS, LABELS = np.zeros((3, 4, 8, 1), np.uint8), np.arange(3)
+
+
+@pytest.mark.parametrize(
+    "other", [{"arr_0": PIXELS + 1}, {"arr_0": PIXELS.reshape(3, 8, 4, 1)}, {"labels": LABELS + 1}]
+)
+def test_an_npz_file_is_told_by_its_arrays(other, tmp_path):
     path, workdir = tmp_path / "own.npz", tmp_path / "run"
-    data = FrozenConfigDict({"name": "npz", "root": str(path)})
-    pixels = np.zeros((3, 4, 4, 1), np.uint8)
-    for changed in (False, True):
-        pixels[0, 0, 0, 0] = changed
-        np.savez(path, arr_0=pixels)
-        if changed:
-            with pytest.raises(ValueError, match="pixels differ"):
-                check_images(workdir, data, get_dataset("npz", path))
-        else:
-            check_images(workdir, data, get_dataset("npz", path))
-            record_images(workdir, data, get_dataset("npz", path))
-            check_images(workdir, data, get_dataset("npz", path))
+    np.savez(path, arr_0=PIXELS, labels=LABELS)
+    record_images(workdir, data_at(path), get_dataset("npz", path))
+    check_images(workdir, data_at(path), get_dataset("npz", path))
+    np.savez(path, **{"arr_0": PIXELS, "labels": LABELS, **other})
+    with pytest.raises(ValueError, match="pixels differ"):
+        check_images(workdir, data_at(path), get_dataset("npz", path))
+
+
+def test_one_store_holds_the_images_of_two_roots(tmp_path):
+    one, other = tmp_path / "one.npz", tmp_path / "other.npz"
+    for path, count in ((one, 2), (other, 3)):
+        np.savez(path, arr_0=PIXELS[:count])
+        check_images(tmp_path, data_at(path), get_dataset("npz", path))
+        record_images(tmp_path, data_at(path), get_dataset("npz", path))
+    for path in (one, other):
+        check_images(tmp_path, data_at(path), get_dataset("npz", path))
+    np.savez(other, arr_0=PIXELS[:2])
+    with pytest.raises(ValueError, match=r"3 were there, 2 are"):
+        check_images(tmp_path, data_at(other), get_dataset("npz", other))
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"a": {"images": "x", "digest": 5}}'])
+def test_a_damaged_record_says_what_to_do(text, tmp_path):
+    path = tmp_path / "own.npz"
+    np.savez(path, arr_0=PIXELS)
+    (tmp_path / "images.json").write_text(text)
+    with pytest.raises(ValueError, match="remove it if the images are those of the results"):
+        check_images(tmp_path, data_at(path), get_dataset("npz", path))

@@ -605,6 +605,10 @@ BAD = [
     ("--config.parts.main.processes=('magic',)", "sample.processes must be among"),
     ("--config.parts.main.steps=(51,)", "steps"),
     ("--config.parts.main.steps=(2,2)", "parts.main.steps must hold each once, got (2, 2)"),
+    ("--config.parts.main.steps=2,abc", "parts.main.steps must be whole numbers, got ('2,abc',)"),
+    ("--config.tables=main,main", "tables must hold each value once"),
+    ("--config.experiment.sa.lam=0.0", "got 'B' for two lines, of b and sa"),
+    ("-config.experiment.seed=7", "changes nothing in a comparison: set seeds"),
     ("--config.parts.main.lines=b,sa,b", "parts.main.lines must hold each once"),
     ("--config.metrics=fid", "metrics must be among ['frechet_pixels', 'is_pixels', 'sample"),
     ("--config.experiment.seed=7", "changes nothing in a comparison: set seeds"),
@@ -707,7 +711,21 @@ def test_titles_and_equal_compute_follow_the_experiment(K, lam, title, tmp_path)
     assert iterations == [4, 4 * K]
 
 
-@pytest.mark.parametrize("times", [{"lr": 2.0}, {"iterations": 0}, {"batch_size": "2"}])
+def test_a_value_of_another_type_is_told_with_its_key():
+    with pytest.raises(ValueError, match=r"trainings\.sa\.set\.sa\.lam must be a float, got '1'"):
+        a_grid(trainings={"b": training("B"), "sa": training("{loss}", sa={"lam": "1"})})
+
+
+def test_a_training_s_own_images_are_told_too(tmp_path):
+    held = training("held", data={"split": "test"})
+    grid = a_grid(trainings={"b": training("B"), "sa": held})
+    found = Store(grid, tmp_path, "cpu", False).datasets()
+    assert [(data.split, len(images)) for data, images in found] == [("", 1797), ("test", 599)]
+
+
+@pytest.mark.parametrize(
+    "times", [{"lr": 2.0}, {"iterations": 0}, {"iterations": float("inf")}, {"batch_size": "2"}]
+)
 def test_factors_of_other_keys_and_values_are_refused(times):
     grid = a_grid(trainings={"b": training("B", times=times), "sa": training("SA")})
     with pytest.raises(ValueError, match=r"trainings\.b\.times must hold iterations or batch_size"):

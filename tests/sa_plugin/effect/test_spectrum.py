@@ -84,6 +84,11 @@ class TestValues:
         assert not found.variances[4:].any()
         assert found.variances[3] > 0
 
+    def test_small_variances_of_many_pixels_stay(self):
+        bright = torch.linspace(-1, 1, len(PICTURES), dtype=torch.float64)[:, None, None, None]
+        found = Spectrum.of([1e-10 * PICTURES.double() + bright], most=0).variances
+        assert 0 < found.min() < 1e-14 * found.max()
+
     def test_a_constant_image_has_none(self):
         assert not Spectrum.of([PICTURES[:1], PICTURES[:1]]).variances.any()
 
