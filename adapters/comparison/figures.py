@@ -67,7 +67,8 @@ def _plot_panels(
         axes.grid(True, color="#E4E4E4", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(heading, fontsize=11, color=INK, x=0.01, ha="left")
-    figure.supxlabel("sampling steps", x=0.01, ha="left", fontsize=9, color=INK)
+    for axes in panels[-1]:  # a label of the whole figure would lie on the legend
+        axes.set_xlabel("sampling steps", loc="left", fontsize=9, color=INK)
     lines, labels = panels.flat[0].get_legend_handles_labels()
     figure.legend(lines, labels, loc="outside lower right", ncols=4, frameon=False, fontsize=9)
     write_figure(path, figure)

@@ -44,7 +44,7 @@ def wrong_values(key):
     if key.filled:
         yield key.type()
     if key.distinct:
-        item = key.choices[0] if key.choices else key.default[0]
+        item = (*key.choices, *key.default, "main")[0]
         yield (item, item)
     yield from (bad for bad, _ in pairs)
     yield from (TEXTS[key.type],) if key.type in TEXTS else ()
